@@ -1,0 +1,154 @@
+"""What calibration learns about the input of a projection: raw sums that merge, and what follows from them."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sparity.errors import InvalidInput, NumericalError
+
+log = logging.getLogger(__name__)
+
+# Raw sums over tokens, as functions of the inputs x [tokens, in] in float32.
+_SUMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda x: x.sum(0),  # [in]
+    "sum_of_squares": lambda x: x.square().sum(0),  # [in]
+    "gram": lambda x: x.T @ x,  # [in, in]
+}
+# What a score or solver may ask for -> the raw sum that it is made of.
+STATISTICS = {"mean": "sum", "column_norm": "sum_of_squares", "gram": "gram"}
+
+DAMPING = 0.01  # share of the mean diagonal that is added to it before a factorisation
+MAX_DAMPING = 1.0
+
+
+@dataclass
+class Statistics:
+    """Sums over the inputs of one or more projections, in float32.
+
+    Args:
+        site: the name used in messages.
+        needs: which of `STATISTICS` to gather.
+    """
+
+    site: str
+    needs: frozenset[str]
+    sequences: int = 0
+    tokens: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    _factors: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def gather(cls, site: str, needs: Iterable[str]) -> "Statistics":
+        """An empty collection for the given statistics.
+
+        Raises:
+            InvalidInput: an unknown statistic.
+        """
+        unknown = set(needs) - set(STATISTICS)
+        if unknown:
+            raise InvalidInput(f"unknown statistics {sorted(unknown)} (known: {', '.join(STATISTICS)})")
+        return cls(site, frozenset(needs))
+
+    def add(self, inputs: Tensor) -> None:
+        """Count inputs `[sequences, tokens, in]`, or `[tokens, in]` as one sequence.
+
+        Raises:
+            NumericalError: NaN or infinite inputs.
+        """
+        self.sequences += inputs.shape[0] if inputs.ndim == 3 else 1
+        x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        self.tokens += len(x)
+        for name in {STATISTICS[need] for need in self.needs}:
+            part = _SUMS[name](x)
+            self.sums[name] = self.sums[name].add_(part) if name in self.sums else part
+        if not all(bool(torch.isfinite(total).all()) for total in self.sums.values()):
+            raise NumericalError(
+                f"{self.site}: the inputs hold NaN or infinite numbers; use a wider dtype (float32) or other text"
+            )
+        self._factors.clear()
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """The statistics of both halves of a calibration set together."""
+        if self.needs != other.needs:
+            raise InvalidInput(f"{self.site}: statistics of different kinds cannot be merged")
+        sums = {name: total + other.sums[name] for name, total in self.sums.items()}
+        return Statistics(self.site, self.needs, self.sequences + other.sequences, self.tokens + other.tokens, sums)
+
+    @property
+    def column_norm(self) -> Tensor:
+        """`[in]`: the norm of each input channel, sqrt(sum of squares / sequences)."""
+        return (self._sum("column_norm") / self.sequences).sqrt()
+
+    @property
+    def mean(self) -> Tensor:
+        """`[in]`: the mean of each input channel over tokens."""
+        return self._sum("mean") / self.tokens
+
+    @property
+    def gram(self) -> Tensor:
+        """`[in, in]`: the sum of x xT over tokens."""
+        return self._sum("gram")
+
+    @property
+    def hessian(self) -> Tensor:
+        """`[in, in]`: 2/sequences times the Gram matrix, the layer's Hessian in SparseGPT's scale."""
+        return self.gram * (2.0 / self.sequences)
+
+    def inverse_factor(self, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
+        """The upper Cholesky factor `[in, in]` of the inverse damped Hessian, and the dead channels `[in]`.
+
+        The squared diagonal entry j is the j-th entry of the inverse Hessian of the channels from j on. A channel
+        that never fired counts as dead: its diagonal is set to 1. When the matrix cannot be factorised the damping
+        is raised, at least doubled each time, up to 1, and the step is logged.
+
+        Raises:
+            NumericalError: no input reached the site, or no damping up to 1 makes the matrix definite.
+        """
+        if damping not in self._factors:
+            self._factors[damping] = self._factorise(damping)
+        return self._factors[damping]
+
+    def _factorise(self, damping: float) -> tuple[Tensor, Tensor]:
+        hessian = self.hessian
+        dead = hessian.diagonal() == 0
+        if bool(dead.all()):
+            raise NumericalError(f"{self.site}: the Gram matrix is zero: no calibration token gave it an input")
+        hessian.diagonal()[dead] = 1.0
+        mean = hessian.diagonal().mean()
+        strength = damping
+        while True:
+            damped = hessian.clone()
+            damped.diagonal().add_(strength * mean)
+            factor = _upper_factor_of_inverse(damped)
+            if factor is not None:
+                return factor, dead
+            if strength >= MAX_DAMPING:
+                raise NumericalError(
+                    f"{self.site}: the Gram matrix is singular even with damping {strength:g}; "
+                    "calibrate on more tokens or on other text"
+                )
+            stronger = min(max(2 * strength, DAMPING), MAX_DAMPING)
+            log.warning("%s: Gram matrix singular with damping %g, trying %g", self.site, strength, stronger)
+            strength = stronger
+
+    def _sum(self, statistic: str) -> Tensor:
+        if statistic not in self.needs:
+            raise InvalidInput(f'{self.site}: the statistic "{statistic}" was not gathered; declare it in `needs`')
+        if not self.tokens:
+            raise NumericalError(f"{self.site}: no calibration token reached it")
+        return self.sums[STATISTICS[statistic]]
+
+
+def _upper_factor_of_inverse(matrix: Tensor) -> Tensor | None:
+    """U with UT U = the inverse of `matrix`, or None when it is not positive definite in float32."""
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        return None
+    upper: Tensor
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if int(failed) or not bool(torch.isfinite(upper).all()):
+        return None
+    return upper

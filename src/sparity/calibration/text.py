@@ -1,0 +1,114 @@
+"""Documents from files, lists and data sets."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparity.calibration.bundled import bundled_documents, is_bundled
+from sparity.errors import CorruptFile, InvalidInput, suggestion
+
+
+def read_documents(text: str | Sequence[str], field: str = "text", chat_tokenizer: Any = None) -> list[str]:
+    """The documents of a text source.
+
+    Args:
+        text: a `.txt` file (one document), a `.jsonl`, `.json` or `.parquet` file (a document per row), a list of
+            documents, the name of a data set as `name[:split]` (a local folder works as a name), or a text that
+            Python brings along: `python-docs:calibration`, `python-docs:held-out`, `python-code:...`.
+        field: the column that holds the document, or the list of messages when `chat_tokenizer` is given.
+        chat_tokenizer: a tokenizer whose chat template turns each row's messages into a document.
+
+    Raises:
+        InvalidInput: nothing there, an unknown field, or no text in it.
+        CorruptFile: a file that is not what its name says.
+    """
+    if isinstance(text, str):
+        rows, where = _read_source(text), text
+    else:
+        rows, where = list(text), "the given list"
+    documents = [_document(row, index, field, chat_tokenizer, where) for index, row in enumerate(rows)]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise InvalidInput(f"{where} holds no text")
+    return documents
+
+
+def _read_source(text: str) -> list[Any]:
+    if is_bundled(text):
+        return list(bundled_documents(text))
+    path = Path(text).expanduser()
+    return _read_file(path) if path.is_file() else _read_dataset(text)
+
+
+def _document(row: Any, index: int, field: str, chat_tokenizer: Any, where: str) -> str:
+    if isinstance(row, dict):
+        if field not in row:
+            raise InvalidInput(
+                f'{where}, row {index}: no field "{field}"{suggestion(field, row)} (fields: {", ".join(row)})'
+            )
+        row = row[field]
+    if chat_tokenizer is not None:
+        if not isinstance(row, list):
+            raise InvalidInput(
+                f'{where}, row {index}: "{field}" is not a list of messages, which a chat template needs'
+            )
+        if not getattr(chat_tokenizer, "chat_template", None):
+            raise InvalidInput("this model's tokenizer has no chat template: leave `chat` out")
+        return str(chat_tokenizer.apply_chat_template(row, tokenize=False))
+    if not isinstance(row, str):
+        raise InvalidInput(f"{where}, row {index}: expected text, got {type(row).__name__}")
+    return row
+
+
+def _read_file(path: Path) -> list[Any]:
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if path.suffix == ".jsonl":
+        return [_parse(line, f"{path}, line {n}") for n, line in enumerate(content.splitlines(), 1) if line.strip()]
+    if path.suffix == ".json":
+        rows = _parse(content, str(path))
+        if not isinstance(rows, list):
+            raise InvalidInput(f"{path}: expected a list of texts or of objects, got {type(rows).__name__}")
+        return rows
+    return [content]
+
+
+def _parse(content: str, where: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise CorruptFile(f"{where} is not JSON ({error})") from error
+
+
+def _read_parquet(path: Path) -> list[Any]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import read_table
+    except ImportError as error:
+        raise InvalidInput(f"{path}: reading parquet needs pyarrow: pip install 'sparity[data]'") from error
+    try:
+        return list(read_table(path).to_pylist())
+    except ArrowException as error:
+        raise CorruptFile(f"{path} is not a parquet file ({error})") from error
+
+
+def _read_dataset(text: str) -> list[Any]:
+    name, _, split = text.partition(":")
+    looks_like_file = Path(name).suffix in {".txt", ".json", ".jsonl", ".parquet", ".npy", ".md"}
+    if looks_like_file and not Path(name).exists():
+        raise InvalidInput(f"text file {name} does not exist")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InvalidInput(
+            f"{name} is not a file, and reading data sets needs the datasets package: pip install 'sparity[data]'"
+        ) from error
+    try:
+        return list(load_dataset(name, split=split or "train"))
+    except Exception as error:  # datasets raises errors of a dozen libraries
+        raise InvalidInput(f"no text file and no data set {text!r} can be read: {error}") from error

@@ -1,0 +1,88 @@
+"""Token windows: cut from documents the way the reference implementations do, or read as they are."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparity.errors import CorruptFile, InvalidInput
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How calibration windows are drawn: `samples` windows of `length` tokens, at random under `seed`."""
+
+    samples: int
+    length: int
+    seed: int = 0
+    documents: Literal["separate", "joined"] = "separate"
+
+
+def draw_windows(documents: list[str], tokenizer: Any, windows: Windows) -> Tensor:
+    """Windows `[samples, length]` of token ids, with the random draws of SparseGPT and Wanda.
+
+    Draw a document, reject it unless it is longer than a window, then draw the window's start (Python's `random`,
+    two draws per accepted document; `methods` of both papers' code). `documents: joined` first joins all documents
+    with a blank line between them, for texts shorter than a window.
+
+    Raises:
+        InvalidInput: no document is long enough.
+    """
+    if windows.documents == "joined":
+        documents = ["\n\n".join(documents)]
+    lengths: dict[int, int] = {}
+    ids: dict[int, list[int]] = {}
+    drawn = random.Random(windows.seed)
+    chosen: list[list[int]] = []
+    while len(chosen) < windows.samples:
+        index = drawn.randint(0, len(documents) - 1)
+        if index not in lengths:
+            encoded = tokenizer(documents[index], verbose=False)["input_ids"]
+            lengths[index] = len(encoded)
+            if len(encoded) > windows.length:
+                ids[index] = encoded
+        if index in ids:
+            start = drawn.randint(0, len(ids[index]) - windows.length - 1)
+            chosen.append(ids[index][start : start + windows.length])
+        elif not ids and len(lengths) == len(documents):
+            advice = "take a smaller `length`"
+            if windows.documents == "separate" and sum(lengths.values()) > windows.length:
+                advice += " or set `documents: joined`"
+            raise InvalidInput(
+                f"no document is longer than one window of {windows.length} tokens "
+                f"(documents: {len(documents)}, the longest: {max(lengths.values())} tokens): {advice}"
+            )
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def read_tokens(path: str | Path, dimensions: int) -> Tensor:
+    """Token ids from a `.npy` file: 1-D for measuring, 2-D `[samples, length]` for calibration.
+
+    Raises:
+        InvalidInput: another shape, or numbers that are no token ids.
+        CorruptFile: the file is not a numpy array, or truncated.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InvalidInput(f"token file {path} does not exist")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise CorruptFile(f"{path} is not a numpy array of token ids ({error})") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        raise InvalidInput(f"{path}: token ids must be an array of integers, got {getattr(array, 'dtype', 'no array')}")
+    if array.ndim != dimensions or array.size == 0:
+        wanted = "[samples, length]" if dimensions == 2 else "[length]"
+        raise InvalidInput(f"{path}: expected token ids of shape {wanted}, got {list(array.shape)}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def token_hash(tokens: Tensor) -> str:
+    """SHA-256 of shape and ids, so that two runs can be told to have seen the same tokens."""
+    array = tokens.to(torch.int64).contiguous().numpy()
+    return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()

@@ -1,0 +1,60 @@
+"""`sparity demo`: the whole of it on the bundled model, without a network."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparity.cli import console
+from sparity.cli.console import Json, Quiet
+
+STAGES: tuple[dict[str, Any], ...] = (
+    {"score": "magnitude", "sparsity": 0.5},
+    {"score": "wanda", "sparsity": 0.5},
+    {"solver": "sparsegpt", "sparsity": 0.5},
+    {"score": "magnitude", "pattern": "2:4"},
+    {"score": "wanda", "pattern": "2:4"},
+    {"solver": "sparsegpt", "pattern": "2:4"},
+)
+SHARED: dict[str, Any] = {
+    "model": "zoo:llama",
+    "dtype": "float32",
+    "calibration": {"text": "python-docs:calibration", "documents": "joined", "samples": 64, "length": 512, "batch": 8},
+    "measure": {"perplexity": ["python-docs:held-out", "python-code:held-out"], "window": 512},
+}
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for report and JSON.")] = Path("demo-out"),
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prune the bundled model by magnitude, Wanda and SparseGPT, to 50 % and to 2:4, and compare them.
+
+    It is calibrated on Python's own documentation and measured on held-out parts of it and of Python's library.
+    """
+    with console.errors_in_one_line():
+        from sparity.files import write_json, write_text
+        from sparity.measure.html import render_html
+        from sparity.measure.table import print_report
+        from sparity.pipeline.runner import execute
+        from sparity.recipe import Recipe
+
+        reports = []
+        with tempfile.TemporaryDirectory(prefix="sparity-demo-") as folder, console.ProgressBar(quiet) as progress:
+            for number, stage in enumerate(STAGES):
+                progress.phase(f"method {number + 1} of {len(STAGES)}")
+                recipe = Recipe.read({**SHARED, "stages": [{"prune": stage}]})
+                reports.append(execute(recipe, progress, output=Path(folder) / str(number)).report)
+        candidates = tuple(candidate for report in reports for candidate in report.candidates)
+        report = dataclasses.replace(reports[0], candidates=candidates)
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "report.json", report.to_dict())
+        write_text(output / "report.html", render_html(report))
+    if json:
+        console.print_json(report.to_dict())
+    elif not quiet:
+        print_report(report, console.out)
+        console.out.print(f"page: {output / 'report.html'}", markup=False, soft_wrap=True)

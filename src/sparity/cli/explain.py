@@ -1,0 +1,91 @@
+"""`sparity explain NAME`: a plug-in's source, rule, options and recipe."""
+
+import dataclasses
+import inspect
+import sys
+import typing
+from typing import Annotated, Any
+
+import typer
+
+from sparity.cli import console
+from sparity.cli.console import Json
+
+
+def explain(
+    name: Annotated[str, typer.Argument(help="A score, pattern, solver, budget or family.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Explain a plug-in: where it comes from, what it does, its options with defaults, and a recipe to start from."""
+    with console.errors_in_one_line():
+        found = [describe(kind, plugin) for kind, plugin in _find(name)]
+    if json:
+        console.print_json(found)
+        return
+    for entry in found:
+        console.out.print(f"[bold]{entry['name']}[/bold] ({entry['kind']})")
+        console.out.print(entry["source"], markup=False)
+        console.out.print()
+        console.out.print(entry["text"], markup=False)
+        if entry["options"]:
+            console.out.print("\noptions:")
+            for option, details in entry["options"].items():
+                console.out.print(f"  {option}: {details['type']}, default {details['default']}", markup=False)
+        for fact, value in entry["facts"].items():
+            console.out.print(f"{fact}: {value}", markup=False)
+        console.out.print(f"\nin a recipe:\n{entry['recipe']}", markup=False)
+
+
+def first_sentence(plugin: type) -> str:
+    """The first sentence of a plug-in's docstring."""
+    text = " ".join((inspect.getdoc(plugin) or "").split("\n\n")[0].split())
+    return text.split(". ")[0].rstrip(".")
+
+
+def describe(kind: str, plugin: Any) -> dict[str, Any]:
+    """A plug-in's documentation as data."""
+    from sparity.registry import type_words
+
+    options = {}
+    if dataclasses.is_dataclass(plugin):
+        hints = typing.get_type_hints(plugin)
+        for field in dataclasses.fields(plugin):
+            default = "required" if field.default is dataclasses.MISSING else field.default
+            options[field.name] = {"type": type_words(hints[field.name]), "default": default}
+    facts = {}
+    if getattr(plugin, "needs", None):
+        facts["statistics"] = ", ".join(plugin.needs)
+    if getattr(plugin, "compare_within", None):
+        facts["compares within"] = plugin.compare_within
+    if getattr(plugin, "own_score", None):
+        facts["chooses by"] = plugin.own_score
+    return {
+        "kind": kind,
+        "name": plugin.name,
+        "source": (sys.modules[plugin.__module__].__doc__ or "").strip(),
+        "text": inspect.getdoc(plugin) or "",
+        "options": options,
+        "facts": facts,
+        "recipe": _recipe(kind, plugin.name),
+    }
+
+
+def _find(name: str) -> list[tuple[str, type]]:
+    from sparity import registry
+    from sparity.errors import InvalidInput, suggestion
+    from sparity.static.patterns.base import build_pattern
+
+    if ":" in name:
+        name = build_pattern(name).name
+    found = [(kind, registry.get(kind, name)) for kind in registry.PACKAGES if name in registry.names(kind)]
+    if not found:
+        everything = [known for kind in registry.PACKAGES for known in registry.names(kind)]
+        raise InvalidInput(f'nothing is called "{name}"{suggestion(name, everything)} `sparity methods` lists them all')
+    return found
+
+
+def _recipe(kind: str, name: str) -> str:
+    if kind == "family":
+        return "  model: FOLDER   # a model of this family; nothing else to say"
+    value = {"n_of_m": '"2:4"', "block": '"block:16x16"'}.get(name, name)
+    return f"  stages:\n  - prune: {{{kind}: {value}}}"

@@ -1,0 +1,61 @@
+"""The table of verbs."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+import sparity
+from sparity.cli.demo import demo
+from sparity.cli.doctor import doctor
+from sparity.cli.eval import evaluate
+from sparity.cli.explain import explain
+from sparity.cli.methods import methods
+from sparity.cli.plan import plan
+from sparity.cli.prune import prune
+from sparity.cli.run import run
+from sparity.cli.schema import schema
+from sparity.cli.verify import verify
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "prune": prune,
+    "run": run,
+    "plan": plan,
+    "eval": evaluate,
+    "verify": verify,
+    "methods": methods,
+    "explain": explain,
+    "schema": schema,
+    "doctor": doctor,
+    "demo": demo,
+}
+
+app = typer.Typer(
+    name="sparity",
+    help=sparity.__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb, function in VERBS.items():
+    app.command(verb)(function)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(sparity.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make a causal language model sparse and measure what that changed."""
+
+
+def main() -> None:
+    """Entry point of the `sparity` command."""
+    app()

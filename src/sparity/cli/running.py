@@ -1,0 +1,45 @@
+"""Running a recipe from the command line: progress, result, exit code; shared by `prune`, `run` and `demo`."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import typer
+
+from sparity.cli import console
+from sparity.errors import InvalidInput
+from sparity.files import write_text
+from sparity.measure.html import render_html
+from sparity.measure.table import print_report
+from sparity.pipeline.runner import Result, execute
+from sparity.recipe import Recipe
+
+
+def run_and_show(
+    recipe: Recipe, *, output: Path | None, device: str, force: bool, resume: bool, json: bool, quiet: bool
+) -> Result:
+    """Run, print the table, write `report.html` beside the model, and exit with 1 when a limit was missed."""
+    if output is None and recipe.output.path is None:
+        raise InvalidInput("no output: pass -o FOLDER or set `output: {path: FOLDER}` in the recipe")
+    with console.errors_in_one_line(resume_command()):
+        with console.ProgressBar(quiet or json) as progress:
+            result = execute(recipe, progress, output=output, device=device, force=force, resume=resume)
+        write_text(result.path / "report.html", render_html(result.report))
+    if json:
+        console.print_json(result.report.to_dict())
+    elif not quiet:
+        print_report(result.report, console.out)
+        console.out.print(f"saved to {result.path}; page: {result.path / 'report.html'}", markup=False, soft_wrap=True)
+    for verdict in result.report.candidates[0].verdicts:
+        if not verdict.passed:
+            message = f"not accepted: {verdict.limit}, reached {verdict.reached}"
+            console.err.print(message, style="red", markup=False, soft_wrap=True)
+    if not result.accepted:
+        raise typer.Exit(1)
+    return result
+
+
+def resume_command() -> str:
+    """The command that was given, with --resume."""
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--force", "--resume")]
+    return shlex.join(["sparity", *arguments, "--resume"])

@@ -1,0 +1,36 @@
+"""`sparity verify PATH`: is a finished folder what its record says?"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparity.cli import console
+from sparity.cli.console import Json, Quiet
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A folder that Sparity wrote.", show_default=False)],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Recompute hashes, realised sparsity and the legality of the pattern; exit code 1 when anything differs."""
+    with console.errors_in_one_line():
+        from sparity.pipeline.verify import verify as check
+
+        found = check(path)
+    if json:
+        console.print_json(dataclasses.asdict(found))
+    else:
+        for problem in found.problems:
+            console.err.print(problem, style="red", markup=False, soft_wrap=True)
+        if not quiet and not found.problems:
+            console.out.print(
+                f"{found.path}: {found.files} files unchanged, {len(found.layers)} projections, {found.pattern}, "
+                f"realised sparsity {found.sparsity:.4%}",
+                markup=False,
+                soft_wrap=True,
+            )
+    if found.problems:
+        raise typer.Exit(1)

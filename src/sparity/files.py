@@ -1,0 +1,100 @@
+"""Files that are either complete or absent: written to a temporary name, flushed, renamed."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparity.errors import RunConflict, SparityError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary name beside `path`, flush it to disk and rename it to `path`.
+
+    Raises:
+        SparityError: the disk is full or the folder cannot be written; nothing is left behind under either name.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # safetensors writes files that only their owner may read
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        flush_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if _is_disk_full(error):
+            free = shutil.disk_usage(path.parent).free
+            raise SparityError(
+                f"the disk is full: {path} could not be written ({free / 1e6:.1f} MB free in {path.parent}); "
+                "free some space and continue with --resume"
+            ) from error
+        if isinstance(error, OSError):
+            raise SparityError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; numbers must be finite, so that every JSON reader takes the file."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock; the kernel drops it when the process ends, however it ends.
+
+    Raises:
+        RunConflict: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    guard = FileLock(path, timeout=0)
+    try:
+        guard.acquire()
+    except Timeout as error:
+        raise RunConflict(
+            f"another run is writing to {path.parent.parent}: wait for it to end or choose another output"
+        ) from error
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    # safetensors reports the system's error only in its text
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return type(error).__name__ == "SafetensorError" and "No space left" in str(error)

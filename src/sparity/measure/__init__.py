@@ -1,0 +1,1 @@
+"""What a method did to quality, size and speed, dense beside sparse."""

@@ -1,0 +1,135 @@
+"""The README of a sparse model: what was done, what it cost, what was measured, how to load it."""
+
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import yaml
+
+from sparity.measure import format, words
+from sparity.measure.report import Candidate, Report
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SPECIAL = re.compile(r"([\\`*\[\]|])")
+
+
+def model_card(report: Report, candidate: Candidate) -> str:
+    """A Hugging Face model card in Markdown with YAML front matter."""
+    sections = [
+        f"# {_inline(report.model)}, {format.percent(candidate.sparsity)} sparse",
+        _inline(f"Made with Sparity by the recipe below from {report.model} ({words.describe_model(report)})."),
+        *(f"> {_inline(note)}" for note in candidate.notes),
+        _done(candidate),
+        _quality(candidate),
+        _speed(candidate),
+        _acceptance(candidate),
+        _loading(),
+        f"## Recipe\n\n{_fence(format.recipe_yaml(candidate.recipe), 'yaml')}",
+        _machine(report),
+    ]
+    return _front_matter(report) + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _front_matter(report: Report) -> str:
+    head: dict[str, Any] = {"base_model": report.model} if HUB_NAME.fullmatch(report.model) else {}
+    head |= {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["sparity", "sparse", "pruned"],
+    }
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def _done(candidate: Candidate) -> str:
+    sentences = (words.describe_pruning, words.describe_size, words.describe_effort)
+    return "## What was done\n\n" + "\n\n".join(_inline(describe(candidate)) for describe in sentences)
+
+
+def _quality(candidate: Candidate) -> str:
+    if not candidate.quality:
+        return f"## Quality\n\n{words.describe_quality(candidate)}"
+    rows = [
+        (
+            item.text,
+            f"{item.window:,}",
+            format.perplexity(item.dense_perplexity),
+            format.perplexity(item.perplexity),
+            f"{format.change(item.change)} ({item.grade})",
+            format.divergence(item.kl),
+            format.percent(item.top1),
+        )
+        for item in candidate.quality
+    ]
+    heads = (
+        "text",
+        "window, tokens",
+        "perplexity, dense",
+        "perplexity, sparse",
+        "change",
+        "KL, nats per token",
+        "same top-1",
+    )
+    return f"## Quality\n\n{_table(heads, rows)}"
+
+
+def _speed(candidate: Candidate) -> str:
+    parts = [f"## Speed\n\n{_inline(words.describe_speed(candidate))}"]
+    speed = candidate.speed
+    if speed:
+        rows = [
+            (
+                "decode, tokens/s",
+                format.spread(speed.dense.decode, format.rate),
+                format.spread(speed.sparse.decode, format.rate),
+                format.speed_ratio(speed.decode_ratio),
+            ),
+            (
+                "time to first token",
+                format.spread(speed.dense.first_token, format.seconds),
+                format.spread(speed.sparse.first_token, format.seconds),
+                format.speed_ratio(speed.first_token_ratio),
+            ),
+        ]
+        parts += [_table(("", "dense", "sparse", "ratio"), rows), words.describe_protocol(speed)]
+    return "\n\n".join(parts)
+
+
+def _acceptance(candidate: Candidate) -> str:
+    if not candidate.verdicts:
+        return ""
+    rows = [(item.limit, item.reached, "pass" if item.passed else "missed") for item in candidate.verdicts]
+    return f"## Acceptance\n\n{_table(('limit', 'reached', 'verdict'), rows)}"
+
+
+def _loading() -> str:
+    lines = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'name = "path/to/this/folder"',
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")',
+    )
+    return "## How to load it\n\n" + _fence("\n".join(lines), "python")
+
+
+def _machine(report: Report) -> str:
+    facts = "\n".join(f"- {_inline(name)}: {_inline(value)}" for name, value in words.describe_machine(report))
+    return f"## Machine and versions\n\n{facts}" if facts else ""
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *([_inline(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _inline(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return SPECIAL.sub(r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
+def _fence(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

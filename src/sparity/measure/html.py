@@ -1,0 +1,265 @@
+"""The report as one self-contained web page: no script, nothing fetched, light and dark."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib import resources
+
+from sparity.measure import charts, format, words
+from sparity.measure.report import Candidate, Quality, Report, Speed
+
+GRADES = {"excellent": "good", "good": "good", "acceptable": "fair", "poor": "bad"}
+DIRECTIONS = {"faster": "good", "on par": "fair", "slower": "bad"}
+NARROWEST_SCALE = 0.1  # of sparsity: smaller differences between layers should look small
+
+
+def render_html(report: Report) -> str:
+    """The whole page; write it to a file and open it, it needs nothing else."""
+    style = resources.files("sparity.measure").joinpath("page.css").read_text(encoding="utf-8")
+    sections = [_summary(report), _comparison(report), _quality_plots(report), _speed_plots(report)]
+    sections += [_candidate(report, candidate) for candidate in report.candidates]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{escape(report.model)}: sparse beside dense</title><style>{style}</style></head>"
+        f"<body><main>{''.join(sections)}{_machine(report)}</main></body></html>\n"
+    )
+
+
+def _summary(report: Report) -> str:
+    parts = [
+        '<header><p class="kicker">Sparse beside dense</p>',
+        f"<h1>{escape(report.model)}</h1>",
+        f'<p class="faint">{escape(words.describe_model(report))}</p></header>',
+    ]
+    if len(report.candidates) == 1:
+        candidate = report.candidates[0]
+        said = f"<b>{escape(candidate.name)}.</b> {escape(words.summarise(candidate))}"
+        parts += [f'<p class="lead">{said}</p>', _tiles(candidate)]
+    else:
+        parts.append(f'<p class="lead">{words.count(len(report.candidates), "sparse version")} of this model:</p><ul>')
+        for candidate in report.candidates:
+            said = f"<b>{escape(candidate.name)}.</b> {escape(words.summarise_briefly(candidate))}"
+            accepted = all(verdict.passed for verdict in candidate.verdicts)
+            parts.append(f"<li>{said} {_verdict(accepted) if candidate.verdicts else ''}</li>")
+        parts.append("</ul>")
+    for whom, note in words.gather_notes(report):
+        name = f"<b>{escape(whom)}:</b> " if whom else ""
+        parts.append(f'<p class="note">{name}{escape(note)}</p>')
+    limits = [verdict.passed for candidate in report.candidates for verdict in candidate.verdicts]
+    if limits:
+        kept = f"{sum(limits)} of {words.count(len(limits), 'limit')} kept"
+        parts.append(f"<p>Acceptance: {_verdict(report.accepted)}, {kept}.</p>")
+    return "".join(parts)
+
+
+def _tiles(candidate: Candidate) -> str:
+    tiles = [(format.percent(candidate.sparsity), "of the pruned weights are zero", "")]
+    for item in candidate.quality[:1]:
+        tiles.append((format.change(item.change), f"perplexity on {item.text}: {item.grade}", _grade(item.grade)))
+    if candidate.speed:
+        ratio = candidate.speed.decode_ratio
+        tiles.append((format.speed_ratio(ratio), "decode speed beside dense", DIRECTIONS[format.direction(ratio)]))
+    tiles.append((format.size(candidate.bytes_sparse), f"weight files, {format.size(candidate.bytes_dense)} dense", ""))
+    cells = (
+        f'<div class="tile"><b class="{kind}">{escape(value)}</b><span>{escape(what)}</span></div>'
+        for value, what, kind in tiles
+    )
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _comparison(report: Report) -> str:
+    parts = ["<section><h2>Against dense</h2><h3>Size and cost of pruning</h3>", _size_table(report)]
+    for (text, window), measured in words.gather_quality(report).items():
+        predictions = f"{words.count(measured[0][1].tokens, 'prediction')} in windows of {window:,} tokens"
+        parts += [
+            f"<h3>Quality on {escape(text)}</h3>",
+            f'<p class="faint">{predictions}</p>',
+            _quality_table(measured),
+        ]
+    timed = [(candidate, candidate.speed) for candidate in report.candidates if candidate.speed]
+    if timed:
+        protocols = dict.fromkeys(words.describe_protocol(speed) for _, speed in timed)
+        parts += ["<h3>Speed</h3>", *(f'<p class="faint">{escape(protocol)}</p>' for protocol in protocols)]
+        parts.append(_speed_table(timed))
+    return "".join([*parts, "</section>"])
+
+
+def _size_table(report: Report) -> str:
+    dense = sorted({format.size(candidate.bytes_dense) for candidate in report.candidates})
+    rows = [["dense", format.percent(0), format.percent(0), " / ".join(dense), "", "", ""]]
+    for candidate in report.candidates:
+        effort = candidate.effort
+        rows.append(
+            [
+                f"{escape(candidate.name)}<small>{escape(candidate.pattern)}</small>",
+                f"{format.percent(candidate.sparsity)}<small>target {format.percent(candidate.target)}</small>",
+                format.percent(candidate.model_sparsity),
+                f"{format.size(candidate.bytes_sparse)}<small>dense {format.size(candidate.bytes_dense)}</small>",
+                format.seconds(effort.seconds),
+                format.size(effort.peak_memory),
+                format.amount(effort.calibration_tokens),
+            ]
+        )
+    heads = [
+        "model",
+        "sparsity of pruned matrices",
+        "of all parameters",
+        "weight files",
+        "pruning time",
+        "peak memory",
+        "calibration tokens",
+    ]
+    return _table(heads, rows, dense_first=True)
+
+
+def _quality_table(measured: Sequence[tuple[Candidate, Quality]]) -> str:
+    dense = sorted({format.perplexity(item.dense_perplexity) for _, item in measured})
+    rows = [["dense", " / ".join(dense), "", "", format.divergence(0), format.percent(1)]]
+    for candidate, item in measured:
+        kind = _grade(item.grade)
+        rows.append(
+            [
+                escape(candidate.name),
+                f"{format.perplexity(item.dense_perplexity)} → <b>{format.perplexity(item.perplexity)}</b>",
+                f'<span class="{kind}">{format.change(item.change)}</span>',
+                f'<span class="{kind}">{escape(item.grade)}</span>',
+                format.divergence(item.kl),
+                format.percent(item.top1),
+            ]
+        )
+    return _table(
+        ["model", "perplexity", "change", "grade", "KL, nats per token", "same top-1"], rows, dense_first=True
+    )
+
+
+def _speed_table(timed: Sequence[tuple[Candidate, Speed]]) -> str:
+    rows = []
+    for candidate, speed in timed:
+        row = [escape(candidate.name)]
+        for dense, sparse, ratio, number in (
+            (speed.dense.decode, speed.sparse.decode, speed.decode_ratio, format.rate),
+            (speed.dense.first_token, speed.sparse.first_token, speed.first_token_ratio, format.seconds),
+        ):
+            row += [f"{number(s.median)}<small>[{number(s.low)}-{number(s.high)}]</small>" for s in (dense, sparse)]
+            low_high = f"<small>[{format.ratio(ratio.low)}-{format.ratio(ratio.high)}]</small>"
+            kind = DIRECTIONS[format.direction(ratio)]
+            row.append(f'<span class="{kind}">{format.speed_ratio(ratio)}</span>{low_high}')
+        rows.append(row)
+    heads = ["model", "decode tokens/s, dense", "sparse", "ratio", "time to first token, dense", "sparse", "ratio"]
+    return _table(heads, rows)
+
+
+def _quality_plots(report: Report) -> str:
+    figures = []
+    for (text, window), measured in words.gather_quality(report).items():
+        points = [charts.Point(candidate.name, candidate.sparsity, item.change) for candidate, item in measured]
+        caption = f"{text}, windows of {window:,} tokens"
+        figures.append(_figure(caption, charts.scatter(f"Perplexity against sparsity on {text}", points)))
+    return f"<section><h2>Quality against sparsity</h2>{''.join(figures)}</section>" if figures else ""
+
+
+def _speed_plots(report: Report) -> str:
+    timed = [(candidate.name, candidate.speed) for candidate in report.candidates if candidate.speed]
+    if not timed:
+        return ""
+    decode = [
+        charts.BarGroup(
+            name,
+            {"dense": speed.dense.decode, "sparse": speed.sparse.decode},
+            format.speed_ratio(speed.decode_ratio),
+        )
+        for name, speed in timed
+    ]
+    first = [
+        charts.BarGroup(
+            name,
+            {"dense": speed.dense.first_token, "sparse": speed.sparse.first_token},
+            format.speed_ratio(speed.first_token_ratio),
+        )
+        for name, speed in timed
+    ]
+    figures = _figure(
+        "Decoding: longer bars are faster", charts.grouped_bars("Decode speed", decode, "tokens/s", format.rate)
+    )
+    figures += _figure(
+        "Time to first token: shorter bars are faster",
+        charts.grouped_bars("Time to first token", first, "seconds", format.seconds),
+    )
+    return f"<section><h2>Speed</h2>{figures}</section>"
+
+
+def _candidate(report: Report, candidate: Candidate) -> str:
+    parts = [f"<section><h2>{escape(candidate.name)}</h2>", f"<p>{escape(words.describe_pruning(candidate))}</p>"]
+    parts.append(f"<p>{escape(words.describe_effort(candidate))}</p>")
+    parts.append(_verdicts(candidate))
+    sparsity = words.average_cells(candidate, "sparsity")
+    if sparsity:
+        low, high = min(sparsity.values()), max(sparsity.values())
+        slack = max(NARROWEST_SCALE - (high - low), 0) / 2
+        drawn = charts.heat_map(
+            f"Realised sparsity of {candidate.name}", sparsity, report.blocks, (low - slack, high + slack)
+        )
+        parts.append(_figure("Realised sparsity by block and role", drawn))
+    loss = words.average_cells(candidate, "loss")
+    if loss:
+        drawn = charts.heat_map(f"Loss of {candidate.name}", loss, report.blocks, (0.0, max(loss.values())))
+        parts.append(_figure("Share of the output's energy lost on calibration text", drawn))
+    rows = [
+        [
+            escape(layer.name),
+            escape(layer.role),
+            str(layer.block),
+            " x ".join(f"{length:,}" for length in layer.shape),
+            format.percent(layer.target),
+            format.percent(layer.sparsity),
+            "" if layer.loss is None else format.percent(layer.loss),
+        ]
+        for layer in candidate.layers
+    ]
+    heads = ["matrix", "role", "block", "shape", "target", "realised", "loss"]
+    parts.append(_details(words.count(len(rows), "pruned matrix"), _table(heads, rows)))
+    parts.append(_details("Recipe", f"<pre>{escape(format.recipe_yaml(candidate.recipe))}</pre>"))
+    return "".join([*parts, "</section>"])
+
+
+def _verdicts(candidate: Candidate) -> str:
+    items = (
+        f"<li>{_verdict(verdict.passed)} {escape(verdict.limit)}, reached {escape(verdict.reached)}</li>"
+        for verdict in candidate.verdicts
+    )
+    return f'<ul class="verdicts">{"".join(items)}</ul>' if candidate.verdicts else ""
+
+
+def _machine(report: Report) -> str:
+    facts = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in words.describe_machine(report)
+    )
+    return f"<footer><h2>Machine and versions</h2><dl>{facts}</dl></footer>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "", dense_first: bool = False) -> str:
+    """A table whose heads are text and whose cells are HTML."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    opening = ['<tr class="dense">' if dense_first and not place else "<tr>" for place in range(len(lines))]
+    body = "".join(f"{start}{line}</tr>" for start, line in zip(opening, lines, strict=True))
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _figure(caption: str, drawing: str) -> str:
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{drawing}</figure>"
+
+
+def _details(summary: str, body: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def _verdict(passed: bool) -> str:
+    return '<span class="pass">✓ pass</span>' if passed else '<span class="fail">✗ missed</span>'
+
+
+def _grade(grade: str) -> str:
+    return GRADES.get(grade, "")

@@ -1,0 +1,140 @@
+"""The report: plain data that becomes JSON, a table, a page and a model card. `docs/format.md` describes the JSON."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of repeated measurements with the lowest and the highest."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One text: perplexity of both models, KL in nats per token, share of equal top-1 predictions."""
+
+    text: str
+    window: int
+    tokens: int
+    dense_perplexity: float
+    perplexity: float
+    change: float  # of perplexity, relative to dense
+    grade: str
+    kl: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Speed of one model: seconds to the first token and tokens per second after it."""
+
+    first_token: Spread
+    decode: Spread
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Both models timed in turns within one run; `decode_ratio` is sparse over dense, round by round."""
+
+    prompt: int
+    tokens: int
+    rounds: int
+    dense: Pace
+    sparse: Pace
+    decode_ratio: Spread
+    first_token_ratio: Spread
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One pruned matrix. `loss` is the share of its output's energy on calibration text that pruning lost."""
+
+    name: str
+    role: str
+    block: int
+    shape: tuple[int, int]
+    target: float
+    sparsity: float
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the pruning itself cost: wall time, peak resident memory of the process, calibration tokens."""
+
+    seconds: float
+    peak_memory: int
+    calibration_tokens: int
+    threads: int
+    seconds_per_block: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One limit of a recipe's `accept` section and what was reached."""
+
+    limit: str
+    reached: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One sparse model beside the dense one."""
+
+    name: str
+    recipe: dict[str, Any]
+    pattern: str
+    target: float
+    sparsity: float  # realised, over the pruned matrices
+    model_sparsity: float  # realised, over all parameters
+    bytes_dense: int  # weight files
+    bytes_sparse: int
+    layers: tuple[Layer, ...]
+    effort: Effort
+    quality: tuple[Quality, ...] = ()
+    speed: Speed | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """One or more sparse versions of one model, measured in one run on one machine."""
+
+    model: str
+    architecture: str
+    parameters: int
+    blocks: int
+    dtype: str
+    machine: dict[str, Any]
+    candidates: tuple[Candidate, ...]
+    format: int = field(default=FORMAT)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether every limit of every recipe was kept."""
+        return all(verdict.passed for candidate in self.candidates for verdict in candidate.verdicts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries and lists; numbers that are not finite become their names as text."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

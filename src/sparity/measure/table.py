@@ -1,0 +1,93 @@
+"""The report in the terminal: the dense model first, then a row per candidate."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparity.measure import format, words
+from sparity.measure.report import Candidate, Quality, Report
+
+WIDTH = 100
+GRADES = {"excellent": "green", "good": "green", "acceptable": "yellow", "poor": "red"}
+DIRECTIONS = {"faster": "green", "on par": "yellow", "slower": "red"}
+ABSENT = Text("-", "dim")
+
+
+def render_table(report: Report) -> Table:
+    """A table that fits 100 columns; where several texts were measured, each has a row of its own under its model."""
+    texts = words.gather_quality(report)
+    title = f"{report.model}, perplexity on {next(iter(texts))[0]}" if len(texts) == 1 else report.model
+    table = Table(title=Text(title, "bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("model", overflow="fold")
+    for name in ("sparsity", "weights", "perplexity", "change", "KL", "top-1", "tokens/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    dense = {key: _dense_quality([item for _, item in measured]) for key, measured in texts.items()}
+    split = len(texts) > 1
+    _add_rows(table, ("dense", format.percent(0), _dense_size(report)), dense, _dense_speed(report), split)
+    for candidate in report.candidates:
+        measured = {(item.text, item.window): _quality(item) for item in candidate.quality}
+        start = (candidate.name, format.percent(candidate.sparsity), format.size(candidate.bytes_sparse))
+        _add_rows(table, start, measured, _speed(candidate), split)
+    return table
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the table, then every note and every verdict."""
+    width = min(console.width, WIDTH)
+    console.print(render_table(report), width=width)
+    console.print()
+    for whom, note in words.gather_notes(report):
+        console.print(Text(f"Note{f' on {whom}' if whom else ''}: {note}"), width=width)
+    for candidate in report.candidates:
+        for verdict in candidate.verdicts:
+            mark = Text("pass  ", "green") if verdict.passed else Text("MISSED", "bold red")
+            said = f"  {candidate.name}: {verdict.limit}, reached {verdict.reached}"
+            console.print(Text.assemble(mark, said), width=width)
+
+
+def _add_rows(
+    table: Table, start: tuple[str, ...], quality: Mapping[tuple[str, int], tuple[Text, ...]], speed: Text, split: bool
+) -> None:
+    """One row; when `split`, the row of a model has no quality and a row follows for each text."""
+    name, *size = start
+    if not (split and quality):
+        cells = next(iter(quality.values()), (ABSENT,) * 4)
+        table.add_row(Text(name, "bold"), *size, *cells, speed)
+        return
+    table.add_row(Text(name, "bold"), *size, "", "", "", "", speed)
+    for (text, _), cells in quality.items():
+        table.add_row(Text(f"  on {text}"), "", "", *cells, "")
+
+
+def _quality(item: Quality) -> tuple[Text, ...]:
+    change = Text(f"{format.change(item.change)}\n{item.grade}", GRADES.get(item.grade, ""))
+    numbers = (format.perplexity(item.perplexity), format.divergence(item.kl), format.percent(item.top1))
+    perplexity, divergence, top1 = map(Text, numbers)
+    return perplexity, change, divergence, top1
+
+
+def _dense_quality(items: list[Quality]) -> tuple[Text, ...]:
+    perplexities = dict.fromkeys(format.perplexity(item.dense_perplexity) for item in items)
+    return Text("\n".join(perplexities)), Text(""), Text(""), Text("")
+
+
+def _dense_size(report: Report) -> str:
+    return "\n".join(dict.fromkeys(format.size(candidate.bytes_dense) for candidate in report.candidates))
+
+
+def _dense_speed(report: Report) -> Text:
+    """The dense median; it was timed anew beside each candidate, so several give the lowest and the highest."""
+    medians = sorted(candidate.speed.dense.decode.median for candidate in report.candidates if candidate.speed)
+    if not medians:
+        return ABSENT
+    return Text("-".join(dict.fromkeys((format.rate(medians[0]), format.rate(medians[-1])))))
+
+
+def _speed(candidate: Candidate) -> Text:
+    if candidate.speed is None:
+        return ABSENT
+    ratio = candidate.speed.decode_ratio
+    words_of_ratio = Text(format.speed_ratio(ratio), DIRECTIONS[format.direction(ratio)])
+    return Text.assemble(f"{format.rate(candidate.speed.sparse.decode.median)}\n", words_of_ratio)

@@ -1,0 +1,138 @@
+"""The findings of a report as sentences, the same on the page, in the table and in the model card."""
+
+import math
+from typing import Literal
+
+from sparity.measure import format
+from sparity.measure.report import Candidate, Quality, Report, Speed
+
+
+def describe_model(report: Report) -> str:
+    """The dense model in a few words."""
+    parameters = f"{format.amount(report.parameters)} parameters"
+    return f"{report.architecture}, {parameters}, {count(report.blocks, 'block')}, {report.dtype}"
+
+
+def summarise(candidate: Candidate) -> str:
+    """What was done, what it cost in quality, whether it got faster, and the size of the files."""
+    parts = (describe_pruning, describe_quality, describe_speed, describe_size)
+    return " ".join(describe(candidate) for describe in parts)
+
+
+def summarise_briefly(candidate: Candidate) -> str:
+    """The same for one of several: sparsity, quality and speed."""
+    sparse = f"{format.percent(candidate.sparsity)} of the pruned matrices is zero."
+    return f"{sparse} {describe_quality(candidate)} {describe_speed(candidate)}"
+
+
+def describe_pruning(candidate: Candidate) -> str:
+    """What was removed: realised sparsity, where, and the target."""
+    return (
+        f"{format.percent(candidate.sparsity)} of the weights in {count(len(candidate.layers), 'pruned matrix')} are "
+        f"zero (target {format.percent(candidate.target)}, pattern {candidate.pattern}), "
+        f"{format.percent(candidate.model_sparsity)} of all parameters."
+    )
+
+
+def describe_quality(candidate: Candidate) -> str:
+    """What it cost in perplexity, on each text."""
+    if not candidate.quality:
+        return "Quality was not measured."
+    texts = [
+        f"from {format.perplexity(item.dense_perplexity)} to {format.perplexity(item.perplexity)} on {item.text} "
+        f"({format.change(item.change)}, {item.grade})"
+        for item in candidate.quality
+    ]
+    return f"Perplexity went {join(texts)}."
+
+
+def describe_speed(candidate: Candidate) -> str:
+    """Whether it got faster."""
+    speed = candidate.speed
+    if speed is None:
+        return "Speed was not measured."
+    comparison = {"faster": "faster than", "slower": "slower than", "on par": "on par with"}
+    return (
+        f"Decoding is {comparison[format.direction(speed.decode_ratio)]} dense: "
+        f"{format.spread(speed.decode_ratio, format.ratio)}, {format.rate(speed.sparse.decode.median)} against "
+        f"{format.rate(speed.dense.decode.median)} tokens/s."
+    )
+
+
+def describe_protocol(speed: Speed) -> str:
+    """How the speed was measured."""
+    return (
+        f"Prompt of {count(speed.prompt, 'token')}, then {count(speed.tokens, 'token')} one by one, batch 1; median of "
+        f"{count(speed.rounds, 'round')} [lowest-highest], dense and sparse in turns. "
+        "A ratio above 1x is faster than dense."
+    )
+
+
+def describe_size(candidate: Candidate) -> str:
+    """What happened to the weight files."""
+    sparse, dense = format.size(candidate.bytes_sparse), format.size(candidate.bytes_dense)
+    before = "as before" if candidate.bytes_sparse == candidate.bytes_dense else f"{dense} before"
+    return f"The weight files take {sparse} ({before})."
+
+
+def describe_effort(candidate: Candidate) -> str:
+    """What the pruning itself took."""
+    effort = candidate.effort
+    return (
+        f"Pruning took {format.seconds(effort.seconds)} on {count(effort.threads, 'thread')}, with "
+        f"{format.amount(effort.calibration_tokens)} tokens of calibration text and a peak of "
+        f"{format.size(effort.peak_memory)} of memory."
+    )
+
+
+def gather_notes(report: Report) -> list[tuple[str, str]]:
+    """Every note once, as (whom it concerns, note); the first is empty where a note concerns all candidates."""
+    names: dict[str, list[str]] = {}
+    for candidate in report.candidates:
+        for note in dict.fromkeys(candidate.notes):
+            names.setdefault(note, []).append(candidate.name)
+    everyone = len(report.candidates)
+    return [("" if len(concerned) == everyone else join(concerned), note) for note, concerned in names.items()]
+
+
+def gather_quality(report: Report) -> dict[tuple[str, int], list[tuple[Candidate, Quality]]]:
+    """The measurements of every text and window, in the order of the candidates."""
+    texts: dict[tuple[str, int], list[tuple[Candidate, Quality]]] = {}
+    for candidate in report.candidates:
+        for item in candidate.quality:
+            texts.setdefault((item.text, item.window), []).append((candidate, item))
+    return texts
+
+
+def count(number: int, thing: str) -> str:
+    """A number with its noun, such as "1 block", "24 blocks" or "168 pruned matrices"."""
+    plural = f"{thing[:-1]}ces" if thing.endswith("ix") else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else plural}"
+
+
+def join(items: list[str]) -> str:
+    """Items as "a", "a and b" or "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
+
+
+def average_cells(candidate: Candidate, quantity: Literal["sparsity", "loss"]) -> dict[tuple[int, str], float]:
+    """Mean by block and role, weighted by matrix size, of the layers that have the quantity."""
+    sums: dict[tuple[int, str], tuple[float, int]] = {}
+    for layer in candidate.layers:
+        value: float | None = getattr(layer, quantity)
+        if value is not None and math.isfinite(value):
+            total, weight = sums.get((layer.block, layer.role), (0.0, 0))
+            elements = math.prod(layer.shape)
+            sums[layer.block, layer.role] = (total + value * elements, weight + elements)
+    return {cell: total / weight for cell, (total, weight) in sums.items() if weight}
+
+
+def describe_machine(report: Report) -> list[tuple[str, str]]:
+    """The machine's facts as (name, value) in words."""
+    facts = []
+    for name, value in report.machine.items():
+        if name.endswith("_bytes") and isinstance(value, int | float):
+            facts.append((name.removesuffix("_bytes").replace("_", " "), format.size(value)))
+        else:
+            facts.append((name.replace("_", " "), "none" if value is None else str(value)))
+    return facts

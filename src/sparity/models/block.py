@@ -1,0 +1,105 @@
+"""One decoder block: its projections, the inputs they share, and how to run it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparity.errors import NumericalError
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A weight matrix of a block, shown as `[out, in]` however its module stores it.
+
+    `rows` selects the outputs from start to stop of a fused matrix (q, k and v in one, gate and up in one);
+    `transposed` says that the module keeps `[in, out]`, as GPT-2's `Conv1D` does.
+    """
+
+    name: str
+    role: str
+    module: nn.Module
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """A view `[out, in]` of the stored weight; writing into it changes the module."""
+        stored: Tensor = self.module.get_parameter("weight").data
+        matrix = stored.T if self.transposed else stored
+        return matrix if self.rows is None else matrix[slice(*self.rows)]
+
+    def write(self, weight: Tensor) -> None:
+        """Store `weight` [out, in], cast to the module's own type."""
+        self.weight.copy_(weight)
+
+    def check_finite(self) -> None:
+        """Raise `NumericalError` when the weight holds NaN or infinite numbers."""
+        weight = self.weight
+        bad = int((~torch.isfinite(weight)).sum())
+        if bad:
+            raise NumericalError(
+                f"{self.name}: {bad} of {weight.numel()} weights are NaN or infinite; "
+                "the checkpoint is damaged: fetch or save it again"
+            )
+
+
+@dataclass(frozen=True)
+class InputSite:
+    """A point of a block whose activations feed one or more projections."""
+
+    name: str
+    projections: tuple[Projection, ...]
+
+    @contextmanager
+    def watch(self, see: Callable[[Tensor], None]) -> Iterator[None]:
+        """Call `see` with each input `[sequences, tokens, in]` of the site while the context is open."""
+
+        def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            see(arguments[0])
+
+        handle = self.projections[0].module.register_forward_pre_hook(before)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What the model hands to its blocks: hidden states, and the other arguments of every block.
+
+    `arguments[b][i]` are the keyword arguments of block `i` for batches of `b` sequences.
+    """
+
+    hidden: Tensor  # [samples, tokens, hidden]
+    arguments: Mapping[int, list[dict[str, Any]]]
+    batch: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A decoder block with its weights loaded."""
+
+    index: int
+    name: str
+    module: nn.Module
+    sites: tuple[InputSite, ...]
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All projections, in the order of their inputs."""
+        return tuple(projection for site in self.sites for projection in site.projections)
+
+    def run(self, inputs: BlockInputs, hidden: Tensor, into: Tensor | None = None) -> None:
+        """Send `hidden` [samples, tokens, hidden] through the block; outputs go to `into`, which may be `hidden`."""
+        device = next(self.module.parameters()).device
+        with torch.no_grad():
+            for start in range(0, len(hidden), inputs.batch):
+                part = hidden[start : start + inputs.batch].to(device)
+                output = self.module(part, **inputs.arguments[len(part)][self.index])
+                if into is not None:  # a block returns its hidden states alone or first in a tuple
+                    into[start : start + inputs.batch] = output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,259 @@
+"""A Hugging Face causal language model, opened so that one block at a time is in memory."""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparity import registry
+from sparity.errors import CorruptFile, InvalidInput, UnsupportedModel
+from sparity.models import transformers as hf
+from sparity.models.block import Block, BlockInputs, InputSite
+from sparity.models.families.base import Family
+from sparity.models.source import CheckpointSource, ModuleSource, Source
+
+
+class Decoder:
+    """A causal language model as a list of blocks, its weights read from `source` when they are needed.
+
+    `skeleton` is the whole model without memory for its parameters. Nothing here changes the source.
+    """
+
+    def __init__(self, skeleton: nn.Module, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+        self.skeleton = skeleton
+        self.source = source
+        self.device = device
+        self.dtype = dtype
+        self.config: Any = skeleton.config
+        self.family = _family(skeleton)
+        self._names = _stored_names(skeleton, source)
+
+    @classmethod
+    def open(
+        cls, model: str | Path | nn.Module, device: str | torch.device = "cpu", dtype: torch.dtype | str = "auto"
+    ) -> "Decoder":
+        """Open a folder, a Hugging Face name or a model in memory.
+
+        `dtype` is the type in which weights are held, computed with and exported; "auto" keeps the model's own.
+
+        Raises:
+            UnsupportedModel: the architecture has no blocks that Sparity knows.
+            CorruptFile: shards are missing, truncated or do not fit the configuration.
+        """
+        if isinstance(model, nn.Module):
+            if not hasattr(model, "config"):
+                raise UnsupportedModel(f"{type(model).__name__} has no Hugging Face configuration (`model.config`)")
+            config: Any = copy.deepcopy(model.config)
+            source: Source = ModuleSource(model)
+        else:
+            folder = hf.locate(model)
+            config, source = hf.read_config(folder), CheckpointSource(folder)
+        chosen = _main_dtype(source) if dtype == "auto" else _named_dtype(dtype)
+        return cls(hf.empty_model(config, chosen), source, torch.device(device), chosen)
+
+    def __len__(self) -> int:
+        """The number of blocks."""
+        return len(list(self.skeleton.get_submodule(self.family.blocks).children()))
+
+    def block_name(self, index: int) -> str:
+        """The full name of block `index`, such as `model.layers.3`."""
+        return f"{self.family.blocks}.{index}"
+
+    def sites(self, index: int) -> tuple[InputSite, ...]:
+        """The input sites of a block with their projections' names and shapes, no weights in memory."""
+        name = self.block_name(index)
+        return self.family.sites(self.skeleton.get_submodule(name), name, self.config)
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[Block]:
+        """Load block `index` into memory of its own; it is released when the context closes."""
+        name = self.block_name(index)
+        module = copy.deepcopy(self.skeleton.get_submodule(name))
+        self._fill(module, f"{name}.")
+        module.to(self.device)
+        block = Block(index, name, module, self.family.sites(module, name, self.config))
+        for projection in block.projections:
+            projection.check_finite()
+        try:
+            yield block
+        finally:
+            module.to("meta")
+
+    def inputs(self, tokens: Tensor, batch: int = 1) -> BlockInputs:
+        """What the embedding hands to the blocks for `tokens` [samples, length], and every block's other arguments.
+
+        One pass over the model with stubs in place of its blocks, so that models which give each layer its own mask
+        or rotary table are recorded correctly.
+        """
+        prefix = _base_prefix(self.skeleton)
+        model = copy.deepcopy(self.skeleton.get_submodule(prefix.rstrip(".")))
+        blocks_path = self.family.blocks.removeprefix(prefix)
+        recorder = _Recorder(len(self))
+        parent, _, last = blocks_path.rpartition(".")
+        setattr(model.get_submodule(parent), last, nn.ModuleList(recorder.stubs(model.get_submodule(blocks_path))))
+        self._fill(model, prefix)
+        model.to(self.device)
+        _check_vocabulary(tokens, self.config)
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(tokens), batch):
+                part = tokens[start : start + batch].to(self.device)
+                recorder.begin(len(part))
+                model(input_ids=part, use_cache=False)
+                parts.append(recorder.hidden)
+        return BlockInputs(torch.cat(parts), recorder.arguments, batch)
+
+    def rest(self) -> dict[str, Tensor]:
+        """Every stored tensor outside the blocks, under its stored name, in the decoder's dtype."""
+        inside = tuple(f"{self.block_name(index)}." for index in range(len(self)))
+        stored_inside = {stored for name, stored in self._names.items() if name.startswith(inside)}
+        outside = [name for name in self.source.shapes() if name not in stored_inside]
+        return {name: self._cast(tensor).cpu().contiguous() for name, tensor in self.source.read(outside).items()}
+
+    def export(self, block: Block) -> dict[str, Tensor]:
+        """Every stored tensor of a block under its stored name, contiguous and on the CPU."""
+        tensors = {f"{block.name}.{key}": tensor for key, tensor in block.module.state_dict().items()}
+        return {
+            self._names[name]: tensor.detach().cpu().contiguous()
+            for name, tensor in tensors.items()
+            if name in self._names
+        }
+
+    def _fill(self, module: nn.Module, prefix: str) -> None:
+        wanted = {name: self._names[prefix + name] for name in module.state_dict() if prefix + name in self._names}
+        tensors = self.source.read(sorted(set(wanted.values())))
+        for name, stored in wanted.items():
+            owner_path, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(owner_path)
+            tensor = self._cast(tensors[stored]).to(self.device, copy=True)
+            if leaf in owner._parameters:
+                owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+            else:
+                owner._buffers[leaf] = tensor
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+class _Recorder:
+    """Stubs in place of the blocks: they keep what they are called with and pass the hidden states through."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self.arguments: dict[int, list[dict[str, Any]]] = {}
+        self.hidden = torch.empty(0)
+        self._recording = True
+        self._batch = 0
+
+    def begin(self, batch: int) -> None:
+        self._batch = batch
+        self._recording = batch not in self.arguments
+        if self._recording:
+            self.arguments[batch] = [{} for _ in range(self.blocks)]
+
+    def stubs(self, originals: nn.Module) -> list[nn.Module]:
+        return [_Stub(self, index, original) for index, original in enumerate(originals.children())]
+
+    def see(self, index: int, hidden: Tensor, arguments: dict[str, Any]) -> None:
+        if index == 0:
+            self.hidden = hidden
+        if self._recording:
+            self.arguments[self._batch][index] = arguments
+
+
+class _Stub(nn.Module):
+    def __init__(self, recorder: _Recorder, index: int, original: nn.Module) -> None:
+        super().__init__()
+        self._recorder, self._index = recorder, index
+        self._original = [original]  # in a list, so that its parameters are not this module's
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # some models read attributes of a layer, such as its attention type
+            return getattr(super().__getattribute__("_original")[0], name)
+
+    def forward(self, hidden_states: Tensor, *positional: Any, **arguments: Any) -> Tensor:
+        names = list(_parameter_names(self._original[0]))[1:]
+        named = dict(zip(names, positional, strict=False))
+        self._recorder.see(self._index, hidden_states, {**named, **arguments})
+        return hidden_states
+
+
+def _parameter_names(module: nn.Module) -> list[str]:
+    return list(inspect.signature(module.forward).parameters)
+
+
+def _family(skeleton: nn.Module) -> Family:
+    model_type = str(skeleton.config.model_type)  # type: ignore[union-attr]
+    known = registry.names("family")
+    family: Family = registry.get("family", model_type if model_type in known else "llama")()
+    try:
+        name = f"{family.blocks}.0"
+        family.sites(skeleton.get_submodule(name), name, skeleton.config)
+    except AttributeError as error:
+        raise UnsupportedModel(
+            f'the architecture "{model_type}" is not supported: it is neither one of {", ".join(known)} nor shaped '
+            f"like Llama ({error})"
+        ) from error
+    return family
+
+
+def _base_prefix(skeleton: nn.Module) -> str:
+    """`model.` or `transformer.`: where the model without its head lies, which some checkpoints leave out."""
+    return f"{skeleton.base_model_prefix}."
+
+
+def _stored_names(skeleton: nn.Module, source: Source) -> dict[str, str]:
+    """Model name -> stored name. Checkpoints of a bare base model lack its prefix; tied tensors may be absent."""
+    shapes = source.shapes()
+    prefix = _base_prefix(skeleton)
+    tied = set(getattr(skeleton, "_tied_weights_keys", None) or ())
+    names, missing = {}, []
+    for name, tensor in skeleton.state_dict().items():
+        stored = next((s for s in (name, name.removeprefix(prefix)) if s in shapes), None)
+        if stored is None:
+            if name not in tied:
+                missing.append(name)
+            continue
+        if shapes[stored] != tuple(tensor.shape):
+            raise CorruptFile(
+                f"{stored} has shape {list(shapes[stored])}, but the configuration asks for {list(tensor.shape)}"
+            )
+        names[name] = stored
+    if missing:
+        raise CorruptFile(
+            f"the checkpoint lacks {len(missing)} tensors of the model, {missing[0]} among them: "
+            "it is incomplete or belongs to another configuration"
+        )
+    return names
+
+
+def _main_dtype(source: Source) -> torch.dtype:
+    """The floating type that most stored numbers have."""
+    shapes, counts = source.shapes(), dict[torch.dtype, int]()
+    for name, dtype in source.dtypes().items():
+        if dtype.is_floating_point:
+            counts[dtype] = counts.get(dtype, 0) + torch.Size(shapes[name]).numel()
+    if not counts:
+        raise InvalidInput("the model holds no floating-point tensors")
+    return max(counts, key=lambda dtype: counts[dtype])
+
+
+def _named_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InvalidInput(f"dtype {dtype!r}: use float32, bfloat16, float16 or auto")
+    return found
+
+
+def _check_vocabulary(tokens: Tensor, config: Any) -> None:
+    size = config.vocab_size
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= size:
+        raise InvalidInput(f"token ids run from {low} to {high}, but the model's vocabulary has {size} tokens")

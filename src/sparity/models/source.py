@@ -1,0 +1,162 @@
+"""Where a model's tensors come from: a module in memory, or safetensors shards read one tensor at a time."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sparity.errors import CorruptFile, InvalidInput
+
+
+class Source(ABC):
+    """Tensors by name."""
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each stored tensor; a tied copy is not listed."""
+
+    @abstractmethod
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """The named tensors, on the CPU or where the module holds them."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash that changes when the weights change, cheap to compute."""
+
+    @abstractmethod
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Name and type of each stored tensor."""
+
+
+class ModuleSource(Source):
+    """The tensors of a model in memory. It is read, never written."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        seen = set()
+        for name, tensor in module.state_dict().items():
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            if tensor.numel() and place in seen:
+                continue  # tied to a tensor that is already listed
+            seen.add(place)
+            self._tensors[name] = tensor.detach()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Source.shapes`."""
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """See `Source.dtypes`."""
+        return {name: tensor.dtype for name, tensor in self._tensors.items()}
+
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """See `Source.read`."""
+        return {name: self._tensors[name] for name in names}
+
+    def fingerprint(self) -> str:
+        """A hash of every tensor's shape and of a sample of its values."""
+        digest = hashlib.sha256()
+        for name, tensor in self._tensors.items():
+            sample = tensor.flatten()[:: max(1, tensor.numel() // 1024)].float().cpu()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()
+
+
+class CheckpointSource(Source):
+    """A Hugging Face folder with `model.safetensors`, whole or in shards. Files are open only while they are read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._homes: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        listed = _index(folder)
+        for path in _shard_paths(folder, listed):
+            for name, shape, dtype in _header(path):
+                self._homes[name], self._shapes[name], self._dtypes[name] = path, shape, dtype
+        absent = sorted(set(listed or ()) - set(self._homes))
+        if absent:
+            raise CorruptFile(
+                f"{folder}: the index lists {len(absent)} tensors that no shard holds, {absent[0]} among them; "
+                "fetch or save the model again"
+            )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Source.shapes`."""
+        return dict(self._shapes)
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """See `Source.dtypes`."""
+        return dict(self._dtypes)
+
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """See `Source.read`."""
+        tensors = {}
+        for path in sorted({self._homes[name] for name in names}):
+            with safe_open(path, framework="pt") as file:
+                for name in names:
+                    if self._homes[name] == path:
+                        tensors[name] = file.get_tensor(name)
+        return tensors
+
+    def fingerprint(self) -> str:
+        """A hash of the shards' names, sizes, change times and headers."""
+        digest = hashlib.sha256()
+        for path in sorted(set(self._homes.values())):
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(json.dumps(sorted(self._shapes.items())).encode())
+        return digest.hexdigest()
+
+
+def _index(folder: Path) -> dict[str, str] | None:
+    path = folder / "model.safetensors.index.json"
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{path} is not a shard index ({error}); fetch or save the model again") from error
+
+
+def _shard_paths(folder: Path, listed: dict[str, str] | None) -> list[Path]:
+    if listed is None:
+        whole = folder / "model.safetensors"
+        if whole.exists():
+            return [whole]
+        others = sorted(path.name for path in folder.glob("*.bin"))
+        found = f" (it holds {', '.join(others)}: only safetensors are read, save the model again)" if others else ""
+        raise InvalidInput(f"{folder} has no model.safetensors and no model.safetensors.index.json{found}")
+    for shard in listed.values():
+        if Path(shard).name != shard:
+            raise CorruptFile(f"{folder}: the shard index names {shard!r}, which is not a file of this folder")
+    paths = [folder / name for name in sorted(set(listed.values()))]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise CorruptFile(f"{folder}: missing shards {', '.join(missing)}; fetch them again")
+    return paths
+
+
+def _header(path: Path) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            entries = []
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                part = file.get_slice(name)
+                entries.append((name, tuple(part.get_shape()), _dtype(part.get_dtype(), path, name)))
+            return entries
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{path} is truncated or damaged ({error}); fetch or save it again") from error
+
+
+def _dtype(code: str, path: Path, name: str) -> torch.dtype:
+    known = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+             "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+             "BOOL": torch.bool}  # fmt: skip
+    if code not in known:
+        raise InvalidInput(f"{path}: {name} is stored as {code}; start from the model's unquantised weights")
+    return known[code]

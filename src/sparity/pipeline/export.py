@@ -1,0 +1,82 @@
+"""The plain export: a Hugging Face folder that loads anywhere, plus `sparity.json` and a model card."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+from sparity import __version__
+from sparity.files import file_hash, write_atomically, write_json, write_text
+from sparity.measure.card import model_card
+from sparity.measure.report import Candidate, Report
+from sparity.models.source import CheckpointSource
+from sparity.pipeline.job import Job
+
+FORMAT = 1
+COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "generation_config.json", "LICENSE*",
+)  # fmt: skip
+
+
+def write_companions(job: Job, folder: Path) -> None:
+    """Everything beside the shards that transformers needs: index, configuration, tokenizer, chat template."""
+    shards = sorted(folder.glob("model-*-of-*.safetensors"))
+    _write_index(folder, shards)
+    if job.folder is not None:
+        for pattern in COMPANIONS:
+            for source in sorted(job.folder.glob(pattern)):
+                if source.is_file():
+                    write_atomically(folder / source.name, partial(shutil.copyfile, source))
+        config = json.loads((job.folder / "config.json").read_text())
+    else:
+        config = json.loads(job.decoder.config.to_json_string(use_diff=False))
+        config["architectures"] = [type(job.module).__name__]
+        generation = getattr(job.module, "generation_config", None)
+        if generation is not None:
+            write_text(folder / "generation_config.json", generation.to_json_string())
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(job.decoder.dtype).removeprefix("torch.")
+    write_json(folder / "config.json", config)
+
+
+def write_results(job: Job, folder: Path, report: Report) -> None:
+    """The model card and, last, `sparity.json` with the report and every other file's hash."""
+    candidate: Candidate = report.candidates[0]
+    write_text(folder / "README.md", model_card(report, candidate))
+    hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    content = {
+        "format": FORMAT,
+        "layout": job.recipe.output.format,
+        "sparity": __version__,
+        "pattern": job.prune.pattern,
+        "identity": job.identity(),
+        "sparsity": {layer.name: layer.sparsity for layer in candidate.layers},
+        "targets": job.targets,
+        "files": hashes,
+        "report": report.to_dict(),
+    }
+    write_json(folder / "sparity.json", content)
+
+
+def weight_bytes(folder: Path) -> int:
+    """The size of a folder's weight files."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _write_index(folder: Path, shards: list[Path]) -> None:
+    homes: dict[str, str] = {}
+    for shard in shards:
+        names = _tensor_names(shard)
+        homes.update(dict.fromkeys(names, shard.name))
+    total = sum(shard.stat().st_size for shard in shards)
+    index = {"metadata": {"total_size": total}, "weight_map": homes}
+    write_json(folder / "model.safetensors.index.json", index)
+    CheckpointSource(folder)  # every shard is whole and every tensor is where the index says
+
+
+def _tensor_names(shard: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="pt") as file:
+        return list(file.keys())

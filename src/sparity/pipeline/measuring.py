@@ -1,0 +1,124 @@
+"""The measurements of a run, put together as a report."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparity.measure import machine
+from sparity.measure.report import Candidate, Effort, Layer, Quality, Report, Speed, Verdict
+from sparity.measure.speed import compare_speed
+from sparity.models.loading import load
+from sparity.pipeline.export import weight_bytes
+from sparity.pipeline.job import Job
+from sparity.quality.agreement import compare, grade
+from sparity.recipe import Accept
+
+PLAIN_NOTE = (
+    "This is a plain export: the zeros are stored and computed like any other number, so it is neither smaller nor "
+    "faster than the dense model."
+)
+
+
+def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -> Report:
+    """Load the dense model and the one in `folder`, measure both, and judge the result."""
+    quality: tuple[Quality, ...] = ()
+    speed = None
+    if job.texts or job.recipe.measure.speed:
+        dense, sparse = job.dense_model(), load(folder, device=job.device, dtype=job.decoder.dtype)
+        quality = tuple(_quality(job, dense, sparse))
+        speed = _speed(job, dense, sparse)
+    parameters = sum(torch.Size(shape).numel() for shape in job.decoder.source.shapes().values())
+    zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in layers)
+    pruned = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    candidate = Candidate(
+        name=job.pruning.words,
+        recipe=job.recipe.summary(),
+        pattern=job.pruning.pattern.words,
+        target=sum(job.targets[layer.name] * layer.shape[0] * layer.shape[1] for layer in layers) / pruned,
+        sparsity=zeros / pruned,
+        model_sparsity=zeros / parameters,
+        bytes_dense=_dense_bytes(job),
+        bytes_sparse=weight_bytes(folder),
+        layers=layers,
+        effort=effort,
+        quality=quality,
+        speed=speed,
+        verdicts=tuple(judge(job.recipe.accept, quality, speed)),
+        notes=(PLAIN_NOTE,),
+    )
+    config = job.decoder.config
+    return Report(
+        model=job.name,
+        architecture=(getattr(config, "architectures", None) or [config.model_type])[0],
+        parameters=parameters,
+        blocks=len(job.decoder),
+        dtype=str(job.decoder.dtype).removeprefix("torch."),
+        machine=machine.describe(),
+        candidates=(candidate,),
+    )
+
+
+def judge(accept: Accept, quality: tuple[Quality, ...], speed: Speed | None) -> list[Verdict]:
+    """One verdict per limit of the recipe; what was not measured cannot be accepted."""
+    verdicts = []
+    if accept.perplexity is not None:
+        limit = float(re.sub(r"[+%]", "", accept.perplexity)) / 100
+        worst = max((q.change for q in quality), default=None)
+        reached = "not measured" if worst is None else f"{worst:+.2%}"
+        passed = worst is not None and worst <= limit
+        verdicts.append(Verdict(f"perplexity at most {accept.perplexity}", reached, passed))
+    if accept.kl is not None:
+        worst = max((q.kl for q in quality), default=None)
+        reached = "not measured" if worst is None else f"{worst:.4f}"
+        verdicts.append(Verdict(f"KL at most {accept.kl:g}", reached, worst is not None and worst <= accept.kl))
+    if accept.decode is not None:
+        ratio = None if speed is None else speed.decode_ratio.median
+        reached = "not measured" if ratio is None else f"{ratio:.2f}x"
+        passed = ratio is not None and ratio >= float(accept.decode.rstrip("x"))
+        verdicts.append(Verdict(f"decode at least {accept.decode}", reached, passed))
+    return verdicts
+
+
+def _quality(job: Job, dense: Any, sparse: Any) -> list[Quality]:
+    rows = []
+    for text in job.texts:
+        found = compare(dense, sparse, text.ids, text.window)
+        change = found.perplexity / found.dense_perplexity - 1
+        rows.append(
+            Quality(
+                text=text.name,
+                window=text.window,
+                tokens=found.tokens,
+                dense_perplexity=found.dense_perplexity,
+                perplexity=found.perplexity,
+                change=change,
+                grade=grade(change),
+                kl=found.kl,
+                top1=found.top1,
+            )
+        )
+    return rows
+
+
+def _speed(job: Job, dense: Any, sparse: Any) -> Speed | None:
+    test = job.recipe.measure.speed
+    if test is None:
+        return None
+    return compare_speed(dense, sparse, _prompt(job), test.prompt, test.tokens, test.rounds)
+
+
+def _prompt(job: Job) -> Tensor:
+    """Ids to generate from: a measured text, calibration tokens, or simply the first ids of the vocabulary."""
+    wanted = job.recipe.measure.speed.prompt if job.recipe.measure.speed else 0
+    candidates = [text.ids for text in job.texts] + ([] if job.tokens is None else [job.tokens.flatten()])
+    return next((ids for ids in candidates if len(ids) >= wanted), torch.arange(wanted) % job.decoder.config.vocab_size)
+
+
+def _dense_bytes(job: Job) -> int:
+    if job.folder is not None:
+        return weight_bytes(job.folder)
+    shapes = job.decoder.source.shapes()
+    return sum(torch.Size(shapes[name]).numel() * dtype.itemsize for name, dtype in job.decoder.source.dtypes().items())

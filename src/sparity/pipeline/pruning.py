@@ -1,0 +1,110 @@
+"""The prune stage: every block in turn, committed before the next begins."""
+
+import time
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sparity.calibration import Statistics, Step, walk
+from sparity.measure.report import Layer
+from sparity.models import BlockInputs
+from sparity.pipeline.folder import RunFolder
+from sparity.pipeline.job import Job
+
+
+class Listener(Protocol):
+    """Told how a run gets on."""
+
+    def phase(self, words: str) -> None:
+        """A new phase begins."""
+
+    def block(self, done: int, total: int, seconds: float) -> None:
+        """A block was committed."""
+
+
+def shard_name(number: int, total: int) -> str:
+    """The file of shard `number` of `total`, counted from 1."""
+    return f"model-{number:05d}-of-{total:05d}.safetensors"
+
+
+def prune_blocks(job: Job, folder: RunFolder, listener: Listener) -> None:
+    """Prune what is not committed yet. Shard 1 holds everything outside the blocks, shard 2 the first block."""
+    decoder, total = job.decoder, len(job.decoder)
+    progress = folder.progress
+    if progress.blocks == total:
+        return
+    if progress.blocks == 0:
+        folder.save_shard(shard_name(1, total + 1), decoder.rest())
+    torch.set_num_threads(folder.threads)
+    inputs = _inputs(job)
+    steps = walk(
+        decoder,
+        inputs,
+        job.needs,
+        order=job.prune.order,
+        true_sequential=job.prune.true_sequential,
+        start=progress.blocks,
+        hidden=folder.hidden(),
+    )
+    started = time.perf_counter()
+    for step in steps:
+        layers = _prune_block(job, step)
+        if job.needs:
+            step.finish()
+        index = step.block.index
+        folder.save_shard(shard_name(index + 2, total + 1), decoder.export(step.block))
+        seconds = time.perf_counter() - started
+        record = {"seconds": seconds, "layers": [asdict(layer) for layer in layers]}
+        last = index + 1 == total
+        folder.commit(index + 1, step.hidden if job.needs and not last else None, record)
+        listener.block(index + 1, total, seconds)
+        started = time.perf_counter()
+
+
+def _inputs(job: Job) -> BlockInputs:
+    if job.tokens is None:
+        return BlockInputs(torch.empty(0), {}, 1)
+    batch = job.recipe.calibration.batch if job.recipe.calibration else 1
+    return job.decoder.inputs(job.tokens, batch)
+
+
+def _prune_block(job: Job, step: Step) -> list[Layer]:
+    layers = []
+    for site, statistics in step.sites():
+        for projection in site.projections:
+            target = job.targets[projection.name]
+            before = projection.weight.clone()
+            if target > 0:
+                pruned, _ = job.pruning.apply(before, statistics, target)
+                projection.write(pruned)
+            after = projection.weight
+            rows, columns = after.shape
+            layers.append(
+                Layer(
+                    name=projection.name,
+                    role=projection.role,
+                    block=step.block.index,
+                    shape=(rows, columns),
+                    target=target,
+                    sparsity=float((after == 0).sum()) / after.numel(),
+                    loss=_loss(before, after, statistics) if job.recipe.measure.layer_loss else None,
+                )
+            )
+    return layers
+
+
+def _loss(before: Tensor, after: Tensor, statistics: Statistics) -> float:
+    """The share of the output's energy that the change of the weight takes away, on calibration tokens."""
+
+    def energy(matrix: Tensor) -> float:
+        return float(((matrix @ statistics.gram) * matrix).sum())
+
+    total = energy(before.float())
+    return energy(before.float() - after.float()) / total if total > 0 else 0.0
+
+
+def committed_layers(records: tuple[dict[str, Any], ...]) -> tuple[Layer, ...]:
+    """The layers of all committed blocks."""
+    return tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for record in records for layer in record["layers"])

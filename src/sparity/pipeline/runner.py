@@ -1,0 +1,131 @@
+"""Run a recipe from beginning to end."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparity.errors import InvalidInput
+from sparity.measure.machine import watch_peak_memory
+from sparity.measure.report import Effort, Report
+from sparity.models.loading import load
+from sparity.pipeline.export import write_companions, write_results
+from sparity.pipeline.folder import RunFolder
+from sparity.pipeline.job import Job, prepare
+from sparity.pipeline.measuring import measure
+from sparity.pipeline.pruning import Listener, committed_layers, prune_blocks
+from sparity.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: what was measured and where the model lies."""
+
+    report: Report
+    path: Path
+    _device: str = "cpu"
+    _keep_alive: Any = field(default=None, repr=False)  # the temporary folder, when no output was named
+
+    def model(self) -> Any:
+        """The sparse model, loaded from `path` by transformers."""
+        return load(self.path, device=self._device)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether every limit of the recipe's `accept` section was kept."""
+        return self.report.accepted
+
+
+class Silence:
+    """A listener that says nothing."""
+
+    def phase(self, words: str) -> None:
+        """See `Listener`."""
+
+    def block(self, done: int, total: int, seconds: float) -> None:
+        """See `Listener`."""
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    model: str | Path | nn.Module | None = None,
+    output: str | Path | None = None,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = False,
+) -> Result:
+    """Prune a model as a recipe says, measure it beside the dense one, and save it.
+
+    Args:
+        recipe: a YAML file, a dictionary or a `Recipe`.
+        model: a folder, a Hugging Face name or a model in memory (not changed), in place of the recipe's.
+        output: the folder of the result, in place of the recipe's. Without one the result lies in a temporary folder
+            that lives as long as the returned object.
+        device: "cpu", "cuda", ... or "auto".
+        force: replace an existing output, or start an unfinished run over.
+        resume: continue an unfinished run; a finished part is not done again, and the result is bit-identical.
+
+    Raises:
+        SparityError: bad input, a conflict with another run, numerical trouble or a full disk; finished blocks stay.
+    """
+    return execute(
+        Recipe.read(recipe), Silence(), model=model, output=output, device=device, force=force, resume=resume
+    )
+
+
+def execute(
+    recipe: Recipe,
+    listener: Listener,
+    *,
+    model: str | Path | nn.Module | None = None,
+    output: str | Path | None = None,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = False,
+) -> Result:
+    """`run` for a checked recipe, with a listener that is told how the run gets on."""
+    listener.phase("checking")
+    job = prepare(recipe, model, device)
+    named = output or recipe.output.path
+    temporary = None
+    if named is None:
+        if resume:
+            raise InvalidInput("resume needs the output folder of the run that is to be continued")
+        temporary = tempfile.TemporaryDirectory(prefix="sparity-")
+    path = Path(named).expanduser() if named is not None else Path(temporary.name) / "model"  # type: ignore[union-attr]
+    threads = torch.get_num_threads()
+    try:
+        with RunFolder.open(path, job.identity(), force, resume) as folder:
+            report = _work(job, folder, listener)
+            folder.publish()
+    finally:
+        torch.set_num_threads(threads)
+    return Result(report, path, job.device, temporary)
+
+
+def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:
+    listener.phase("pruning")
+    begun, before = time.perf_counter(), folder.progress
+    with watch_peak_memory() as peak:
+        prune_blocks(job, folder, listener)
+        peak_memory = peak()
+    records = folder.progress.records
+    seconds = sum(record["seconds"] for record in before.records) + time.perf_counter() - begun
+    effort = Effort(
+        seconds=seconds,
+        peak_memory=peak_memory,
+        calibration_tokens=0 if job.tokens is None else job.tokens.numel(),
+        threads=torch.get_num_threads(),
+        seconds_per_block=tuple(record["seconds"] for record in records),
+    )
+    write_companions(job, folder.path)
+    listener.phase("measuring")
+    report = measure(job, folder.path, committed_layers(records), effort)
+    write_results(job, folder.path, report)
+    return report

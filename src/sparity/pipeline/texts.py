@@ -1,0 +1,97 @@
+"""From a recipe's text sections to token ids."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparity.calibration.text import read_documents
+from sparity.calibration.tokens import Windows, draw_windows, read_tokens
+from sparity.errors import InvalidInput
+from sparity.models import transformers as hf
+from sparity.quality.perplexity import split_windows
+from sparity.recipe import Calibration, Measure, Text
+
+DEFAULT_WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class MeasuredText:
+    """A text to measure on: 1-D ids and the window that they are cut into."""
+
+    name: str
+    ids: Tensor
+    window: int
+
+
+def calibration_tokens(calibration: Calibration, tokenizer: Any, config: Any) -> Tensor:
+    """Token ids `[samples, length]`, read or drawn."""
+    if calibration.tokens is not None:
+        tokens = read_tokens(calibration.tokens, dimensions=2)
+        context_window(config, tokens.shape[1])
+        return tokens
+    if tokenizer is None:
+        raise InvalidInput("the model has no tokenizer: give token ids as `calibration: {tokens: FILE.npy}`")
+    documents = read_documents(calibration.text or "", calibration.field, tokenizer if calibration.chat else None)
+    length = context_window(config, calibration.length)
+    windows = Windows(calibration.samples, length, calibration.seed, calibration.documents)
+    return draw_windows(documents, tokenizer, windows)
+
+
+def measured_texts(measure: Measure, tokenizer: Any, model: Any) -> Iterable[MeasuredText]:
+    """The texts of a recipe's `measure` section, each checked to fill a window of the model."""
+    for entry in measure.perplexity:
+        text = Text.named(entry) if isinstance(entry, str) else entry
+        yield measured_text(text, tokenizer, model, measure.window)
+
+
+def measured_text(text: Text, tokenizer: Any, model: Any, wanted_window: int | None) -> MeasuredText:
+    """The ids of a whole text: its documents joined by a blank line, special tokens once at the start.
+
+    Raises:
+        InvalidInput: no such text, or less of it than one window.
+    """
+    window = context_window(model.config, wanted_window)
+    if text.tokens is not None:
+        ids, name = read_tokens(text.tokens, dimensions=1), Path(text.tokens).stem
+    else:
+        if tokenizer is None:
+            raise InvalidInput("the model has no tokenizer: measure on token ids (a .npy file)")
+        documents = read_documents(text.text or "", text.field)
+        encoded = tokenizer("\n\n".join(documents), verbose=False)["input_ids"]
+        ids = torch.tensor(encoded, dtype=torch.int64)
+        name = text.text if isinstance(text.text, str) else "text"
+    split_windows(model, ids, window)
+    return MeasuredText(text.name or name, ids, window)
+
+
+def context_window(config: Any, wanted: int | None) -> int:
+    """`wanted`, or 2048, or the model's context if that is less.
+
+    Raises:
+        InvalidInput: more than the model's context is wanted.
+    """
+    context = hf.context_length(config)
+    if wanted is None:
+        return min(DEFAULT_WINDOW, context or DEFAULT_WINDOW)
+    if context and wanted > context:
+        raise InvalidInput(f"{wanted} tokens per window are more than the model's context of {context} tokens")
+    return wanted
+
+
+def default_device(device: str) -> str:
+    """`device`, or the first GPU, or the CPU, for "auto".
+
+    Raises:
+        InvalidInput: the device cannot be used.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device

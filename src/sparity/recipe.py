@@ -1,0 +1,256 @@
+"""The recipe: one file that says what is done to a model, how it is measured and what is accepted."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sparity.errors import CorruptFile, InvalidInput, suggestion
+
+Spec = str | dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibration(_Section):
+    """The text that statistics are gathered on. Give `text` or `tokens`."""
+
+    text: str | list[str] | None = Field(None, description="a file, a data set name[:split], or a list of texts")
+    tokens: str | None = Field(None, description="a .npy file of token ids [samples, length]")
+    field: str = Field("text", description="the column of a jsonl, json, parquet file or data set")
+    chat: bool = Field(False, description="rows are lists of messages: apply the model's chat template")
+    documents: Literal["separate", "joined"] = Field(
+        "separate", description="cut windows from single documents, or join"
+    )
+    samples: int = Field(128, ge=1)
+    length: int | None = Field(None, ge=2, description="tokens per sample; 2048 or the model's context if that is less")
+    seed: int = 0
+    batch: int = Field(1, ge=1, description="sequences per forward pass")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Calibration":
+        if (self.text is None) == (self.tokens is None):
+            raise ValueError("give either `text` or `tokens`")
+        return self
+
+
+class Prune(_Section):
+    """Zeros by a score, in a pattern; the solver corrects what stays."""
+
+    score: Spec | None = Field(None, description="how much a weight matters; default: the solver's own, else wanda")
+    pattern: Spec = Field("unstructured", description="unstructured, N:M (N kept of M), block:ROWSxCOLUMNS")
+    sparsity: float | None = Field(None, description="share of weights to remove, in [0, 1); default 0.5")
+    budget: Spec = Field("uniform", description="how the sparsity is shared out among projections")
+    solver: Spec = Field("mask_only", description="how the weights that stay make up for those that go")
+    compare_within: Literal["row", "layer"] | None = Field(None, description="the group in which scores compete")
+    order: Literal["sequential", "independent"] = Field(
+        "sequential", description="statistics behind pruned blocks, or from the dense model"
+    )
+    true_sequential: bool = Field(False, description="also behind the pruned projections of the same block")
+    overrides: dict[str, float] = Field(default_factory=dict, description="glob of projections -> its own sparsity")
+    dense: list[str] = Field(default_factory=list, description="globs of projections that stay dense")
+
+
+class Stage(_Section):
+    """One step of the recipe."""
+
+    prune: Prune
+
+
+class Text(_Section):
+    """A text to measure on. Give `text` or `tokens`."""
+
+    text: str | list[str] | None = None
+    tokens: str | None = None
+    field: str = "text"
+    name: str | None = None
+
+    @classmethod
+    def named(cls, source: str, field: str = "text") -> "Text":
+        """A text from one string: token ids when it ends in .npy."""
+        return cls(tokens=source) if source.endswith(".npy") else cls(text=source, field=field)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Text":
+        if (self.text is None) == (self.tokens is None):
+            raise ValueError("give either `text` or `tokens`")
+        return self
+
+
+class SpeedTest(_Section):
+    """Decode speed after a prompt, batch 1, dense and sparse in turns."""
+
+    prompt: int = Field(64, ge=1)
+    tokens: int = Field(32, ge=1)
+    rounds: int = Field(5, ge=1)
+
+
+class Measure(_Section):
+    """What is measured, dense beside sparse."""
+
+    perplexity: list[str | Text] = Field(default_factory=list, description="texts, or .npy files of 1-D token ids")
+    window: int | None = Field(None, ge=2, description="tokens per window; 2048 or the model's context if that is less")
+    speed: SpeedTest | None = Field(default_factory=lambda: SpeedTest())
+    layer_loss: bool = Field(False, description="the share of each projection's output that is lost; needs Gram sums")
+
+
+def _relative(limit: str) -> str:
+    if not re.fullmatch(r"\+?\d+(\.\d+)?%", limit):
+        raise ValueError('write it as "+5%"')
+    return limit
+
+
+def _factor(limit: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?x", limit):
+        raise ValueError('write it as "1.3x"')
+    return limit
+
+
+class Accept(_Section):
+    """Limits that the result must keep on every text."""
+
+    perplexity: Annotated[str, AfterValidator(_relative)] | None = Field(None, description='largest rise: "+5%"')
+    kl: float | None = Field(None, ge=0, description="largest KL to dense, nats per token")
+    decode: Annotated[str, AfterValidator(_factor)] | None = Field(None, description='least decode speed-up: "1.3x"')
+
+
+class Output(_Section):
+    """Where the result goes and in which layout."""
+
+    path: str | None = None
+    format: Literal["plain"] = "plain"
+
+
+class Recipe(_Section):
+    """Everything that one run does. Paths are relative to the current folder."""
+
+    model: str | None = Field(None, description="a Hugging Face folder or name, or zoo:llama for the bundled model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto keeps the checkpoint's")
+    calibration: Calibration | None = None
+    stages: list[Stage] = Field(min_length=1, max_length=1)
+    measure: Measure = Field(default_factory=lambda: Measure())
+    accept: Accept = Field(default_factory=lambda: Accept())
+    output: Output = Field(default_factory=Output)
+
+    @classmethod
+    def read(cls, recipe: "str | Path | Mapping[str, Any] | Recipe", overrides: list[str] | None = None) -> "Recipe":
+        """A checked recipe from a YAML file or a dictionary, with `a.b=c` overrides applied.
+
+        Raises:
+            InvalidInput: an unknown key, a value of the wrong kind; the message names the place.
+        """
+        if isinstance(recipe, Recipe):
+            content: Any = recipe.model_dump(exclude_unset=True)
+            where = "recipe"
+        elif isinstance(recipe, Mapping):
+            content, where = dict(recipe), "recipe"
+        else:
+            content, where = _load(Path(recipe)), str(recipe)
+        for override in overrides or ():
+            _set(content, override)
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise InvalidInput(_explain(error, where)) from error
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: everything but where the result goes."""
+        return _shortened(self.model_dump(mode="json", exclude={"output": {"path"}}))
+
+    def summary(self) -> dict[str, Any]:
+        """What the recipe sets, without defaults; texts given in memory are named by their hash."""
+        return _shortened(self.model_dump(mode="json", exclude_unset=True))
+
+
+def _shortened(content: dict[str, Any]) -> dict[str, Any]:
+    """Lists of texts replaced by their number and hash."""
+    short: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            short[key] = _shortened(value)
+        elif key == "text" and isinstance(value, list):
+            digest = hashlib.sha256("\0".join(value).encode()).hexdigest()
+            short[key] = f"{len(value)} texts in memory, sha256 {digest[:16]}"
+        elif isinstance(value, list):
+            short[key] = [_shortened(item) if isinstance(item, dict) else item for item in value]
+        else:
+            short[key] = value
+    return short
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes `1e-4` for text; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InvalidInput(f"recipe {path} does not exist")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{path}: a recipe is a mapping of keys, got {type(content).__name__}")
+    return content
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    """Apply `a.b=c`; a number selects an item of a list (`stages.0.prune.sparsity=0.6`)."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InvalidInput(f'override "{override}": write it as key.key=value')
+    keys = path.split(".")
+    place: Any = content
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(place, list):
+            if not key.isdigit() or int(key) >= len(place):
+                raise InvalidInput(f'override "{override}": "{key}" is not one of the {len(place)} items')
+            index: Any = int(key)
+        elif isinstance(place, dict):
+            index = key
+            if not last and not isinstance(place.get(key), dict | list):
+                place[key] = {}
+        else:
+            raise InvalidInput(f'override "{override}": nothing lies under "{key}"')
+        if last:
+            place[index] = yaml.load(text, _Loader)
+        else:
+            place = place[index]
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    problems = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            keys = _keys_at(problem["loc"][:-1])
+            message = f"unknown key{suggestion(str(problem['loc'][-1]), keys)} (keys here: {', '.join(keys)})"
+        elif "input" in problem and not isinstance(problem["input"], dict):
+            message += f", got {problem['input']!r}"
+        problems.append(f"{place}: {message}" if place else message)
+    return f"{where}: " + "; ".join(problems)
+
+
+def _keys_at(place: tuple[Any, ...]) -> list[str]:
+    """The keys that a section allows, found by following the place through the models."""
+    model: Any = Recipe
+    for key in place:
+        if isinstance(key, str) and key in model.model_fields:
+            nested = re.findall(r"\b[A-Z]\w+", str(model.model_fields[key].annotation))
+            model = next((globals()[name] for name in nested if isinstance(globals().get(name), type)), model)
+    return list(model.model_fields)

@@ -1,0 +1,140 @@
+"""One registry for every kind of plug-in: a plug-in's name is the name of its file.
+
+`get("score", "wanda")` imports `sparity.static.scores.wanda` on demand. Other packages add plug-ins through the
+entry-point group `sparity.plugins`, with entries named `kind.name`.
+"""
+
+import dataclasses
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from sparity.errors import InvalidInput, suggestion
+
+PACKAGES = {
+    "budget": "sparity.budgets",
+    "family": "sparity.models.families",
+    "pattern": "sparity.static.patterns",
+    "score": "sparity.static.scores",
+    "solver": "sparity.static.solvers",
+}
+
+Plugin = TypeVar("Plugin", bound=type)
+_registered: dict[tuple[str, str], type] = {}
+
+
+def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
+    """Class decorator: make a class available as the plug-in `name` of `kind`."""
+    _known_kind(kind)
+
+    def decorate(plugin: Plugin) -> Plugin:
+        plugin.name = name  # type: ignore[attr-defined]
+        _registered[kind, name] = plugin
+        return plugin
+
+    return decorate
+
+
+def names(kind: str) -> list[str]:
+    """All plug-ins of a kind, sorted: Sparity's own, those of installed packages, and those registered by hand."""
+    package = import_module(PACKAGES[_known_kind(kind)])
+    own = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"}
+    by_hand = {name for plugin_kind, name in _registered if plugin_kind == kind}
+    return sorted(own | by_hand | {name for plugin_kind, name in _entry_points() if plugin_kind == kind})
+
+
+def get(kind: str, name: str) -> type:
+    """The class of a plug-in, imported on demand.
+
+    Raises:
+        InvalidInput: no such kind or name; the message suggests the nearest one.
+    """
+    _known_kind(kind)
+    if (kind, name) not in _registered:
+        if name not in names(kind):
+            raise InvalidInput(
+                f'no {kind} "{name}"{suggestion(name, names(kind))} `sparity methods {kind}` lists them all'
+            )
+        if (kind, name) in _entry_points():
+            _registered[kind, name] = _entry_points()[kind, name].load()
+        else:
+            import_module(f"{PACKAGES[kind]}.{name}")
+    return _registered[kind, name]
+
+
+def build(kind: str, spec: str | Mapping[str, Any]) -> Any:
+    """A plug-in object from a recipe's value: `ria`, or `{ria: {a: 0.3}}`.
+
+    Raises:
+        InvalidInput: unknown name or option, or a value of the wrong type.
+    """
+    if isinstance(spec, str):
+        return create(kind, spec, {})
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        (name, options), *_ = spec.items()
+        if options is None or isinstance(options, Mapping):
+            return create(kind, str(name), dict(options or {}))
+    raise InvalidInput(f"{kind}: give a name or {{name: {{option: value}}}}, not {spec!r}")
+
+
+def create(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """The plug-in `name` with the given options, each checked against the dataclass field it sets."""
+    plugin = get(kind, name)
+    fields = option_types(plugin)
+    for key in options:
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise InvalidInput(f'{kind} "{name}" has no option "{key}"{suggestion(key, fields)} (options: {known})')
+    values = {key: _typed(value, fields[key], f'{kind} "{name}", option "{key}"') for key, value in options.items()}
+    return plugin(**values)
+
+
+def option_types(plugin: type) -> dict[str, Any]:
+    """Name and type of each option that a plug-in takes."""
+    hints = typing.get_type_hints(plugin)
+    return {field.name: hints[field.name] for field in dataclasses.fields(plugin) if field.init}
+
+
+def _typed(value: Any, expected: Any, where: str) -> Any:
+    choices = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    for choice in choices:
+        if _fits(value, choice):
+            return float(value) if choice is float else value
+    raise InvalidInput(f"{where}: expected {' or '.join(map(type_words, choices))}, got {value!r}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if typing.get_origin(expected) is typing.Literal:
+        return value in typing.get_args(expected)
+    if expected in (int, float):  # True is no number here, though Python says so
+        return isinstance(value, int if expected is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, expected)
+
+
+def type_words(expected: Any) -> str:
+    """An option's type in words: `int`, or the values that it may have."""
+    if typing.get_origin(expected) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(expected)))
+    if isinstance(expected, types.UnionType):
+        return " or ".join(map(type_words, typing.get_args(expected)))
+    return str(getattr(expected, "__name__", expected))
+
+
+def _known_kind(kind: str) -> str:
+    if kind not in PACKAGES:
+        raise InvalidInput(f'no plug-in kind "{kind}"{suggestion(kind, PACKAGES)} (kinds: {", ".join(PACKAGES)})')
+    return kind
+
+
+@cache
+def _entry_points() -> dict[tuple[str, str], EntryPoint]:
+    found: dict[tuple[str, str], EntryPoint] = {}
+    for entry in entry_points(group="sparity.plugins"):
+        kind, _, name = entry.name.partition(".")
+        found[kind, name] = entry
+    return found

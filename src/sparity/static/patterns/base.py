@@ -1,0 +1,96 @@
+"""What a pattern is, how it is written, and how the lowest scores are picked."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sparity import registry
+from sparity.errors import InvalidInput, NumericalError
+
+Group = Literal["row", "layer"]
+
+
+class Pattern(ABC):
+    """Where zeros may lie.
+
+    `compare_within` says which scores compete: those of an output row, or of all that `keep` is given.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def keep(self, scores: Tensor, sparsity: float, compare_within: Group) -> Tensor:
+        """`scores` [out, in], float32 -> bool [out, in], True where the weight is kept.
+
+        Of equal scores the one in the lower column (then row) is pruned first.
+        """
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """The pattern in words, such as "2 of 4 kept"."""
+
+    @property
+    def sparsity(self) -> float | None:
+        """The only sparsity that the pattern allows, or None when it allows any."""
+        return None
+
+    @property
+    def column_step(self) -> int | None:
+        """The width of the column groups in which a solver that goes column by column must choose."""
+        return None
+
+    @property
+    def column_multiple(self) -> int:
+        """The solver's column blocks must be a multiple of this."""
+        return self.column_step or 1
+
+    def check_shape(self, rows: int, columns: int, name: str) -> None:  # noqa: B027 - not every pattern must
+        """Raise `InvalidInput` when the pattern does not fit a matrix of this shape; most fit all."""
+
+    @abstractmethod
+    def breaches(self, keep: Tensor) -> int:
+        """The number of groups of a mask [out, in] that break the pattern; 0 when it is legal."""
+
+
+def build_pattern(spec: str | Mapping[str, Any]) -> Pattern:
+    """A pattern from its name: `unstructured`, `2:4` (kept:of), `block:16x16`, or `{name: {option: value}}`.
+
+    Raises:
+        InvalidInput: no such pattern, or sizes that make no sense.
+    """
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        (name, options), *_ = spec.items()
+        return _from_text(str(name), dict(options or {}))
+    if isinstance(spec, str):
+        return _from_text(spec, {})
+    raise InvalidInput(f"pattern: give a name or {{name: {{option: value}}}}, not {spec!r}")
+
+
+def _from_text(text: str, options: dict[str, Any]) -> Pattern:
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        text, options = "n_of_m", {"n": int(match[1]), "m": int(match[2]), **options}
+    elif match := re.fullmatch(r"block:(\d+)x(\d+)", text):
+        text, options = "block", {"rows": int(match[1]), "columns": int(match[2]), **options}
+    elif text not in registry.names("pattern"):
+        raise InvalidInput(
+            f'no pattern "{text}"; use unstructured, N:M with N kept of M (2:4), or block:ROWSxCOLUMNS (block:16x16)'
+        )
+    pattern: Pattern = registry.create("pattern", text, options)
+    return pattern
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """bool like `scores` [groups, members]: True at exactly the `count` lowest of each group, ties by position."""
+    order = scores.sort(dim=-1, stable=True).indices[:, :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raise `NumericalError` when scores cannot be ordered."""
+    if bool(scores.isnan().any()):
+        raise NumericalError("the scores hold NaN: weights or statistics are damaged")

@@ -1,0 +1,44 @@
+"""Unstructured: any weight may be zero."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparity.registry import register
+from sparity.static.patterns.base import Group, Pattern, check_scores, lowest
+
+
+@register("pattern", "unstructured")
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Prune the lowest scores of each row, or of the whole layer.
+
+    Within a row exactly `int(in * sparsity)` weights go (Wanda's rule). Within a layer everything up to and including
+    the score at rank `int(numel * sparsity)` goes (the rule of the magnitude, SparseGPT and RIA code: at least one
+    more, and all ties). `count: exact` prunes `int(numel * sparsity)` weights of a layer instead.
+    """
+
+    count: Literal["reference", "exact"] = "reference"
+
+    def keep(self, scores: Tensor, sparsity: float, compare_within: Group) -> Tensor:
+        """See `Pattern.keep`."""
+        check_scores(scores)
+        if sparsity == 0:
+            return torch.ones_like(scores, dtype=torch.bool)
+        if compare_within == "row":
+            return ~lowest(scores, int(scores.shape[1] * sparsity))
+        rank = int(scores.numel() * sparsity)
+        if self.count == "exact":
+            return ~lowest(scores.flatten()[None], rank).reshape(scores.shape)
+        return scores > scores.flatten().kthvalue(rank + 1).values
+
+    @property
+    def words(self) -> str:
+        """See `Pattern.words`."""
+        return "unstructured"
+
+    def breaches(self, keep: Tensor) -> int:
+        """Every mask is legal."""
+        return 0

@@ -1,0 +1,123 @@
+"""One pruning decision for one matrix: score, pattern and solver together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparity import registry
+from sparity.calibration import Statistics
+from sparity.errors import InvalidInput, NumericalError, suggestion
+from sparity.static.patterns.base import Group, Pattern, build_pattern
+from sparity.static.scores.base import Score
+from sparity.static.solvers.base import Solver
+
+Spec = str | Mapping[str, Any]
+DEFAULT_SCORE = "wanda"
+DEFAULT_SPARSITY = 0.5
+GROUPS = ("row", "layer")
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How a matrix is pruned. `sparsity` is the target that a budget shares out among matrices."""
+
+    score: Score
+    pattern: Pattern
+    solver: Solver
+    compare_within: Group
+    sparsity: float
+
+    @classmethod
+    def of(
+        cls,
+        score: Spec | None = None,
+        pattern: Spec = "unstructured",
+        solver: Spec = "mask_only",
+        sparsity: float | None = None,
+        compare_within: str | None = None,
+    ) -> "Pruning":
+        """Build the parts from a recipe's values, with the methods' own defaults for what is left out.
+
+        Raises:
+            InvalidInput: unknown names or options, or a sparsity that is out of range or contradicts the pattern.
+        """
+        chosen_solver: Solver = registry.build("solver", solver)
+        chosen_score: Score = registry.build("score", score or chosen_solver.own_score or DEFAULT_SCORE)
+        chosen_pattern = build_pattern(pattern)
+        group = compare_within or chosen_score.compare_within
+        if group not in GROUPS:
+            raise InvalidInput(f"compare_within {group!r}{suggestion(str(group), GROUPS)} (use {' or '.join(GROUPS)})")
+        return cls(chosen_score, chosen_pattern, chosen_solver, group, _sparsity(sparsity, chosen_pattern))  # type: ignore[arg-type]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics that the score and the solver read."""
+        score_needs = () if self._solver_scores else self.score.needs
+        return frozenset(score_needs) | frozenset(self.solver.needs)
+
+    @property
+    def words(self) -> str:
+        """The method in words, such as "wanda, 2 of 4 kept"."""
+        solver = "" if self.solver.name == "mask_only" else f" + {self.solver.name}"
+        name = self.solver.name if self._solver_scores else f"{self.score.name}{solver}"
+        share = "" if self.pattern.sparsity is not None else f", {self.sparsity:.0%}"
+        return f"{name}{share}, {self.pattern.words}"
+
+    def apply(self, weight: Tensor, statistics: Statistics, sparsity: float) -> tuple[Tensor, Tensor]:
+        """Prune `weight` [out, in] by the fraction `sparsity`.
+
+        Returns the new weight in the type of the old one, zero where pruned, and the mask (bool, True = kept).
+        """
+        if self._solver_scores:
+            choose = _Choice(self, sparsity)
+        else:
+            scores = self.score.score(weight, statistics)
+            choose = _Choice(self, sparsity, self.pattern.keep(scores, sparsity, self.compare_within))
+        solved, keep = self.solver.solve(weight, statistics, choose)
+        pruned = solved.to(weight.dtype)
+        if not bool(torch.isfinite(pruned).all()):
+            raise NumericalError(
+                f"{statistics.site}: {self.solver.name} gave NaN or infinite weights; raise its damping"
+            )
+        return pruned, keep
+
+    @property
+    def _solver_scores(self) -> bool:
+        return self.solver.own_score == self.score.name
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Answers a solver: from the fixed mask of a score, or by the pattern from the solver's own scores."""
+
+    pruning: Pruning
+    fraction: float
+    mask: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def column_step(self) -> int | None:
+        return None if self.mask is not None else self.pruning.pattern.column_step
+
+    @property
+    def column_multiple(self) -> int:
+        return 1 if self.mask is not None else self.pruning.pattern.column_multiple
+
+    def __call__(self, scores: Tensor, columns: slice) -> Tensor:
+        if self.mask is not None:
+            return self.mask[:, columns]
+        return self.pruning.pattern.keep(scores, self.fraction, self.pruning.compare_within)
+
+
+def _sparsity(given: float | None, pattern: Pattern) -> float:
+    if given is None:
+        return DEFAULT_SPARSITY if pattern.sparsity is None else pattern.sparsity
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 1:
+        raise InvalidInput(f"sparsity {given}: it is the share of weights to remove and must lie in [0, 1)")
+    if pattern.sparsity is not None and abs(given - pattern.sparsity) > 1e-9:
+        raise InvalidInput(
+            f"sparsity {given} contradicts the pattern: {pattern.words} is {pattern.sparsity:g}; leave sparsity out"
+        )
+    return float(given)

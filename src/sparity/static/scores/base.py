@@ -1,0 +1,26 @@
+"""What a score is."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from sparity.calibration import Statistics
+
+Group = Literal["row", "layer"]
+
+
+class Score(ABC):
+    """How much each weight of a matrix matters.
+
+    `needs` names the statistics that the score reads; `compare_within` is the group in which its scores compare by
+    default: an output row or the whole layer.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    compare_within: ClassVar[Group] = "layer"
+
+    @abstractmethod
+    def score(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        """`weight` [out, in] -> importance [out, in], float32, higher is kept."""
