@@ -96,6 +96,7 @@ class Measure(_Section):
 
     perplexity: list[str | Text] = Field(default_factory=list, description="texts, or .npy files of 1-D token ids")
     window: int | None = Field(None, ge=2, description="tokens per window; 2048 or the model's context if that is less")
+    windows: int | None = Field(None, ge=1, description="only the first so many windows of each text")
     speed: SpeedTest | None = Field(default_factory=lambda: SpeedTest())
     layer_loss: bool = Field(False, description="the share of each projection's output that is lost; needs Gram sums")
 

@@ -22,7 +22,7 @@ SHARED: dict[str, Any] = {
     "model": "zoo:llama",
     "dtype": "float32",
     "calibration": {"text": "python-docs:calibration", "documents": "joined", "samples": 64, "length": 512, "batch": 8},
-    "measure": {"perplexity": ["python-docs:held-out", "python-code:held-out"], "window": 512},
+    "measure": {"perplexity": ["python-docs:held-out", "python-code:held-out"], "window": 512, "windows": 32},
 }
 
 

@@ -38,7 +38,7 @@ def plan(
 
 
 def _show(plan: "Plan") -> None:
-    from sparity.measure.format import size
+    from sparity.measure.format import size as words
 
     table = Table(title=f"{plan.model}: {plan.method}")
     for column in ("projections", "role", "shape", "parameters", "bytes", "sparsity"):
@@ -55,12 +55,12 @@ def _show(plan: "Plan") -> None:
             role,
             f"{shape[0]} x {shape[1]}",
             f"{parameters:,}",
-            size(sum(site.bytes for site in sites)),
+            words(sum(site.bytes for site in sites)),
             f"{target:.1%}" if target else "dense",
         )
     console.out.print(table)
     statistics = ", ".join(plan.statistics) or "none"
     console.out.print(f"calibration: {plan.samples} samples of {plan.length} tokens; statistics: {statistics}")
-    parts = "; ".join(f"{name} {size(size)}" for name, size in plan.memory.items() if size)
-    console.out.print(f"memory while pruning, about {size(plan.peak_memory)} beside the libraries: {parts}")
-    console.out.print(f"time to prune, about {plan.seconds:.0f} s; output {size(plan.output_bytes)}")
+    parts = "; ".join(f"{name} {words(size)}" for name, size in plan.memory.items() if size)
+    console.out.print(f"memory while pruning, about {words(plan.peak_memory)} beside the libraries: {parts}")
+    console.out.print(f"time to prune, about {plan.seconds:.0f} s; output {words(plan.output_bytes)}")

@@ -238,15 +238,13 @@ def _machine(report: Report) -> str:
     return f"<footer><h2>Machine and versions</h2><dl>{facts}</dl></footer>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "", dense_first: bool = False) -> str:
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], dense_first: bool = False) -> str:
     """A table whose heads are text and whose cells are HTML."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
     opening = ['<tr class="dense">' if dense_first and not place else "<tr>" for place in range(len(lines))]
     body = "".join(f"{start}{line}</tr>" for start, line in zip(opening, lines, strict=True))
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _figure(caption: str, drawing: str) -> str:

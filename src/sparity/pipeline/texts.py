@@ -45,11 +45,13 @@ def measured_texts(measure: Measure, tokenizer: Any, model: Any) -> Iterable[Mea
     """The texts of a recipe's `measure` section, each checked to fill a window of the model."""
     for entry in measure.perplexity:
         text = Text.named(entry) if isinstance(entry, str) else entry
-        yield measured_text(text, tokenizer, model, measure.window)
+        yield measured_text(text, tokenizer, model, measure.window, measure.windows)
 
 
-def measured_text(text: Text, tokenizer: Any, model: Any, wanted_window: int | None) -> MeasuredText:
-    """The ids of a whole text: its documents joined by a blank line, special tokens once at the start.
+def measured_text(
+    text: Text, tokenizer: Any, model: Any, wanted_window: int | None, windows: int | None = None
+) -> MeasuredText:
+    """The ids of a whole text: its documents joined by a blank line, special tokens once at the start; the first `windows` of it.
 
     Raises:
         InvalidInput: no such text, or less of it than one window.
@@ -64,8 +66,8 @@ def measured_text(text: Text, tokenizer: Any, model: Any, wanted_window: int | N
         encoded = tokenizer("\n\n".join(documents), verbose=False)["input_ids"]
         ids = torch.tensor(encoded, dtype=torch.int64)
         name = text.text if isinstance(text.text, str) else "text"
-    split_windows(model, ids, window)
-    return MeasuredText(text.name or name, ids, window)
+    cut = split_windows(model, ids, window)[:windows]
+    return MeasuredText(text.name or name, cut.flatten(), window)
 
 
 def context_window(config: Any, wanted: int | None) -> int:
