@@ -97,7 +97,7 @@ class Measure(_Section):
     perplexity: list[str | Text] = Field(default_factory=list, description="texts, or .npy files of 1-D token ids")
     window: int | None = Field(None, ge=2, description="tokens per window; 2048 or the model's context if that is less")
     windows: int | None = Field(None, ge=1, description="only the first so many windows of each text")
-    speed: SpeedTest | None = Field(default_factory=lambda: SpeedTest())
+    speed: SpeedTest | None = Field(default_factory=SpeedTest)
     layer_loss: bool = Field(False, description="the share of each projection's output that is lost; needs Gram sums")
 
 
@@ -135,8 +135,8 @@ class Recipe(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto keeps the checkpoint's")
     calibration: Calibration | None = None
     stages: list[Stage] = Field(min_length=1, max_length=1)
-    measure: Measure = Field(default_factory=lambda: Measure())
-    accept: Accept = Field(default_factory=lambda: Accept())
+    measure: Measure = Field(default_factory=Measure)
+    accept: Accept = Field(default_factory=Accept)
     output: Output = Field(default_factory=Output)
 
     @classmethod

@@ -10,25 +10,26 @@ from sparity.measure import format, words
 from sparity.measure.report import Candidate, Quality, Report
 
 WIDTH = 100
+NAME_WIDTH = 22
 GRADES = {"excellent": "green", "good": "green", "acceptable": "yellow", "poor": "red"}
 DIRECTIONS = {"faster": "green", "on par": "yellow", "slower": "red"}
 ABSENT = Text("-", "dim")
 
 
 def render_table(report: Report) -> Table:
-    """A table that fits 100 columns; where several texts were measured, each has a row of its own under its model."""
+    """A table that fits 80 columns; where several texts were measured, each has a row of its own under its model."""
     texts = words.gather_quality(report)
     title = f"{report.model}, perplexity on {next(iter(texts))[0]}" if len(texts) == 1 else report.model
-    table = Table(title=Text(title, "bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("model", overflow="fold")
-    for name in ("sparsity", "weights", "perplexity", "change", "KL", "top-1", "tokens/s"):
+    table = Table(title=Text(title, "bold"), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold", min_width=NAME_WIDTH)
+    for name in ("sparsity", "perplexity", "change", "KL", "top-1", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
     dense = {key: _dense_quality([item for _, item in measured]) for key, measured in texts.items()}
     split = len(texts) > 1
-    _add_rows(table, ("dense", format.percent(0), _dense_size(report)), dense, _dense_speed(report), split)
+    _add_rows(table, ("dense", format.percent(0)), dense, _dense_speed(report), split)
     for candidate in report.candidates:
         measured = {(item.text, item.window): _quality(item) for item in candidate.quality}
-        start = (candidate.name, format.percent(candidate.sparsity), format.size(candidate.bytes_sparse))
+        start = (candidate.name, format.percent(candidate.sparsity))
         _add_rows(table, start, measured, _speed(candidate), split)
     return table
 
@@ -38,6 +39,7 @@ def print_report(report: Report, console: Console) -> None:
     width = min(console.width, WIDTH)
     console.print(render_table(report), width=width)
     console.print()
+    console.print(Text(f"Weight files: {_sizes(report)}"), width=width)
     for whom, note in words.gather_notes(report):
         console.print(Text(f"Note{f' on {whom}' if whom else ''}: {note}"), width=width)
     for candidate in report.candidates:
@@ -48,17 +50,17 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _add_rows(
-    table: Table, start: tuple[str, ...], quality: Mapping[tuple[str, int], tuple[Text, ...]], speed: Text, split: bool
+    table: Table, start: tuple[str, str], quality: Mapping[tuple[str, int], tuple[Text, ...]], speed: Text, split: bool
 ) -> None:
     """One row; when `split`, the row of a model has no quality and a row follows for each text."""
-    name, *size = start
+    name, sparsity = start
     if not (split and quality):
         cells = next(iter(quality.values()), (ABSENT,) * 4)
-        table.add_row(Text(name, "bold"), *size, *cells, speed)
+        table.add_row(Text(name, "bold"), sparsity, *cells, speed)
         return
-    table.add_row(Text(name, "bold"), *size, "", "", "", "", speed)
+    table.add_row(Text(name, "bold"), sparsity, "", "", "", "", speed)
     for (text, _), cells in quality.items():
-        table.add_row(Text(f"  on {text}"), "", "", *cells, "")
+        table.add_row(Text(f"  {text}"), "", *cells, "")
 
 
 def _quality(item: Quality) -> tuple[Text, ...]:
@@ -73,8 +75,10 @@ def _dense_quality(items: list[Quality]) -> tuple[Text, ...]:
     return Text("\n".join(perplexities)), Text(""), Text(""), Text("")
 
 
-def _dense_size(report: Report) -> str:
-    return "\n".join(dict.fromkeys(format.size(candidate.bytes_dense) for candidate in report.candidates))
+def _sizes(report: Report) -> str:
+    dense = dict.fromkeys(format.size(candidate.bytes_dense) for candidate in report.candidates)
+    sparse = dict.fromkeys(format.size(candidate.bytes_sparse) for candidate in report.candidates)
+    return f"dense {', '.join(dense)}; exported {', '.join(sparse)} ({report.dtype})."
 
 
 def _dense_speed(report: Report) -> Text:
@@ -89,5 +93,5 @@ def _speed(candidate: Candidate) -> Text:
     if candidate.speed is None:
         return ABSENT
     ratio = candidate.speed.decode_ratio
-    words_of_ratio = Text(format.speed_ratio(ratio), DIRECTIONS[format.direction(ratio)])
+    words_of_ratio = Text(format.speed_ratio(ratio).replace(", ", "\n"), DIRECTIONS[format.direction(ratio)])
     return Text.assemble(f"{format.rate(candidate.speed.sparse.decode.median)}\n", words_of_ratio)

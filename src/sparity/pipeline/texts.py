@@ -51,7 +51,9 @@ def measured_texts(measure: Measure, tokenizer: Any, model: Any) -> Iterable[Mea
 def measured_text(
     text: Text, tokenizer: Any, model: Any, wanted_window: int | None, windows: int | None = None
 ) -> MeasuredText:
-    """The ids of a whole text: its documents joined by a blank line, special tokens once at the start; the first `windows` of it.
+    """The ids of a whole text: its documents joined by a blank line, special tokens once at the start.
+
+    Only the first `windows` windows are kept.
 
     Raises:
         InvalidInput: no such text, or less of it than one window.
