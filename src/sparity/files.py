@@ -35,9 +35,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
                 f"the disk is full: {path} could not be written ({free / 1e6:.1f} MB free in {path.parent}); "
                 "free some space and continue with --resume"
             ) from error
-        if isinstance(error, OSError):
-            raise SparityError(f"cannot write {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError) or _is_safetensors(error):
+            raise SparityError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents where they are missing.
+
+    Raises:
+        SparityError: something that is no folder is in the way, or the place cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SparityError(f"cannot create the folder {path}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,6 +83,7 @@ def lock(path: Path) -> Iterator[None]:
 
     Raises:
         RunConflict: another process holds it.
+        SparityError: the file cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -81,6 +94,8 @@ def lock(path: Path) -> Iterator[None]:
         raise RunConflict(
             f"another run is writing to {path.parent.parent}: wait for it to end or choose another output"
         ) from error
+    except OSError as error:
+        raise SparityError(f"cannot lock {path}: {error.strerror or error}") from error
     try:
         yield
     finally:
@@ -94,7 +109,12 @@ def _umask() -> int:
 
 
 def _is_disk_full(error: BaseException) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
     # safetensors reports the system's error only in its text
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return type(error).__name__ == "SafetensorError" and "No space left" in str(error)
+    return _is_safetensors(error) and any(f"os error {number})" in str(error) for number in full)
+
+
+def _is_safetensors(error: BaseException) -> bool:
+    return type(error).__name__ == "SafetensorError"  # by name: this module does without the import

@@ -1,17 +1,29 @@
 """The recipe: one file that says what is done to a model, how it is measured and what is accepted."""
 
+import copy
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sparity.errors import CorruptFile, InvalidInput, suggestion
 
 Spec = str | dict[str, Any]
+
+
+def _not_a_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # Python takes True for 1
+        raise ValueError("expected a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_not_a_truth_value)]
+Number = Annotated[float, BeforeValidator(_not_a_truth_value)]
 
 
 class _Section(BaseModel):
@@ -28,10 +40,10 @@ class Calibration(_Section):
     documents: Literal["separate", "joined"] = Field(
         "separate", description="cut windows from single documents, or join"
     )
-    samples: int = Field(128, ge=1)
-    length: int | None = Field(None, ge=2, description="tokens per sample; 2048 or the model's context if that is less")
-    seed: int = 0
-    batch: int = Field(1, ge=1, description="sequences per forward pass")
+    samples: Whole = Field(128, ge=1)
+    length: Whole | None = Field(None, ge=2, description="tokens per sample; 2048, or the context if that is less")
+    seed: Whole = 0
+    batch: Whole = Field(1, ge=1, description="sequences per forward pass")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Calibration":
@@ -45,7 +57,7 @@ class Prune(_Section):
 
     score: Spec | None = Field(None, description="how much a weight matters; default: the solver's own, else wanda")
     pattern: Spec = Field("unstructured", description="unstructured, N:M (N kept of M), block:ROWSxCOLUMNS")
-    sparsity: float | None = Field(None, description="share of weights to remove, in [0, 1); default 0.5")
+    sparsity: Number | None = Field(None, description="share of weights to remove, in [0, 1); default 0.5")
     budget: Spec = Field("uniform", description="how the sparsity is shared out among projections")
     solver: Spec = Field("mask_only", description="how the weights that stay make up for those that go")
     compare_within: Literal["row", "layer"] | None = Field(None, description="the group in which scores compete")
@@ -53,7 +65,7 @@ class Prune(_Section):
         "sequential", description="statistics behind pruned blocks, or from the dense model"
     )
     true_sequential: bool = Field(False, description="also behind the pruned projections of the same block")
-    overrides: dict[str, float] = Field(default_factory=dict, description="glob of projections -> its own sparsity")
+    overrides: dict[str, Number] = Field(default_factory=dict, description="glob of projections -> its own sparsity")
     dense: list[str] = Field(default_factory=list, description="globs of projections that stay dense")
 
 
@@ -86,17 +98,17 @@ class Text(_Section):
 class SpeedTest(_Section):
     """Decode speed after a prompt, batch 1, dense and sparse in turns."""
 
-    prompt: int = Field(64, ge=1)
-    tokens: int = Field(32, ge=1)
-    rounds: int = Field(5, ge=1)
+    prompt: Whole = Field(64, ge=1)
+    tokens: Whole = Field(32, ge=1)
+    rounds: Whole = Field(5, ge=1)
 
 
 class Measure(_Section):
     """What is measured, dense beside sparse."""
 
     perplexity: list[str | Text] = Field(default_factory=list, description="texts, or .npy files of 1-D token ids")
-    window: int | None = Field(None, ge=2, description="tokens per window; 2048 or the model's context if that is less")
-    windows: int | None = Field(None, ge=1, description="only the first so many windows of each text")
+    window: Whole | None = Field(None, ge=2, description="tokens per window; 2048, or the context if that is less")
+    windows: Whole | None = Field(None, ge=1, description="only the first so many windows of each text")
     speed: SpeedTest | None = Field(default_factory=SpeedTest)
     layer_loss: bool = Field(False, description="the share of each projection's output that is lost; needs Gram sums")
 
@@ -117,7 +129,7 @@ class Accept(_Section):
     """Limits that the result must keep on every text."""
 
     perplexity: Annotated[str, AfterValidator(_relative)] | None = Field(None, description='largest rise: "+5%"')
-    kl: float | None = Field(None, ge=0, description="largest KL to dense, nats per token")
+    kl: Number | None = Field(None, ge=0, allow_inf_nan=False, description="largest KL to dense, nats per token")
     decode: Annotated[str, AfterValidator(_factor)] | None = Field(None, description='least decode speed-up: "1.3x"')
 
 
@@ -150,9 +162,9 @@ class Recipe(_Section):
             content: Any = recipe.model_dump(exclude_unset=True)
             where = "recipe"
         elif isinstance(recipe, Mapping):
-            content, where = dict(recipe), "recipe"
+            content, where = copy.deepcopy(dict(recipe)), "recipe"
         else:
-            content, where = _load(Path(recipe)), str(recipe)
+            content, where = _load(Path(recipe).expanduser()), str(recipe)
         for override in overrides or ():
             _set(content, override)
         try:
@@ -176,7 +188,7 @@ def _shortened(content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             short[key] = _shortened(value)
         elif key == "text" and isinstance(value, list):
-            digest = hashlib.sha256("\0".join(value).encode()).hexdigest()
+            digest = hashlib.sha256("\0".join(value).encode(errors="surrogatepass")).hexdigest()
             short[key] = f"{len(value)} texts in memory, sha256 {digest[:16]}"
         elif isinstance(value, list):
             short[key] = [_shortened(item) if isinstance(item, dict) else item for item in value]
@@ -186,23 +198,41 @@ def _shortened(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes `1e-4` for text; here it is a number."""
+    """Numbers as in YAML 1.2. YAML 1.1 takes `1e-4` for text and `2:4` for the number 124, in base 60."""
 
 
+_REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] not in _REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]{0,99})\Z"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    re.compile(
+        r"([-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
+    ),
     list("-+.0123456789"),
 )
 
 
+def _parse_yaml(text: str) -> Any:
+    """The value of a YAML text; raises `ValueError`, naming the line, when it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
 def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that no file can have
         raise InvalidInput(f"recipe {path} does not exist")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = _parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise CorruptFile(f"{path} is not YAML: {error}") from error
+    except OSError as error:
+        raise InvalidInput(f"recipe {path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):
         raise InvalidInput(f"{path}: a recipe is a mapping of keys, got {type(content).__name__}")
     return content
@@ -218,7 +248,7 @@ def _set(content: dict[str, Any], override: str) -> None:
     for position, key in enumerate(keys):
         last = position == len(keys) - 1
         if isinstance(place, list):
-            if not key.isdigit() or int(key) >= len(place):
+            if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(place):
                 raise InvalidInput(f'override "{override}": "{key}" is not one of the {len(place)} items')
             index: Any = int(key)
         elif isinstance(place, dict):
@@ -228,7 +258,10 @@ def _set(content: dict[str, Any], override: str) -> None:
         else:
             raise InvalidInput(f'override "{override}": nothing lies under "{key}"')
         if last:
-            place[index] = yaml.load(text, _Loader)
+            try:
+                place[index] = _parse_yaml(text)
+            except ValueError as error:
+                raise InvalidInput(f'override "{override}": the value is not YAML: {error}') from error
         else:
             place = place[index]
 
@@ -236,7 +269,9 @@ def _set(content: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError, where: str) -> str:
     problems = []
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
+        if problem["loc"] and problem["loc"][-1] == "str" and isinstance(problem["input"], dict):
+            continue  # a mapping was meant: what is wrong with it is another problem of the list
+        place = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             keys = _keys_at(problem["loc"][:-1])
@@ -245,6 +280,11 @@ def _explain(error: ValidationError, where: str) -> str:
             message += f", got {problem['input']!r}"
         problems.append(f"{place}: {message}" if place else message)
     return f"{where}: " + "; ".join(problems)
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether a part of a problem's place names no key but the alternative of a union that pydantic tried."""
+    return isinstance(part, str) and (part == "str" or part.startswith(("list[", "dict[", "function-")))
 
 
 def _keys_at(place: tuple[Any, ...]) -> list[str]:

@@ -58,7 +58,7 @@ def get(kind: str, name: str) -> type:
     if (kind, name) not in _registered:
         if name not in names(kind):
             raise InvalidInput(
-                f'no {kind} "{name}"{suggestion(name, names(kind))} `sparity methods {kind}` lists them all'
+                f'no {kind} "{name}"{suggestion(name, names(kind)) or ";"} `sparity methods {kind}` lists them all'
             )
         if (kind, name) in _entry_points():
             _registered[kind, name] = _entry_points()[kind, name].load()
@@ -90,6 +90,9 @@ def create(kind: str, name: str, options: Mapping[str, Any]) -> Any:
         if key not in fields:
             known = ", ".join(fields) or "none"
             raise InvalidInput(f'{kind} "{name}" has no option "{key}"{suggestion(key, fields)} (options: {known})')
+    missing = [key for key in _required(plugin) if key not in options]
+    if missing:
+        raise InvalidInput(f'{kind} "{name}" needs the option {" and ".join(missing)}: `sparity explain {name}`')
     values = {key: _typed(value, fields[key], f'{kind} "{name}", option "{key}"') for key, value in options.items()}
     return plugin(**values)
 
@@ -98,6 +101,12 @@ def option_types(plugin: type) -> dict[str, Any]:
     """Name and type of each option that a plug-in takes."""
     hints = typing.get_type_hints(plugin)
     return {field.name: hints[field.name] for field in dataclasses.fields(plugin) if field.init}
+
+
+def _required(plugin: type) -> list[str]:
+    absent = dataclasses.MISSING
+    options = [field for field in dataclasses.fields(plugin) if field.init]
+    return [field.name for field in options if field.default is absent and field.default_factory is absent]
 
 
 def _typed(value: Any, expected: Any, where: str) -> Any:

@@ -23,7 +23,7 @@ def bundled_documents(text: str) -> list[str]:
     part = part or PARTS[0]
     if part not in PARTS:
         raise InvalidInput(f'{name} has no part "{part}"{suggestion(part, PARTS)} (parts: {", ".join(PARTS)})')
-    documents = _SOURCES[name]()
+    documents = list(dict.fromkeys(_SOURCES[name]()))  # some topics are the same page under two names
     return documents[PARTS.index(part) :: 2]
 
 

@@ -1,6 +1,7 @@
 """Documents from files, lists and data sets."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ def read_documents(text: str | Sequence[str], field: str = "text", chat_tokenize
 def _read_source(text: str) -> list[Any]:
     if is_bundled(text):
         return list(bundled_documents(text))
-    path = Path(text).expanduser()
-    return _read_file(path) if path.is_file() else _read_dataset(text)
+    if not text.strip():
+        raise InvalidInput("the name of the text is empty: give a file, a data set name or a list of texts")
+    path = Path(text).expanduser()  # os.path.isfile, unlike Path.is_file, is False for a name that no file can have
+    return _read_file(path) if os.path.isfile(path) else _read_dataset(text)
 
 
 def _document(row: Any, index: int, field: str, chat_tokenizer: Any, where: str) -> str:
@@ -55,9 +58,18 @@ def _document(row: Any, index: int, field: str, chat_tokenizer: Any, where: str)
             )
         if not getattr(chat_tokenizer, "chat_template", None):
             raise InvalidInput("this model's tokenizer has no chat template: leave `chat` out")
-        return str(chat_tokenizer.apply_chat_template(row, tokenize=False))
+        try:
+            return str(chat_tokenizer.apply_chat_template(row, tokenize=False))
+        except Exception as error:  # a template is a program of the model's author
+            raise InvalidInput(f"{where}, row {index}: the chat template refuses its messages: {error}") from error
     if not isinstance(row, str):
         raise InvalidInput(f"{where}, row {index}: expected text, got {type(row).__name__}")
+    try:
+        row.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"{where}, row {index}: no valid text, half a surrogate pair at character {error.start}"
+        ) from error
     return row
 
 
@@ -65,11 +77,13 @@ def _read_file(path: Path) -> list[Any]:
     if path.suffix == ".parquet":
         return _read_parquet(path)
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CorruptFile(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if path.suffix == ".jsonl":
-        return [_parse(line, f"{path}, line {n}") for n, line in enumerate(content.splitlines(), 1) if line.strip()]
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
+    if path.suffix == ".jsonl":  # not splitlines: a text may hold U+2028 and its like
+        return [_parse(line, f"{path}, line {n}") for n, line in enumerate(content.split("\n"), 1) if line.strip()]
     if path.suffix == ".json":
         rows = _parse(content, str(path))
         if not isinstance(rows, list):
@@ -81,7 +95,7 @@ def _read_file(path: Path) -> list[Any]:
 def _parse(content: str, where: str) -> Any:
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{where} is not JSON ({error})") from error
 
 
@@ -93,14 +107,14 @@ def _read_parquet(path: Path) -> list[Any]:
         raise InvalidInput(f"{path}: reading parquet needs pyarrow: pip install 'sparity[data]'") from error
     try:
         return list(read_table(path).to_pylist())
-    except ArrowException as error:
-        raise CorruptFile(f"{path} is not a parquet file ({error})") from error
+    except (ArrowException, OSError) as error:
+        raise CorruptFile(f"{path} is not a parquet file, or damaged ({error})") from error
 
 
 def _read_dataset(text: str) -> list[Any]:
     name, _, split = text.partition(":")
     looks_like_file = Path(name).suffix in {".txt", ".json", ".jsonl", ".parquet", ".npy", ".md"}
-    if looks_like_file and not Path(name).exists():
+    if looks_like_file and not os.path.exists(name):
         raise InvalidInput(f"text file {name} does not exist")
     try:
         from datasets import load_dataset

@@ -1,10 +1,12 @@
 """Token windows: cut from documents the way the reference implementations do, or read as they are."""
 
 import hashlib
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -68,11 +70,11 @@ def read_tokens(path: str | Path, dimensions: int) -> Tensor:
         CorruptFile: the file is not a numpy array, or truncated.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that no file can have
         raise InvalidInput(f"token file {path} does not exist")
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, MemoryError, BadZipFile) as error:
         raise CorruptFile(f"{path} is not a numpy array of token ids ({error})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
         raise InvalidInput(f"{path}: token ids must be an array of integers, got {getattr(array, 'dtype', 'no array')}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -76,7 +77,7 @@ class CheckpointSource(Source):
         self._dtypes: dict[str, torch.dtype] = {}
         listed = _index(folder)
         for path in _shard_paths(folder, listed):
-            for name, shape, dtype in _header(path):
+            for name, shape, dtype in read_header(path):
                 self._homes[name], self._shapes[name], self._dtypes[name] = path, shape, dtype
         absent = sorted(set(listed or ()) - set(self._homes))
         if absent:
@@ -97,10 +98,11 @@ class CheckpointSource(Source):
         """See `Source.read`."""
         tensors = {}
         for path in sorted({self._homes[name] for name in names}):
-            with safe_open(path, framework="pt") as file:
-                for name in names:
-                    if self._homes[name] == path:
-                        tensors[name] = file.get_tensor(name)
+            try:
+                with safe_open(path, framework="pt") as file:
+                    tensors.update({name: file.get_tensor(name) for name in names if self._homes[name] == path})
+            except (SafetensorError, OSError) as error:
+                raise CorruptFile(f"{path} changed or vanished while it was read ({error})") from error
         return tensors
 
     def fingerprint(self) -> str:
@@ -118,9 +120,13 @@ def _index(folder: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     try:
-        return dict(json.loads(path.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(f"{path} is not a shard index ({error}); fetch or save the model again") from error
+        listed = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise CorruptFile(f"{path} is not a shard index ({error!r}); fetch or save the model again") from error
+    for shard in listed.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
+            raise CorruptFile(f"{folder}: the shard index names {shard!r}, which is not a file of this folder")
+    return listed
 
 
 def _shard_paths(folder: Path, listed: dict[str, str] | None) -> list[Path]:
@@ -131,17 +137,20 @@ def _shard_paths(folder: Path, listed: dict[str, str] | None) -> list[Path]:
         others = sorted(path.name for path in folder.glob("*.bin"))
         found = f" (it holds {', '.join(others)}: only safetensors are read, save the model again)" if others else ""
         raise InvalidInput(f"{folder} has no model.safetensors and no model.safetensors.index.json{found}")
-    for shard in listed.values():
-        if Path(shard).name != shard:
-            raise CorruptFile(f"{folder}: the shard index names {shard!r}, which is not a file of this folder")
     paths = [folder / name for name in sorted(set(listed.values()))]
-    missing = [path.name for path in paths if not path.exists()]
+    missing = [path.name for path in paths if not os.path.exists(path)]  # False for a name that no file can have
     if missing:
         raise CorruptFile(f"{folder}: missing shards {', '.join(missing)}; fetch them again")
     return paths
 
 
-def _header(path: Path) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+def read_header(path: Path) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    """Name, shape and type of each tensor of a safetensors file.
+
+    Raises:
+        CorruptFile: the file is missing, truncated or no safetensors file.
+        InvalidInput: a tensor of a quantised type.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             entries = []

@@ -1,10 +1,9 @@
 """How far a model's predictions moved from those of the dense model: KL divergence and top-1 agreement."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from sparity.quality.perplexity import losses_of, split_windows, window_logits
+from sparity.quality.perplexity import exp, losses_of, split_windows, window_logits
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ def compare(dense: Any, sparse: Any, token_ids: Any, window: int) -> Agreement:
         agreements.append(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
     count = len(windows)
     return Agreement(
-        dense_perplexity=_exp(sum(dense_losses) / count),
-        perplexity=_exp(sum(sparse_losses) / count),
+        dense_perplexity=exp(sum(dense_losses) / count),
+        perplexity=exp(sum(sparse_losses) / count),
         kl=sum(divergences) / count,
         top1=sum(agreements) / count,
         tokens=windows.numel() - count,
@@ -45,7 +44,3 @@ def grade(change: float) -> str:
         if change < limit:
             return word
     return "poor"
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf

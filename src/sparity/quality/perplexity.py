@@ -23,14 +23,18 @@ def perplexity(model: Any, token_ids: Any, window: int = 2048) -> float:
         InvalidInput: ids that are not 1-D, a text shorter than one window, or a window longer than the model's context.
     """
     losses = [float(token_losses(model, ids).mean()) for ids in split_windows(model, token_ids, window)]
-    return math.exp(sum(losses) / len(losses))
+    return exp(sum(losses) / len(losses))
 
 
 def split_windows(model: Any, token_ids: Any, window: int) -> Tensor:
     """Windows `[windows, window]` of 1-D ids for a model; see `perplexity` for the errors."""
-    ids = torch.as_tensor(token_ids)
-    if ids.ndim != 1 or ids.is_floating_point():
+    try:
+        ids = torch.as_tensor(token_ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"token ids must be 1-D integers, got {type(token_ids).__name__} ({error})") from error
+    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise InvalidInput(f"token ids must be 1-D integers, got {ids.dtype} of shape {list(ids.shape)}")
+    ids = ids.long()  # some unsigned types have no minimum
     context = getattr(model.config, "max_position_embeddings", None)
     if window < 2 or (context and window > context):
         raise InvalidInput(
@@ -42,7 +46,12 @@ def split_windows(model: Any, token_ids: Any, window: int) -> Tensor:
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocabulary:
         raise InvalidInput(f"token ids run from {low} to {high}, but the model's vocabulary has {vocabulary} tokens")
-    return ids[: len(ids) // window * window].reshape(-1, window).long()
+    return ids[: len(ids) // window * window].reshape(-1, window)
+
+
+def exp(loss: float) -> float:
+    """exp of a mean loss; infinite where the number would be too large."""
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def window_logits(model: Any, ids: Tensor) -> Tensor:

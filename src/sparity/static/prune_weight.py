@@ -45,8 +45,11 @@ def prune_weight(
         NumericalError: NaN or infinite numbers, or a Gram matrix that cannot be factorised.
     """
     _check(weight, inputs, gradients)
+    if not isinstance(pattern, str):
+        raise InvalidInput(f"pattern: give its name, and its options beside it (tail=...), not {pattern!r}")
     solver_class = registry.get("solver", solver)
-    score_name = score or solver_class.own_score or DEFAULT_SCORE  # type: ignore[attr-defined]
+    default_score: str = solver_class.own_score or DEFAULT_SCORE  # type: ignore[attr-defined]
+    score_name = default_score if score is None else score
     owners = {"score": score_name, "solver": solver, "pattern": build_pattern(pattern).name}
     used: set[str] = set()
     nested: dict[str, dict[str, Any]] = {}
@@ -84,6 +87,9 @@ def _check(weight: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> N
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
         shape = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise InvalidInput(f"weight must be a floating-point matrix [out, in], got {shape}")
+    for name, given in (("inputs", inputs), ("gradients", gradients)):
+        if given is not None and not isinstance(given, Tensor):
+            raise InvalidInput(f"{name} must be a torch tensor, got {type(given).__name__}")
     if inputs is not None and (inputs.ndim not in (2, 3) or inputs.shape[-1] != weight.shape[1]):
         raise InvalidInput(
             f"inputs must be [tokens, {weight.shape[1]}] or [samples, tokens, {weight.shape[1]}] to fit the weight "

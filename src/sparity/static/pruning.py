@@ -1,5 +1,6 @@
 """One pruning decision for one matrix: score, pattern and solver together."""
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,8 @@ class Pruning:
             InvalidInput: unknown names or options, or a sparsity that is out of range or contradicts the pattern.
         """
         chosen_solver: Solver = registry.build("solver", solver)
-        chosen_score: Score = registry.build("score", score or chosen_solver.own_score or DEFAULT_SCORE)
+        default_score = chosen_solver.own_score or DEFAULT_SCORE
+        chosen_score: Score = registry.build("score", default_score if score is None else score)
         chosen_pattern = build_pattern(pattern)
         group = compare_within or chosen_score.compare_within
         if group not in GROUPS:
@@ -111,12 +113,12 @@ class _Choice:
         return self.pruning.pattern.keep(scores, self.fraction, self.pruning.compare_within)
 
 
-def _sparsity(given: float | None, pattern: Pattern) -> float:
+def _sparsity(given: Any, pattern: Pattern) -> float:
     if given is None:
         return DEFAULT_SPARSITY if pattern.sparsity is None else pattern.sparsity
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 1:
-        raise InvalidInput(f"sparsity {given}: it is the share of weights to remove and must lie in [0, 1)")
-    if pattern.sparsity is not None and abs(given - pattern.sparsity) > 1e-9:
+    if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 <= float(given) < 1:
+        raise InvalidInput(f"sparsity {given!r}: it is the share of weights to remove and must lie in [0, 1)")
+    if pattern.sparsity is not None and abs(float(given) - pattern.sparsity) > 1e-9:
         raise InvalidInput(
             f"sparsity {given} contradicts the pattern: {pattern.words} is {pattern.sparsity:g}; leave sparsity out"
         )

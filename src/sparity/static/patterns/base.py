@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparity import registry
-from sparity.errors import InvalidInput, NumericalError
+from sparity.errors import InvalidInput, NumericalError, suggestion
 
 Group = Literal["row", "layer"]
 
@@ -63,24 +63,29 @@ def build_pattern(spec: str | Mapping[str, Any]) -> Pattern:
     Raises:
         InvalidInput: no such pattern, or sizes that make no sense.
     """
-    if isinstance(spec, Mapping) and len(spec) == 1:
-        (name, options), *_ = spec.items()
-        return _from_text(str(name), dict(options or {}))
     if isinstance(spec, str):
         return _from_text(spec, {})
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        (name, options), *_ = spec.items()
+        if options is None or isinstance(options, Mapping):
+            return _from_text(str(name), dict(options or {}))
     raise InvalidInput(f"pattern: give a name or {{name: {{option: value}}}}, not {spec!r}")
 
 
 def _from_text(text: str, options: dict[str, Any]) -> Pattern:
-    if match := re.fullmatch(r"(\d+):(\d+)", text):
-        text, options = "n_of_m", {"n": int(match[1]), "m": int(match[2]), **options}
-    elif match := re.fullmatch(r"block:(\d+)x(\d+)", text):
-        text, options = "block", {"rows": int(match[1]), "columns": int(match[2]), **options}
+    name, sizes = text, dict[str, int]()
+    if match := re.fullmatch(r"(\d{1,9}):(\d{1,9})", text):
+        name, sizes = "n_of_m", {"n": int(match[1]), "m": int(match[2])}
+    elif match := re.fullmatch(r"block:(\d{1,9})x(\d{1,9})", text):
+        name, sizes = "block", {"rows": int(match[1]), "columns": int(match[2])}
     elif text not in registry.names("pattern"):
         raise InvalidInput(
-            f'no pattern "{text}"; use unstructured, N:M with N kept of M (2:4), or block:ROWSxCOLUMNS (block:16x16)'
+            f'no pattern "{text}"{suggestion(text, registry.names("pattern")) or ";"} '
+            "use unstructured, N:M with N kept of M (2:4), or block:ROWSxCOLUMNS (block:16x16)"
         )
-    pattern: Pattern = registry.create("pattern", text, options)
+    if twice := sizes.keys() & options.keys():
+        raise InvalidInput(f"pattern {text}: the name already says {' and '.join(sorted(twice))}; leave the option out")
+    pattern: Pattern = registry.create("pattern", name, {**sizes, **options})
     return pattern
 
 

@@ -21,5 +21,6 @@ class Random(Score):
     def score(self, weight: Tensor, statistics: Statistics) -> Tensor:
         """`weight` [out, in] -> importance [out, in], float32, higher is kept."""
         first_row = weight[:1].float().cpu().numpy().tobytes()
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + zlib.crc32(first_row))
+        seed = zlib.crc32(str(self.seed).encode(), zlib.crc32(first_row))
+        generator = torch.Generator().manual_seed(seed)
         return torch.rand(weight.shape, generator=generator).to(weight.device)

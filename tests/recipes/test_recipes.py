@@ -1,0 +1,97 @@
+"""The ready recipes: each parses, and each of recipes/methods runs and leaves the zeros that its rule states."""
+
+from pathlib import Path
+
+import pytest
+
+import sparity
+from sparity import registry
+from sparity.recipe import Recipe
+from sparity.static.pruning import Pruning
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+METHODS = sorted((RECIPES / "methods").glob("*.yaml"))
+SMALL = ["calibration.samples=4", "measure.windows=2", "measure.speed=null"]
+KEYS = ("score", "pattern", "solver", "sparsity", "compare_within")
+
+# The zeros of a matrix [rows, columns] at 50 %, by each method's rule; and the largest surplus that ties may add.
+BLOCK_COLUMNS = 128
+
+
+def by_row(rows, columns):
+    return rows * int(columns * 0.5)
+
+
+def by_layer(rows, columns):  # everything up to and including the score at that rank
+    return int(rows * columns * 0.5) + 1
+
+
+def by_column_block(rows, columns):
+    starts = range(0, columns, BLOCK_COLUMNS)
+    return sum(by_layer(rows, min(BLOCK_COLUMNS, columns - start)) for start in starts)
+
+
+def by_tile(rows, columns):  # in each row of 16 x 16 blocks
+    return 16 * 16 * (rows // 16) * int(columns // 16 * 0.5)
+
+
+def two_of_four(rows, columns):
+    return rows * columns // 2
+
+
+RULES = {
+    "magnitude": (by_layer, 0.01),  # the weights are bfloat16: many are equal
+    "random": (by_layer, 1e-4),
+    "wanda": (by_row, 0),
+    "obs": (by_layer, 1e-3),
+    "sparsegpt": (by_column_block, 1e-3),
+    "wanda_2_of_4": (two_of_four, 0),
+    "sparsegpt_2_of_4": (two_of_four, 0),
+    "wanda_sparsegpt": (by_row, 0),
+    "block": (by_tile, 0),
+}
+
+
+def pruning_of(recipe):
+    return Pruning.of(**{key: getattr(recipe.stages[0].prune, key) for key in KEYS})
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_parses_and_its_comment_says_what_it_is(path):
+    recipe = Recipe.read(path)
+    assert recipe.model == "zoo:llama"
+    assert pruning_of(recipe).words
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 20
+    assert f"sparity run {path.relative_to(RECIPES.parent)} -o OUT" in path.read_text()
+
+
+def test_every_score_and_solver_has_a_recipe():
+    prunings = [pruning_of(Recipe.read(path)) for path in METHODS]
+    for kind in ("score", "solver"):
+        own = {name for name in registry.names(kind) if registry.get(kind, name).__module__.startswith("sparity.")}
+        used = {getattr(pruning, kind).name for pruning in prunings}
+        assert used == own, kind
+
+
+def test_every_recipe_has_a_rule():
+    assert {path.stem for path in METHODS} == set(RULES)
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_a_method_runs_to_the_end_with_the_sparsity_of_its_rule(path, tmp_path):
+    result = sparity.run(Recipe.read(path, SMALL), output=tmp_path / "out")
+    candidate = result.report.candidates[0]
+    rule, surplus = RULES[path.stem]
+    assert len(candidate.layers) == 42
+    for layer in candidate.layers:
+        rows, columns = layer.shape
+        zeros = round(layer.sparsity * rows * columns)
+        expected = rule(rows, columns)
+        assert expected <= zeros <= expected + int(surplus * rows * columns), layer.name
+    assert candidate.target == 0.5
+    assert [quality.text for quality in candidate.quality] == ["python-docs:held-out"]
+    assert candidate.quality[0].tokens == 2 * 511
+    assert candidate.quality[0].change > 0
+    assert candidate.speed is None
