@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparity.errors import NumericalError
-
 
 @dataclass(frozen=True)
 class Projection:
@@ -35,16 +33,6 @@ class Projection:
     def write(self, weight: Tensor) -> None:
         """Store `weight` [out, in], cast to the module's own type."""
         self.weight.copy_(weight)
-
-    def check_finite(self) -> None:
-        """Raise `NumericalError` when the weight holds NaN or infinite numbers."""
-        weight = self.weight
-        bad = int((~torch.isfinite(weight)).sum())
-        if bad:
-            raise NumericalError(
-                f"{self.name}: {bad} of {weight.numel()} weights are NaN or infinite; "
-                "the checkpoint is damaged: fetch or save it again"
-            )
 
 
 @dataclass(frozen=True)

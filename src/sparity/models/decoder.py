@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparity import registry
-from sparity.errors import CorruptFile, InvalidInput, UnsupportedModel
+from sparity.errors import CorruptFile, InvalidInput, NumericalError, UnsupportedModel
 from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.families.base import Family
@@ -32,6 +32,7 @@ class Decoder:
         self.config: Any = skeleton.config
         self.family = _family(skeleton)
         self._names = _stored_names(skeleton, source)
+        self._used = set(self._names.values())
 
     @classmethod
     def open(
@@ -53,7 +54,7 @@ class Decoder:
         else:
             folder = hf.locate(model)
             config, source = hf.read_config(folder), CheckpointSource(folder)
-        chosen = _main_dtype(source) if dtype == "auto" else _named_dtype(dtype)
+        chosen = _main_dtype(source) if dtype == "auto" else hf.named_dtype(dtype)
         return cls(hf.empty_model(config, chosen), source, torch.device(device), chosen)
 
     def __len__(self) -> int:
@@ -77,8 +78,6 @@ class Decoder:
         self._fill(module, f"{name}.")
         module.to(self.device)
         block = Block(index, name, module, self.family.sites(module, name, self.config))
-        for projection in block.projections:
-            projection.check_finite()
         try:
             yield block
         finally:
@@ -98,7 +97,7 @@ class Decoder:
         setattr(model.get_submodule(parent), last, nn.ModuleList(recorder.stubs(model.get_submodule(blocks_path))))
         self._fill(model, prefix)
         model.to(self.device)
-        _check_vocabulary(tokens, self.config)
+        hf.check_vocabulary(tokens, self.config)
         parts = []
         with torch.no_grad():
             for start in range(0, len(tokens), batch):
@@ -109,11 +108,15 @@ class Decoder:
         return BlockInputs(torch.cat(parts), recorder.arguments, batch)
 
     def rest(self) -> dict[str, Tensor]:
-        """Every stored tensor outside the blocks, under its stored name, in the decoder's dtype."""
+        """Every stored tensor outside the blocks, under its stored name, in the decoder's dtype.
+
+        Raises:
+            NumericalError: a tensor that the model uses holds NaN or infinite numbers.
+        """
         inside = tuple(f"{self.block_name(index)}." for index in range(len(self)))
         stored_inside = {stored for name, stored in self._names.items() if name.startswith(inside)}
         outside = [name for name in self.source.shapes() if name not in stored_inside]
-        return {name: self._cast(tensor).cpu().contiguous() for name, tensor in self.source.read(outside).items()}
+        return {name: self._cast(name, value).cpu().contiguous() for name, value in self.source.read(outside).items()}
 
     def export(self, block: Block) -> dict[str, Tensor]:
         """Every stored tensor of a block under its stored name, contiguous and on the CPU."""
@@ -130,14 +133,28 @@ class Decoder:
         for name, stored in wanted.items():
             owner_path, _, leaf = name.rpartition(".")
             owner = module.get_submodule(owner_path)
-            tensor = self._cast(tensors[stored]).to(self.device, copy=True)
+            tensor = self._cast(stored, tensors[stored]).to(self.device, copy=True)
             if leaf in owner._parameters:
                 owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
             else:
                 owner._buffers[leaf] = tensor
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+    def _cast(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor in the decoder's dtype, checked to be finite unless the model has no use for it."""
+        if not tensor.is_floating_point():
+            return tensor
+        cast = tensor.to(self.dtype)
+        bad = _count_not_finite(cast) if name in self._used else 0
+        if bad and _count_not_finite(tensor):
+            raise NumericalError(
+                f"{name}: {bad} of {tensor.numel()} weights are NaN or infinite; "
+                "the checkpoint is damaged: fetch or save it again"
+            )
+        if bad:
+            raise NumericalError(
+                f"{name}: {bad} of {tensor.numel()} weights are too large for {self.dtype}; choose another dtype"
+            )
+        return cast
 
 
 class _Recorder:
@@ -194,8 +211,9 @@ def _family(skeleton: nn.Module) -> Family:
     known = registry.names("family")
     family: Family = registry.get("family", model_type if model_type in known else "llama")()
     try:
-        name = f"{family.blocks}.0"
-        family.sites(skeleton.get_submodule(name), name, skeleton.config)
+        for index in range(max(1, len(list(skeleton.get_submodule(family.blocks).children())))):
+            name = f"{family.blocks}.{index}"
+            family.sites(skeleton.get_submodule(name), name, skeleton.config)
     except AttributeError as error:
         raise UnsupportedModel(
             f'the architecture "{model_type}" is not supported: it is neither one of {", ".join(known)} nor shaped '
@@ -213,7 +231,7 @@ def _stored_names(skeleton: nn.Module, source: Source) -> dict[str, str]:
     """Model name -> stored name. Checkpoints of a bare base model lack its prefix; tied tensors may be absent."""
     shapes = source.shapes()
     prefix = _base_prefix(skeleton)
-    tied = set(getattr(skeleton, "_tied_weights_keys", None) or ())
+    tied = set(skeleton.all_tied_weights_keys)  # type: ignore[arg-type]  # empty when the configuration unties them
     names, missing = {}, []
     for name, tensor in skeleton.state_dict().items():
         stored = next((s for s in (name, name.removeprefix(prefix)) if s in shapes), None)
@@ -245,15 +263,5 @@ def _main_dtype(source: Source) -> torch.dtype:
     return max(counts, key=lambda dtype: counts[dtype])
 
 
-def _named_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InvalidInput(f"dtype {dtype!r}: use float32, bfloat16, float16 or auto")
-    return found
-
-
-def _check_vocabulary(tokens: Tensor, config: Any) -> None:
-    size = config.vocab_size
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= size:
-        raise InvalidInput(f"token ids run from {low} to {high}, but the model's vocabulary has {size} tokens")
+def _count_not_finite(tensor: Tensor) -> int:
+    return int((~torch.isfinite(tensor)).sum())

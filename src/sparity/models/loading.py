@@ -17,27 +17,43 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto") -> Any:
         dtype: a torch type, or "auto" for the stored one.
 
     Raises:
-        CorruptFile: a shard is missing or truncated.
-        InvalidInput: the folder is not a model.
+        CorruptFile: a shard is missing or truncated, or the weights do not fit the configuration.
+        InvalidInput: the folder is not a model, or no such type.
     """
     from transformers import AutoModelForCausalLM
 
     folder = hf.locate(path)
     hf.read_config(folder)
     CheckpointSource(folder)
+    wanted = dtype if dtype == "auto" else hf.named_dtype(dtype)
     try:
         with hf.quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CorruptFile(f"transformers cannot load {folder}: {error}") from error
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=wanted, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except Exception as error:  # a wrong value of the configuration can break transformers anywhere
+        raise CorruptFile(f"transformers cannot load {folder}: {hf.first_words(error)}") from error
+    unfit = sorted(found["missing_keys"]) + sorted(str(key[0]) for key in found["mismatched_keys"])
+    if unfit:  # transformers would fill them with random numbers
+        raise CorruptFile(
+            f"{folder} lacks {len(unfit)} tensors of the model or has them in another shape, {unfit[0]} among them: "
+            "it is incomplete or belongs to another configuration"
+        )
     return model.to(device).eval()
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a model folder, or None when it has none."""
+    """The tokenizer of a model folder, or None when it has none.
+
+    Raises:
+        CorruptFile: its files are damaged, or need a package that is not installed.
+    """
     from transformers import AutoTokenizer
 
     folder = hf.locate(path)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises plain Exception, and a missing package ImportError or ValueError
+        raise CorruptFile(f"the tokenizer of {folder} cannot be loaded: {hf.first_words(error)}") from error

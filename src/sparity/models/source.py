@@ -122,7 +122,7 @@ def _index(folder: Path) -> dict[str, str] | None:
     try:
         listed = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise CorruptFile(f"{path} is not a shard index ({error!r}); fetch or save the model again") from error
+        raise CorruptFile(f"{path} is not a shard index ({error}); fetch or save the model again") from error
     for shard in listed.values():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
             raise CorruptFile(f"{folder}: the shard index names {shard!r}, which is not a file of this folder")

@@ -1,13 +1,14 @@
 """The one place that follows transformers' version drift: configurations, empty models, rotary tables."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparity import zoo
 from sparity.errors import CorruptFile, InvalidInput, UnsupportedModel
@@ -21,11 +22,14 @@ def locate(model: str | Path) -> Path:
     """
     if str(model).startswith(zoo.PREFIX):
         return zoo.path(str(model).removeprefix(zoo.PREFIX))
+    if not str(model).strip():
+        raise InvalidInput("the name of the model is empty: give a Hugging Face folder or a name like owner/model")
     path = Path(model).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that no folder can have
         return path
-    if path.exists() or len(path.parts) != 2 or path.is_absolute():
-        what = "is not a folder" if path.exists() else "does not exist"
+    exists = os.path.exists(path)
+    if exists or len(path.parts) != 2 or path.is_absolute():
+        what = "is not a folder" if exists else "does not exist"
         raise InvalidInput(f"model {model}: this path {what}; give a Hugging Face folder or a name like owner/model")
     from huggingface_hub import snapshot_download
 
@@ -38,23 +42,30 @@ def locate(model: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration of a Hugging Face folder."""
+    """The configuration of a Hugging Face folder.
+
+    Raises:
+        InvalidInput: there is none.
+        CorruptFile: it is not a JSON object.
+        UnsupportedModel: transformers does not know it or refuses its values, or the weights are quantised.
+    """
     from transformers import AutoConfig
 
     path = folder / "config.json"
-    if not path.exists():
+    if not path.is_file():
         raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder")
     try:
-        json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise CorruptFile(f"{path} is not JSON ({error})") from error
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        raise UnsupportedModel(f"{path}: {str(error).splitlines()[0]}") from error
-    if getattr(config, "quantization_config", None):
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    if content.get("quantization_config"):
         raise UnsupportedModel(f"{folder} is already quantised: start from the model's unquantised weights")
-    return config
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a wrong value can break transformers anywhere
+        raise UnsupportedModel(f"{path}: {first_words(error)}") from error
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> nn.Module:
@@ -63,19 +74,39 @@ def empty_model(config: Any, dtype: torch.dtype) -> nn.Module:
 
     try:
         with _parameters_on_meta():
-            model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except ValueError as error:
+            model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except Exception as error:  # a wrong value can break transformers anywhere
         raise UnsupportedModel(
-            f'"{config.model_type}" is not a causal language model of this transformers release: '
-            f"{str(error).splitlines()[0]}"
+            f"this transformers release cannot build a causal language model from the configuration of type "
+            f'"{config.model_type}": {first_words(error)}'
         ) from error
     return model.eval()
+
+
+def named_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A floating type from its name.
+
+    Raises:
+        InvalidInput: there is no such type.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InvalidInput(f"dtype {dtype!r}: use float32, bfloat16, float16 or auto")
+    return found
 
 
 def context_length(config: Any) -> int | None:
     """The longest sequence that a model takes, in tokens; None when it states none."""
     length = getattr(config, "max_position_embeddings", None)
     return int(length) if length else None
+
+
+def check_vocabulary(tokens: Tensor, config: Any, where: str = "calibration") -> None:
+    """Raise `InvalidInput` when a token id is none of the model's."""
+    size = config.vocab_size
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= size:
+        raise InvalidInput(f"{where}: token ids run from {low} to {high}, but the model's vocabulary has {size} tokens")
 
 
 @contextmanager
@@ -90,6 +121,12 @@ def quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def first_words(error: Exception) -> str:
+    """What an error of transformers says, on one line and without its lists of every known class."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) < 300 else f"{words[:300]} ..."
 
 
 @contextmanager

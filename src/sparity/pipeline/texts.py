@@ -32,13 +32,16 @@ def calibration_tokens(calibration: Calibration, tokenizer: Any, config: Any) ->
     if calibration.tokens is not None:
         tokens = read_tokens(calibration.tokens, dimensions=2)
         context_window(config, tokens.shape[1])
+        hf.check_vocabulary(tokens, config, calibration.tokens)
         return tokens
     if tokenizer is None:
         raise InvalidInput("the model has no tokenizer: give token ids as `calibration: {tokens: FILE.npy}`")
     documents = read_documents(calibration.text or "", calibration.field, tokenizer if calibration.chat else None)
     length = context_window(config, calibration.length)
     windows = Windows(calibration.samples, length, calibration.seed, calibration.documents)
-    return draw_windows(documents, tokenizer, windows)
+    tokens = draw_windows(documents, tokenizer, windows)
+    hf.check_vocabulary(tokens, config, "this model's tokenizer")
+    return tokens
 
 
 def measured_texts(measure: Measure, tokenizer: Any, model: Any) -> Iterable[MeasuredText]:
@@ -95,7 +98,7 @@ def default_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # the meta device, which computes nothing, fails here
     except (RuntimeError, AssertionError) as error:
         raise InvalidInput(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
