@@ -4,7 +4,7 @@ import torch
 
 
 def hessian(inputs):
-    """SparseGPT's running Hessian: H <- H n/(n+1) + 2/(n+1) x xT, a sequence at a time; inputs [samples, tokens, in]."""
+    """SparseGPT's running Hessian, by sequence: H <- H n/(n+1) + 2/(n+1) x xT; inputs [samples, tokens, in]."""
     total = torch.zeros(inputs.shape[-1], inputs.shape[-1], dtype=torch.float64)
     for count, sequence in enumerate(inputs.double()):
         total *= count / (count + 1)

@@ -66,6 +66,9 @@ class Prune(_Section):
     )
     true_sequential: bool = Field(False, description="also behind the pruned projections of the same block")
     overrides: dict[str, Number] = Field(default_factory=dict, description="glob of projections -> its own sparsity")
+    unseen_expert: Literal["error", "magnitude", "dense"] = Field(
+        "error", description="what becomes of an expert that saw no calibration token"
+    )
     dense: list[str] = Field(default_factory=list, description="globs of projections that stay dense")
 
 

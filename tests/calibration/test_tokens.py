@@ -42,7 +42,7 @@ def test_joined_documents_are_one():
 
 
 def test_no_document_is_long_enough_and_the_error_says_what_to_do():
-    with pytest.raises(InvalidInput, match="longer than one window of 5 tokens .* the longest: 4 tokens.*joined"):
+    with pytest.raises(InvalidInput, match=r"longer than one window of 5 tokens .* the longest: 4 tokens.*joined"):
         draw_windows(["abc", "ab", "abc"], Letters(), Windows(3, 5))
     with pytest.raises(InvalidInput) as caught:
         draw_windows(["abc"], Letters(), Windows(3, 50))

@@ -1,22 +1,28 @@
 import pytest
 import torch
 
+from conftest import tiny_configs
 from sparity.calibration import walk
 from sparity.models import Decoder
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+FAMILIES = tuple(tiny_configs())
+MIXTURES = ("mixtral", "qwen3_moe")
 TOKENS = torch.arange(5 * 20).reshape(5, 20) % 97
 
 
 def hidden_states(model, tokens):
     """What transformers itself feeds to each block, and the last block's output before the final norm."""
     seen = []
-    path = "transformer.h" if model.config.model_type == "gpt2" else "model.layers"
-    blocks = model.get_submodule(path)
-    hooks = [block.register_forward_pre_hook(lambda _, a, k: seen.append(a[0] if a else k["hidden_states"]), with_kwargs=True) for block in blocks]  # fmt: skip
-    hooks.append(
-        blocks[-1].register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
-    )
+
+    def before(_, arguments, named):
+        seen.append(arguments[0] if arguments else named["hidden_states"])
+
+    def after(_, __, output):
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    blocks = model.get_submodule(Decoder.open(model).family.blocks)
+    hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
+    hooks.append(blocks[-1].register_forward_hook(after))
     with torch.no_grad():
         model(tokens, use_cache=False)
     for hook in hooks:
@@ -38,34 +44,56 @@ def test_each_block_sees_what_the_model_feeds_it(family_models, family, batch):
     torch.testing.assert_close(step.hidden, expected[-1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in MIXTURES])
 def test_statistics_are_those_of_the_projections_inputs(family_models, family):
     model = family_models[family]
     decoder = Decoder.open(model)
-    grams = {}
+    grams, modules = {}, {}
     for step in walk(decoder, decoder.inputs(TOKENS, 2), ["gram"]):
-        for site, statistics in step.sites():
+        sites = decoder.family.sites(model.get_submodule(step.block.name), step.block.name, model.config)
+        for (site, statistics), original in zip(step.sites(), sites, strict=True):
             assert (statistics.sequences, statistics.tokens) == (5, 100)
-            for projection in site.projections:
-                grams[projection.name] = statistics.gram
-    seen = {}
-    modules = {name: module for name, module in model.named_modules() if name in grams or f"{name}.q" in grams}
-
-    def watch(name):
-        def hook(_, arguments):
-            x = arguments[0].reshape(-1, arguments[0].shape[-1])
-            seen[name] = x.T @ x
-
-        return hook
-
-    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in modules.items()]
-    with torch.no_grad():
-        model(TOKENS, use_cache=False)
-    for hook in hooks:
-        hook.remove()
+            grams[site.name] = statistics.gram
+            modules[site.name] = original.projections[-1].module
     for name, gram in grams.items():
-        expected = seen[name if name in seen else name.rpartition(".")[0]]
-        torch.testing.assert_close(gram, expected, rtol=1e-4, atol=1e-4)
+        seen = []
+        hook = modules[name].register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0]))
+        with torch.no_grad():
+            model(TOKENS, use_cache=False)
+        hook.remove()
+        x = seen[0].reshape(-1, seen[0].shape[-1])
+        torch.testing.assert_close(gram, x.T @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_an_expert_sees_the_tokens_that_are_routed_to_it(family_models, family):
+    model = family_models[family]
+    decoder = Decoder.open(model)
+    counts = {}
+    for step in walk(decoder, decoder.inputs(TOKENS, 5), ["gram", "mean"]):
+        routed = []
+        experts = getattr(model.get_submodule(step.block.name).mlp, "experts", None)
+        if experts is None:
+            continue
+        hook = experts.register_forward_pre_hook(lambda _, arguments, routed=routed: routed.append(arguments))
+        with torch.no_grad():
+            model(TOKENS, use_cache=False)
+        hook.remove()
+        hidden, chosen = routed[0][:2]
+        for site, statistics in step.sites():
+            expert = site.projections[0].expert
+            if expert is None:
+                continue
+            x = torch.stack([row for row, picks in zip(hidden, chosen.tolist(), strict=True) if expert in picks])
+            if site.projections[0].role == "down":
+                gate, up = (x @ experts.gate_up_proj[expert].T).chunk(2, -1)
+                x = torch.nn.functional.silu(gate) * up
+            assert (statistics.sequences, statistics.tokens) == (5, len(x))
+            torch.testing.assert_close(statistics.gram, x.T @ x, rtol=1e-3, atol=1e-3)
+            counts[site.name] = len(x)
+    experts_seen = sum(count for name, count in counts.items() if name.endswith("gate_up"))
+    blocks = 3 if family == "mixtral" else 2
+    assert experts_seen == blocks * 100 * 2  # every token goes to two experts
 
 
 def zero_first_site(order, true_sequential, model):

@@ -61,7 +61,7 @@ def test_an_unknown_family_shaped_like_llama_works_and_another_does_not(family_m
     olmo = OlmoConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     assert Decoder.open(AutoModelForCausalLM.from_config(olmo)).block_name(1) == "model.layers.1"
     bloom = BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)
-    with pytest.raises(UnsupportedModel, match='"bloom" is not supported: it is neither one of gpt2, llama'):
+    with pytest.raises(UnsupportedModel, match='"bloom" is not supported: it is neither one of gpt2, gpt_neox, llama'):
         Decoder.open(AutoModelForCausalLM.from_config(bloom))
     with pytest.raises(UnsupportedModel, match="Linear has no Hugging Face configuration"):
         Decoder.open(torch.nn.Linear(2, 2))

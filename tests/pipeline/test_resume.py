@@ -50,7 +50,7 @@ class Killed(BaseException):
 
 
 def dies_at(count, monkeypatch):
-    """Let the process die just before the `count`-th rename that makes a file final; temporary files are left behind."""
+    """Let the process die just before the `count`-th rename that makes a file final; temporary files stay behind."""
     calls = {"left": count}
     rename = run_folder.Path.replace
 

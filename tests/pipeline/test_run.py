@@ -8,10 +8,12 @@ from safetensors.torch import load_file
 
 import references
 import sparity
+from conftest import tiny_configs
+from sparity.errors import NumericalError
 from sparity.models import Decoder
 from sparity.pipeline.verify import verify
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+FAMILIES = tuple(tiny_configs())
 
 
 def recipe(token_files, prune, **sections):
@@ -21,6 +23,20 @@ def recipe(token_files, prune, **sections):
         "measure": {"perplexity": [token_files["text"]], "window": 32, "speed": None},
         **sections,
     }
+
+
+def saved_by_transformers(model, folder):
+    """The tensors of a model as transformers itself writes them."""
+    model.save_pretrained(folder)
+    return {name: tensor for shard in folder.glob("*.safetensors") for name, tensor in load_file(shard).items()}
+
+
+def projections_of(model):
+    """Name -> projection of a model in memory, which writes into the model itself."""
+    decoder = Decoder.open(model)
+    names = [decoder.block_name(index) for index in range(len(decoder))]
+    sites = [site for n in names for site in decoder.family.sites(model.get_submodule(n), n, model.config)]
+    return {projection.name: projection for site in sites for projection in site.projections}
 
 
 def projections(model):
@@ -49,9 +65,10 @@ def test_prune_save_load_gives_the_same_logits(family_models, token_files, famil
     exported = {}
     for shard in (tmp_path / "out").glob("*.safetensors"):
         exported.update(load_file(shard))
-    missing, unexpected = by_hand.load_state_dict(exported, strict=False)
-    assert not unexpected
-    assert set(missing) <= {"lm_head.weight"}
+    assert exported.keys() == saved_by_transformers(model, tmp_path / "dense").keys()
+    with torch.no_grad():
+        for name, weight in projections(result.model()).items():
+            projections_of(by_hand)[name].weight.copy_(weight)
     tokens = torch.arange(40)[None] % 97
     with torch.no_grad():
         torch.testing.assert_close(result.model()(tokens).logits, by_hand(tokens).logits, rtol=0, atol=0)
@@ -64,7 +81,11 @@ def reference_walk(model, tokens, prune):
     model = copy.deepcopy(model)
     layers, masks = model.model.layers, {}
     first = []
-    handle = layers[0].register_forward_pre_hook(lambda _, a, k: first.append((a[0] if a else k["hidden_states"], k)), with_kwargs=True)  # fmt: skip
+
+    def catch(_, arguments, named):
+        first.append((arguments[0] if arguments else named["hidden_states"], named))
+
+    handle = layers[0].register_forward_pre_hook(catch, with_kwargs=True)
     with torch.no_grad():
         for sample in tokens:
             model(sample[None], use_cache=False)
@@ -76,7 +97,9 @@ def reference_walk(model, tokens, prune):
         linears = {name: module for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
         for name, module in linears.items():
             handles.append(
-                module.register_forward_pre_hook(lambda _, a, name=name: seen.setdefault(name, []).append(a[0][0]))
+                module.register_forward_pre_hook(
+                    lambda _, a, name=name, seen=seen: seen.setdefault(name, []).append(a[0][0])
+                )
             )
         with torch.no_grad():
             for sample in hidden:
@@ -220,3 +243,24 @@ def test_without_an_output_the_model_lives_as_long_as_the_result(family_models, 
     assert (path / "sparity.json").exists()
     del result
     assert not path.exists()
+
+
+@pytest.mark.parametrize("remedy", ["error", "magnitude", "dense"])
+def test_an_expert_that_saw_no_token(family_models, token_files, remedy, caplog):
+    """The first block's router sees zeros, so all experts tie and the same two get every token."""
+    model = copy.deepcopy(family_models["mixtral"])
+    torch.nn.init.zeros_(model.model.layers[0].post_attention_layernorm.weight)
+    prune = {"score": "wanda", "unseen_expert": remedy}
+    sections = {"measure": {"speed": None}}
+    if remedy == "error":
+        with pytest.raises(NumericalError, match=r"layers\.0\.block_sparse_moe\.experts\.\d\.w1: no calibration token"):
+            sparity.run(recipe(token_files, prune, **sections), model=model)
+        return
+    result = sparity.run(recipe(token_files, prune, **sections), model=model)
+    sparsity = {layer.name: layer.sparsity for layer in result.report.candidates[0].layers}
+    first = [f"model.layers.0.block_sparse_moe.experts.{expert}.w3" for expert in range(4)]
+    unseen = [name for name in first if f"{name}: no calibration token was routed" in caplog.text]
+    assert len(unseen) == 2
+    for name in first:
+        expected = 0.0 if name in unseen and remedy == "dense" else 0.5
+        assert sparsity[name] == pytest.approx(expected, abs=0.01)

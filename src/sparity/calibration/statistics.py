@@ -52,13 +52,15 @@ class Statistics:
             raise InvalidInput(f"unknown statistics {sorted(unknown)} (known: {', '.join(STATISTICS)})")
         return cls(site, frozenset(needs))
 
-    def add(self, inputs: Tensor) -> None:
-        """Count inputs `[sequences, tokens, in]`, or `[tokens, in]` as one sequence.
+    def add(self, inputs: Tensor, sequences: int | None = None) -> None:
+        """Count inputs `[sequences, tokens, in]`, or `[tokens, in]` as one sequence unless their number is given.
 
         Raises:
             NumericalError: NaN or infinite inputs.
         """
-        self.sequences += inputs.shape[0] if inputs.ndim == 3 else 1
+        if sequences is None:
+            sequences = inputs.shape[0] if inputs.ndim == 3 else 1
+        self.sequences += sequences
         x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         self.tokens += len(x)
         for name in {STATISTICS[need] for need in self.needs}:

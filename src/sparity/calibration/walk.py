@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -55,8 +56,10 @@ class Step:
             with ExitStack() as watching:
                 for site, statistics in gathered:
                     if self.needs:
-                        watching.enter_context(site.watch(statistics.add))
+                        watching.enter_context(site.watch(partial(statistics.add, sequences=0)))
                 self.block.run(self.inputs, self.hidden, into)
+            for _, statistics in gathered:  # every site counts all sequences, also where experts share the tokens
+                statistics.sequences += len(self.hidden)
         yield from gathered
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparity.errors import SparityError
+from sparity.measure.report import plain
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
@@ -21,7 +22,7 @@ err = Console(stderr=True, highlight=False)
 
 def print_json(value: Any) -> None:
     """Print JSON on standard output, for programs."""
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+    sys.stdout.write(json.dumps(plain(value), indent=1, default=str, allow_nan=False) + "\n")
 
 
 @contextmanager

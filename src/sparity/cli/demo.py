@@ -36,12 +36,13 @@ def demo(
     It is calibrated on Python's own documentation and measured on held-out parts of it and of Python's library.
     """
     with console.errors_in_one_line():
-        from sparity.files import write_json, write_text
+        from sparity.files import make_folder, write_json, write_text
         from sparity.measure.html import render_html
         from sparity.measure.table import print_report
         from sparity.pipeline.runner import execute
         from sparity.recipe import Recipe
 
+        make_folder(output)
         reports = []
         with tempfile.TemporaryDirectory(prefix="sparity-demo-") as folder, console.ProgressBar(quiet) as progress:
             for number, stage in enumerate(STAGES):
@@ -50,7 +51,6 @@ def demo(
                 reports.append(execute(recipe, progress, output=Path(folder) / str(number)).report)
         candidates = tuple(candidate for report in reports for candidate in report.candidates)
         report = dataclasses.replace(reports[0], candidates=candidates)
-        output.mkdir(parents=True, exist_ok=True)
         write_json(output / "report.json", report.to_dict())
         write_text(output / "report.html", render_html(report))
     if json:

@@ -29,8 +29,7 @@ def plan(
         from sparity.pipeline.plan import plan as predict
         from sparity.recipe import Recipe
 
-        changes = [*(overrides or []), *([f"model={model}"] if model else [])]
-        found = predict(prepare(Recipe.read(recipe, changes), device=device))
+        found = predict(prepare(Recipe.read(recipe, overrides), model, device))
     if json:
         console.print_json({**dataclasses.asdict(found), "peak_memory": found.peak_memory})
     else:

@@ -27,6 +27,7 @@ def run(
         from sparity.cli.running import run_and_show
         from sparity.recipe import Recipe
 
-        changes = [*(overrides or []), *([f"model={model}"] if model else [])]
-        checked = Recipe.read(recipe, changes)
+        checked = Recipe.read(recipe, overrides)
+        if model is not None:
+            checked = checked.model_copy(update={"model": model})
         run_and_show(checked, output=output, device=device, force=force, resume=resume, json=json, quiet=quiet)

@@ -40,6 +40,6 @@ def run_and_show(
 
 
 def resume_command() -> str:
-    """The command that was given, with --resume."""
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--force", "--resume")]
-    return shlex.join(["sparity", *arguments, "--resume"])
+    """The command that was given, with --resume behind the verb; --force stays, for the output that it replaces."""
+    verb, *arguments = [argument for argument in sys.argv[1:] if argument != "--resume"] or [""]
+    return shlex.join(["sparity", verb, "--resume", *arguments])

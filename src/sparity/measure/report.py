@@ -126,15 +126,16 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists; numbers that are not finite become their names as text."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
+        content: dict[str, Any] = plain(dataclasses.asdict(self))
+        return content
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value that every JSON reader takes: numbers that are not finite become their names as text."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -14,7 +14,8 @@ class Projection:
     """A weight matrix of a block, shown as `[out, in]` however its module stores it.
 
     `rows` selects the outputs from start to stop of a fused matrix (q, k and v in one, gate and up in one);
-    `transposed` says that the module keeps `[in, out]`, as GPT-2's `Conv1D` does.
+    `expert` selects one matrix of a three-dimensional parameter; `transposed` says that the module keeps `[in, out]`,
+    as GPT-2's `Conv1D` does.
     """
 
     name: str
@@ -22,11 +23,15 @@ class Projection:
     module: nn.Module
     rows: tuple[int, int] | None = None
     transposed: bool = False
+    parameter: str = "weight"
+    expert: int | None = None
 
     @property
     def weight(self) -> Tensor:
         """A view `[out, in]` of the stored weight; writing into it changes the module."""
-        stored: Tensor = self.module.get_parameter("weight").data
+        stored: Tensor = self.module.get_parameter(self.parameter).data
+        if self.expert is not None:
+            stored = stored[self.expert]
         matrix = stored.T if self.transposed else stored
         return matrix if self.rows is None else matrix[slice(*self.rows)]
 
@@ -35,19 +40,30 @@ class Projection:
         self.weight.copy_(weight)
 
 
+def first_argument(module: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
+    """The input of an ordinary projection."""
+    inputs: Tensor = arguments[0]
+    return inputs
+
+
 @dataclass(frozen=True)
 class InputSite:
-    """A point of a block whose activations feed one or more projections."""
+    """A point of a block whose activations feed one or more projections.
+
+    `inputs_of` finds the site's inputs in a call of the module that holds its projections.
+    """
 
     name: str
     projections: tuple[Projection, ...]
+    inputs_of: Callable[[nn.Module, tuple[Any, ...]], Tensor] = first_argument
 
     @contextmanager
     def watch(self, see: Callable[[Tensor], None]) -> Iterator[None]:
-        """Call `see` with each input `[sequences, tokens, in]` of the site while the context is open."""
+        """Call `see` with the inputs `[tokens, in]` of the site, a batch at a time, while the context is open."""
 
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            see(arguments[0])
+            inputs = self.inputs_of(module, arguments)
+            see(inputs.reshape(-1, inputs.shape[-1]))
 
         handle = self.projections[0].module.register_forward_pre_hook(before)
         try:

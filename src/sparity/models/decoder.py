@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sparity import registry
-from sparity.errors import CorruptFile, InvalidInput, NumericalError, UnsupportedModel
+from sparity.errors import InvalidInput, NumericalError, UnsupportedModel
 from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.families.base import Family
+from sparity.models.layout import Layout
 from sparity.models.source import CheckpointSource, ModuleSource, Source
 
 
@@ -31,8 +32,8 @@ class Decoder:
         self.dtype = dtype
         self.config: Any = skeleton.config
         self.family = _family(skeleton)
-        self._names = _stored_names(skeleton, source)
-        self._used = set(self._names.values())
+        self._layout = Layout(skeleton, source, self.family)
+        self._used = self._layout.stored()
 
     @classmethod
     def open(
@@ -114,26 +115,31 @@ class Decoder:
             NumericalError: a tensor that the model uses holds NaN or infinite numbers.
         """
         inside = tuple(f"{self.block_name(index)}." for index in range(len(self)))
-        stored_inside = {stored for name, stored in self._names.items() if name.startswith(inside)}
+        stored_inside = self._layout.stored(inside)
         outside = [name for name in self.source.shapes() if name not in stored_inside]
-        return {name: self._cast(name, value).cpu().contiguous() for name, value in self.source.read(outside).items()}
+        rest: dict[str, Tensor] = {}
+        for name, value in self.source.read(outside).items():
+            tensor = self._cast(name, value).cpu().contiguous()
+            rest.update(self._layout.split(name, tensor) if name in self._layout else {name: tensor})
+        return rest
 
     def export(self, block: Block) -> dict[str, Tensor]:
         """Every stored tensor of a block under its stored name, contiguous and on the CPU."""
-        tensors = {f"{block.name}.{key}": tensor for key, tensor in block.module.state_dict().items()}
-        return {
-            self._names[name]: tensor.detach().cpu().contiguous()
-            for name, tensor in tensors.items()
-            if name in self._names
-        }
+        stored: dict[str, Tensor] = {}
+        for key, tensor in block.module.state_dict().items():
+            name = f"{block.name}.{key}"
+            if name in self._layout:
+                stored.update(self._layout.split(name, tensor.detach().cpu().contiguous()))
+        return stored
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
-        wanted = {name: self._names[prefix + name] for name in module.state_dict() if prefix + name in self._names}
-        tensors = self.source.read(sorted(set(wanted.values())))
-        for name, stored in wanted.items():
+        names = [name for name in module.state_dict() if prefix + name in self._layout]
+        parts = self._layout.parts(prefix + name for name in names)
+        tensors = {part: self._cast(part, value) for part, value in self.source.read(parts).items()}
+        for name in names:
             owner_path, _, leaf = name.rpartition(".")
             owner = module.get_submodule(owner_path)
-            tensor = self._cast(stored, tensors[stored]).to(self.device, copy=True)
+            tensor = self._layout.join(prefix + name, tensors).to(self.device, copy=True)
             if leaf in owner._parameters:
                 owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
             else:
@@ -145,15 +151,11 @@ class Decoder:
             return tensor
         cast = tensor.to(self.dtype)
         bad = _count_not_finite(cast) if name in self._used else 0
-        if bad and _count_not_finite(tensor):
-            raise NumericalError(
-                f"{name}: {bad} of {tensor.numel()} weights are NaN or infinite; "
-                "the checkpoint is damaged: fetch or save it again"
-            )
         if bad:
-            raise NumericalError(
-                f"{name}: {bad} of {tensor.numel()} weights are too large for {self.dtype}; choose another dtype"
-            )
+            words = f"{name.removesuffix('.weight')}: {bad} of {tensor.numel()} weights are"
+            if _count_not_finite(tensor):
+                raise NumericalError(f"{words} NaN or infinite; the checkpoint is damaged: fetch or save it again")
+            raise NumericalError(f"{words} too large for {self.dtype}; choose another dtype")
         return cast
 
 
@@ -225,31 +227,6 @@ def _family(skeleton: nn.Module) -> Family:
 def _base_prefix(skeleton: nn.Module) -> str:
     """`model.` or `transformer.`: where the model without its head lies, which some checkpoints leave out."""
     return f"{skeleton.base_model_prefix}."
-
-
-def _stored_names(skeleton: nn.Module, source: Source) -> dict[str, str]:
-    """Model name -> stored name. Checkpoints of a bare base model lack its prefix; tied tensors may be absent."""
-    shapes = source.shapes()
-    prefix = _base_prefix(skeleton)
-    tied = set(skeleton.all_tied_weights_keys)  # type: ignore[arg-type]  # empty when the configuration unties them
-    names, missing = {}, []
-    for name, tensor in skeleton.state_dict().items():
-        stored = next((s for s in (name, name.removeprefix(prefix)) if s in shapes), None)
-        if stored is None:
-            if name not in tied:
-                missing.append(name)
-            continue
-        if shapes[stored] != tuple(tensor.shape):
-            raise CorruptFile(
-                f"{stored} has shape {list(shapes[stored])}, but the configuration asks for {list(tensor.shape)}"
-            )
-        names[name] = stored
-    if missing:
-        raise CorruptFile(
-            f"the checkpoint lacks {len(missing)} tensors of the model, {missing[0]} among them: "
-            "it is incomplete or belongs to another configuration"
-        )
-    return names
 
 
 def _main_dtype(source: Source) -> torch.dtype:

@@ -29,7 +29,12 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto") -> Any:
     try:
         with hf.quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=wanted, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                folder,
+                dtype=wanted,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                output_loading_info=True,
             )
     except Exception as error:  # a wrong value of the configuration can break transformers anywhere
         raise CorruptFile(f"transformers cannot load {folder}: {hf.first_words(error)}") from error

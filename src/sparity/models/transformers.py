@@ -126,6 +126,7 @@ def quiet() -> Iterator[None]:
 def first_words(error: Exception) -> str:
     """What an error of transformers says, on one line and without its lists of every known class."""
     words = " ".join(str(error).split()) or type(error).__name__
+    words = f"unknown value {words}" if isinstance(error, KeyError) else words
     return words if len(words) < 300 else f"{words[:300]} ..."
 
 

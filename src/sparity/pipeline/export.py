@@ -9,7 +9,7 @@ from sparity import __version__
 from sparity.files import file_hash, write_atomically, write_json, write_text
 from sparity.measure.card import model_card
 from sparity.measure.report import Candidate, Report
-from sparity.models.source import CheckpointSource
+from sparity.models.source import CheckpointSource, read_header
 from sparity.pipeline.job import Job
 
 FORMAT = 1
@@ -67,16 +67,8 @@ def weight_bytes(folder: Path) -> int:
 def _write_index(folder: Path, shards: list[Path]) -> None:
     homes: dict[str, str] = {}
     for shard in shards:
-        names = _tensor_names(shard)
-        homes.update(dict.fromkeys(names, shard.name))
+        homes.update({name: shard.name for name, _, _ in read_header(shard)})
     total = sum(shard.stat().st_size for shard in shards)
     index = {"metadata": {"total_size": total}, "weight_map": homes}
     write_json(folder / "model.safetensors.index.json", index)
     CheckpointSource(folder)  # every shard is whole and every tensor is where the index says
-
-
-def _tensor_names(shard: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(shard, framework="pt") as file:
-        return list(file.keys())

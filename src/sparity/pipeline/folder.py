@@ -1,11 +1,14 @@
 """The folder of a run: what is finished, what it belongs to, and who is writing to it.
 
 A run works in `OUT.partial`. Each finished block is a shard of the final checkpoint, committed together with the
-hidden states behind it; `OUT` appears, complete, by one rename at the end.
+hidden states behind it; `OUT` appears, complete, by one rename at the end. What it replaces is moved into the run's
+state first, from where a run that was stopped between the two renames puts it back, and is removed last.
 """
 
 import dataclasses
 import json
+import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,29 +21,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparity.errors import CorruptFile, RunConflict
-from sparity.files import flush_folder, lock, write_atomically, write_json
+from sparity.errors import CorruptFile, InvalidInput, RunConflict, SparityError
+from sparity.files import file_hash, flush_folder, lock, make_folder, write_atomically, write_json
+
+log = logging.getLogger(__name__)
 
 STATE = ".sparity"
-FINISHED = "sparity.json"
+REPLACED = "replaced"
+START_OVER = "start again with --force"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is committed: the number of blocks, the file of the hidden states behind them, and their records."""
+    """What is committed: the number of blocks, the hidden states behind them (file and hash), and their records."""
 
     blocks: int = 0
     hidden: str | None = None
+    hidden_hash: str | None = None
     records: tuple[dict[str, Any], ...] = ()
 
 
 class RunFolder:
     """The working folder of one run, locked while it is used."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.path = output.with_name(output.name + ".partial")
+    def __init__(self, output: Path, force: bool = False) -> None:
+        self.output = Path(os.path.abspath(output))  # "." and "x/.." have names then
+        if not self.output.name:
+            raise InvalidInput(f"output {output} is the root of the file system: name a folder")
+        self.path = self.output.with_name(self.output.name + ".partial")
         self.state = self.path / STATE
+        self._force = force
 
     @classmethod
     @contextmanager
@@ -50,12 +60,13 @@ class RunFolder:
         Raises:
             RunConflict: the output exists, another run holds the folder, or the folder belongs to another run.
         """
-        folder = cls(output)
-        if output.exists() and not force:
-            raise RunConflict(f"{output} exists already: choose another output or pass --force to replace it")
-        folder.state.mkdir(parents=True, exist_ok=True)
+        folder = cls(output, force)
+        folder._refuse_existing()
+        make_folder(folder.state)
         with lock(folder.state / "lock"):
-            folder._claim(identity, force, resume)
+            folder._put_back()
+            folder._refuse_existing()
+            folder._claim(identity, resume)
             yield folder
 
     @property
@@ -65,12 +76,23 @@ class RunFolder:
         if not path.exists():
             return Progress()
         content = _read_json(path)
-        return Progress(content["blocks"], content["hidden"], tuple(content["records"]))
+        try:
+            found = Progress(**{**content, "records": tuple(content["records"])})
+            sound = found.blocks == len(found.records) > 0
+            sound = sound and all({"seconds", "layers"} <= set(record) for record in found.records)
+        except (KeyError, TypeError) as error:
+            raise CorruptFile(f"{path} is damaged ({error}): {START_OVER}") from error
+        if not sound or found.hidden not in (None, _hidden_name(found.blocks)):
+            raise CorruptFile(f"{path} is damaged (its entries contradict one another): {START_OVER}")
+        return found
 
     @property
     def threads(self) -> int:
         """The thread count under which the run began; results are reproducible bit by bit only with the same."""
-        threads: int = _read_json(self.state / "manifest.json")["threads"]
+        path = self.state / "manifest.json"
+        threads = _read_json(path).get("threads")
+        if type(threads) is not int or threads < 1:
+            raise CorruptFile(f"{path} is damaged (threads: {threads!r}): {START_OVER}")
         return threads
 
     def save_shard(self, name: str, tensors: dict[str, Tensor]) -> None:
@@ -80,43 +102,70 @@ class RunFolder:
     def commit(self, blocks: int, hidden: Tensor | None, record: dict[str, Any]) -> None:
         """Make block number `blocks` final: first the hidden states, then the record that points to them."""
         previous = self.progress
-        name = None
+        name = digest = None
         if hidden is not None:
-            name = f"hidden-{blocks % 2}.safetensors"
+            name = _hidden_name(blocks)
             _save_tensors(self.state / name, {"hidden": hidden})
-        progress = Progress(blocks, name, (*previous.records, record))
+            digest = file_hash(self.state / name)
+        progress = Progress(blocks, name, digest, (*previous.records, record))
         write_json(self.state / "progress.json", dataclasses.asdict(progress))
 
     def hidden(self) -> Tensor | None:
         """The committed hidden states `[samples, tokens, hidden]`."""
-        name = self.progress.hidden
-        if name is None:
+        progress = self.progress
+        if progress.hidden is None:
             return None
+        path = self.state / progress.hidden
         try:
-            hidden: Tensor = load_file(self.state / name)["hidden"]
+            if file_hash(path) != progress.hidden_hash:
+                raise CorruptFile(f"{path} is damaged (its hash differs from the recorded one): {START_OVER}")
+            hidden: Tensor = load_file(path)["hidden"]
         except (SafetensorError, OSError, KeyError) as error:
-            raise CorruptFile(f"{self.state / name} is damaged ({error}): start again with --force") from error
+            raise CorruptFile(f"{path} is damaged ({error}): {START_OVER}") from error
         return hidden
 
     def publish(self) -> None:
-        """Rename the finished folder to the output; what lay there is removed only after that."""
-        shutil.rmtree(self.state)
-        replaced = None
-        if self.output.exists():
-            replaced = self.output.with_name(self.output.name + ".replaced")
-            if replaced.exists():
-                _remove(replaced)
-            self.output.rename(replaced)
-        self.path.rename(self.output)
-        flush_folder(self.output.parent)
-        if replaced is not None:
-            _remove(replaced)
+        """Rename the finished folder to the output; what lay there is removed only after that.
 
-    def _claim(self, identity: dict[str, Any], force: bool, resume: bool) -> None:
-        manifest = self.state / "manifest.json"
+        Raises:
+            RunConflict: an output appeared while the run worked, and it was not to be replaced.
+            SparityError: the folder cannot be renamed; it stays complete under its working name.
+        """
+        self._refuse_existing()
+        try:
+            if os.path.lexists(self.output):
+                self.output.rename(self.state / REPLACED)
+            self.path.rename(self.output)
+            flush_folder(self.output.parent)
+        except OSError as error:
+            self._put_back()
+            raise SparityError(
+                f"{self.path} cannot be renamed to {self.output}: {error.strerror or error}; "
+                "the result in it is complete, run again with --resume to try once more"
+            ) from error
+        try:
+            shutil.rmtree(self.output / STATE)
+        except OSError as error:
+            log.warning("%s could not be removed (%s): it can be deleted", self.output / STATE, error)
+
+    def _refuse_existing(self) -> None:
+        if os.path.lexists(self.output) and not self._force:
+            raise RunConflict(f"{self.output} exists already: choose another output or pass --force to replace it")
+
+    def _put_back(self) -> None:
+        aside = self.state / REPLACED
+        if os.path.lexists(aside) and not os.path.lexists(self.output):
+            aside.rename(self.output)
+
+    def _claim(self, identity: dict[str, Any], resume: bool) -> None:
+        manifest, force = self.state / "manifest.json", self._force
         if manifest.exists() and resume:
-            differing = _differences(_read_json(manifest)["identity"], identity)
+            recorded = _read_json(manifest).get("identity")
+            if not isinstance(recorded, dict):
+                raise CorruptFile(f"{manifest} is damaged (it names no run): {START_OVER}")
+            differing = _differences(recorded, identity)
             if not differing:
+                self._remove_leftovers()
                 return
             if not force:
                 raise RunConflict(
@@ -127,6 +176,11 @@ class RunFolder:
             raise RunConflict(
                 f"{self.path} holds an unfinished run: continue it with --resume or start over with --force"
             )
+        elif not manifest.exists() and not force and any(entry != self.state for entry in self.path.iterdir()):
+            raise RunConflict(
+                f"{self.path}, where the run would work, holds files of something else: choose another output, or "
+                "pass --force to delete them"
+            )
         for entry in self.path.iterdir():
             if entry != self.state:
                 _remove(entry)
@@ -134,6 +188,18 @@ class RunFolder:
             if entry.name != "lock":
                 _remove(entry)
         write_json(manifest, {"identity": identity, "threads": torch.get_num_threads()})
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed process was writing; safetensors uses temporary names of its own."""
+        for folder in (self.path, self.state):
+            for entry in folder.iterdir():
+                if entry.name.startswith(".") and entry != self.state:
+                    _remove(entry)
+
+
+def _hidden_name(blocks: int) -> str:
+    """The file of the hidden states behind `blocks` blocks: two take turns, so that one is always whole."""
+    return f"hidden-{blocks % 2}.safetensors"
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -153,9 +219,11 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CorruptFile(f"{path} is damaged ({error}): start again with --force") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path} is damaged ({error}): {START_OVER}") from error
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path} is damaged (it holds no JSON object): {START_OVER}")
     return content
 
 

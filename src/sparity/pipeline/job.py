@@ -112,16 +112,17 @@ def _targets(prune: Prune, pruning: Pruning, projections: Iterable[Projection]) 
 def _fixed_pattern_targets(prune: Prune, pruning: Pruning, cost: dict[str, float]) -> dict[str, float]:
     """N:M removes the same share wherever it is applied: projections can only be left dense."""
     uneven = {glob: share for glob, share in prune.overrides.items() if share not in (0, pruning.pattern.sparsity)}
-    if uneven or prune.budget != "uniform":
-        what = f"overrides {uneven}" if uneven else f"budget {prune.budget}"
+    budget = registry.build("budget", prune.budget)
+    if uneven or budget.name != "uniform":
+        what = f"overrides {uneven}" if uneven else f"budget {budget.name}"
         raise InvalidInput(
             f"{pruning.pattern.words} removes {pruning.sparsity:.0%} everywhere and cannot follow the {what}; list "
             "projections under `dense:`, or use the unstructured pattern"
         )
     fixed = {**dict.fromkeys(prune.dense, 0.0), **prune.overrides}
-    dense = {glob: 0.0 for glob, share in fixed.items() if share == 0}
-    left = allocate(registry.build("budget", "uniform"), cost, 0.0, dense) if dense else {}
-    named = {name for glob in dense for name in left if fnmatchcase(name, glob)}
+    allocate(budget, cost, 0.0, dict.fromkeys(fixed, 0.0))  # every glob must match
+    dense = [glob for glob, share in fixed.items() if share == 0]
+    named = {name for glob in dense for name in cost if fnmatchcase(name, glob)}
     if len(named) == len(cost):
         raise InvalidInput("every projection is to stay dense: nothing is left to prune")
     return {name: 0.0 if name in named else pruning.sparsity for name in cost}

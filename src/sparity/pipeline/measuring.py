@@ -1,5 +1,6 @@
 """The measurements of a run, put together as a report."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,9 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
         verdicts=tuple(judge(job.recipe.accept, quality, speed)),
         notes=(PLAIN_NOTE,),
     )
-    config = job.decoder.config
     return Report(
         model=job.name,
-        architecture=(getattr(config, "architectures", None) or [config.model_type])[0],
+        architecture=type(job.decoder.skeleton).__name__,
         parameters=parameters,
         blocks=len(job.decoder),
         dtype=str(job.decoder.dtype).removeprefix("torch."),
@@ -66,12 +66,12 @@ def judge(accept: Accept, quality: tuple[Quality, ...], speed: Speed | None) -> 
     verdicts = []
     if accept.perplexity is not None:
         limit = float(re.sub(r"[+%]", "", accept.perplexity)) / 100
-        worst = max((q.change for q in quality), default=None)
+        worst = _worst([q.change for q in quality])
         reached = "not measured" if worst is None else f"{worst:+.2%}"
         passed = worst is not None and worst <= limit
         verdicts.append(Verdict(f"perplexity at most {accept.perplexity}", reached, passed))
     if accept.kl is not None:
-        worst = max((q.kl for q in quality), default=None)
+        worst = _worst([q.kl for q in quality])
         reached = "not measured" if worst is None else f"{worst:.4f}"
         verdicts.append(Verdict(f"KL at most {accept.kl:g}", reached, worst is not None and worst <= accept.kl))
     if accept.decode is not None:
@@ -80,6 +80,11 @@ def judge(accept: Accept, quality: tuple[Quality, ...], speed: Speed | None) -> 
         passed = ratio is not None and ratio >= float(accept.decode.rstrip("x"))
         verdicts.append(Verdict(f"decode at least {accept.decode}", reached, passed))
     return verdicts
+
+
+def _worst(values: list[float]) -> float | None:
+    """The largest value; NaN, which no limit accepts, outranks all. None when there are none."""
+    return max(values, key=lambda value: (math.isnan(value), value), default=None)
 
 
 def _quality(job: Job, dense: Any, sparse: Any) -> list[Quality]:

@@ -1,17 +1,24 @@
 """The prune stage: every block in turn, committed before the next begins."""
 
+import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from sparity import registry
 from sparity.calibration import Statistics, Step, walk
+from sparity.errors import CorruptFile, NumericalError
 from sparity.measure.report import Layer
 from sparity.models import BlockInputs
-from sparity.pipeline.folder import RunFolder
+from sparity.models.source import read_header
+from sparity.pipeline.folder import START_OVER, RunFolder
 from sparity.pipeline.job import Job
+
+log = logging.getLogger(__name__)
 
 
 class Listener(Protocol):
@@ -33,6 +40,8 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener) -> None:
     """Prune what is not committed yet. Shard 1 holds everything outside the blocks, shard 2 the first block."""
     decoder, total = job.decoder, len(job.decoder)
     progress = folder.progress
+    if progress.blocks:
+        _check_finished(folder.path, progress.blocks, total)
     if progress.blocks == total:
         return
     if progress.blocks == 0:
@@ -63,6 +72,17 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener) -> None:
         started = time.perf_counter()
 
 
+def _check_finished(folder: Path, blocks: int, total: int) -> None:
+    """Raise `CorruptFile` when a shard that was committed is missing or truncated."""
+    if blocks > total:
+        raise CorruptFile(f"{folder} records {blocks} finished blocks of {total}: {START_OVER}")
+    for number in range(1, blocks + 2):
+        try:
+            read_header(folder / shard_name(number, total + 1))
+        except CorruptFile as error:
+            raise CorruptFile(f"a finished shard of the run is lost ({error}): {START_OVER}") from error
+
+
 def _inputs(job: Job) -> BlockInputs:
     if job.tokens is None:
         return BlockInputs(torch.empty(0), {}, 1)
@@ -77,8 +97,7 @@ def _prune_block(job: Job, step: Step) -> list[Layer]:
             target = job.targets[projection.name]
             before = projection.weight.clone()
             if target > 0:
-                pruned, _ = job.pruning.apply(before, statistics, target)
-                projection.write(pruned)
+                projection.write(_pruned(job, projection.name, before, statistics, target))
             after = projection.weight
             rows, columns = after.shape
             layers.append(
@@ -95,6 +114,23 @@ def _prune_block(job: Job, step: Step) -> list[Layer]:
     return layers
 
 
+def _pruned(job: Job, name: str, weight: Tensor, statistics: Statistics, target: float) -> Tensor:
+    if not job.needs or statistics.tokens:
+        return job.pruning.apply(weight, statistics, target)[0]
+    remedy = job.prune.unseen_expert
+    if remedy == "error":
+        raise NumericalError(
+            f"{name}: no calibration token was routed to this expert; calibrate on more or other text, or set "
+            "`unseen_expert: magnitude` or `unseen_expert: dense`"
+        )
+    log.warning("%s: no calibration token was routed to this expert, treated by: %s", name, remedy)
+    if remedy == "dense":
+        return weight
+    plain = {"score": registry.build("score", "magnitude"), "solver": registry.build("solver", "mask_only")}
+    stand_in = replace(job.pruning, **plain)
+    return stand_in.apply(weight, statistics, target)[0]
+
+
 def _loss(before: Tensor, after: Tensor, statistics: Statistics) -> float:
     """The share of the output's energy that the change of the weight takes away, on calibration tokens."""
 
@@ -107,4 +143,8 @@ def _loss(before: Tensor, after: Tensor, statistics: Statistics) -> float:
 
 def committed_layers(records: tuple[dict[str, Any], ...]) -> tuple[Layer, ...]:
     """The layers of all committed blocks."""
-    return tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for record in records for layer in record["layers"])
+    try:
+        layers = [layer for record in records for layer in record["layers"]]
+        return tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in layers)
+    except (KeyError, TypeError) as error:
+        raise CorruptFile(f"the run's record of a finished block is damaged ({error}): {START_OVER}") from error

@@ -99,6 +99,8 @@ def execute(
             raise InvalidInput("resume needs the output folder of the run that is to be continued")
         temporary = tempfile.TemporaryDirectory(prefix="sparity-")
     path = Path(named).expanduser() if named is not None else Path(temporary.name) / "model"  # type: ignore[union-attr]
+    if job.folder is not None and job.folder.resolve().is_relative_to(path.resolve()):
+        raise InvalidInput(f"output {path}: the dense model lies there and would be lost; choose another output")
     threads = torch.get_num_threads()
     try:
         with RunFolder.open(path, job.identity(), force, resume) as folder:

@@ -75,13 +75,19 @@ def _record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InvalidInput(f"{folder} has no sparity.json: it was not written by Sparity, or its run is unfinished")
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        for key in ("files", "pattern", "targets", "sparsity"):
-            content[key]
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise CorruptFile(f"{path} is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path} is damaged (it holds no JSON object)")
     if content.get("format") != 1:
         raise InvalidInput(f"{path} has format {content.get('format')}; this release reads format 1: update sparity")
+    for key, kind in (("files", str), ("targets", int | float), ("sparsity", int | float)):
+        entries = content.get(key)
+        if not isinstance(entries, dict) or not all(isinstance(value, kind) for value in entries.values()):
+            raise CorruptFile(f'{path} is damaged (no usable "{key}" in it)')
+    if "pattern" not in content:
+        raise CorruptFile(f'{path} is damaged (no "pattern" in it)')
     return content
 
 
@@ -89,10 +95,11 @@ def _file_problems(folder: Path, hashes: dict[str, str]) -> list[str]:
     problems = []
     for name, expected in hashes.items():
         path = folder / name
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             problems.append(f"{name}: not a file of this folder")
         elif not path.is_file():
             problems.append(f"{name}: missing")
         elif file_hash(path) != expected:
             problems.append(f"{name}: changed since it was written (hash differs)")
-    return problems
+    unknown = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in hashes)
+    return problems + [f"{name}: weights that are not in the record" for name in unknown]

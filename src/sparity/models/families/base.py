@@ -1,13 +1,38 @@
 """What a model family tells about itself: where its blocks are and which projections they hold."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sparity.models.block import InputSite, Projection
 
 GroupLayout = tuple[tuple[str, str], ...]  # the (role, path) pairs that read one input
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A three-dimensional parameter `[experts, out, in]` whose checkpoints keep each expert's matrices apart.
+
+    `names[e]` lists the stored matrices of expert `e`, which follow one another along its outputs.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+
+    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The parameter from its stored matrices."""
+        return torch.stack([torch.cat([tensors[name] for name in expert]) for expert in self.names])
+
+    def split(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The stored matrices of the parameter; those of one expert are equally tall."""
+        return {
+            name: part.contiguous()
+            for expert, matrix in zip(self.names, parameter, strict=True)
+            for name, part in zip(expert, matrix.chunk(len(expert)), strict=True)
+        }
 
 
 class Family(ABC):
@@ -15,6 +40,10 @@ class Family(ABC):
 
     name: ClassVar[str]
     blocks: ClassVar[str] = "model.layers"
+
+    def stored_as(self, name: str, config: Any) -> "str | Fused":
+        """How checkpoints keep the parameter that the model in memory calls `name`."""
+        return name
 
     @abstractmethod
     def sites(self, block: nn.Module, name: str, config: Any) -> tuple[InputSite, ...]:

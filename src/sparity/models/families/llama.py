@@ -1,4 +1,4 @@
-"""Llama and everything shaped like it: Mistral, Qwen2, Qwen3 and unknown families with the same attribute names."""
+"""Llama and everything shaped like it: Mistral, Qwen2, Qwen3, Gemma 2 and 3, others with its attribute names."""
 
 from typing import Any
 
@@ -8,9 +8,12 @@ from sparity.models.block import InputSite
 from sparity.models.families.base import Family, plain_sites
 from sparity.registry import register
 
-LAYOUT = (
+ATTENTION = (
     (("q", "self_attn.q_proj"), ("k", "self_attn.k_proj"), ("v", "self_attn.v_proj")),
     (("o", "self_attn.o_proj"),),
+)
+LAYOUT = (
+    *ATTENTION,
     (("gate", "mlp.gate_proj"), ("up", "mlp.up_proj")),
     (("down", "mlp.down_proj"),),
 )

@@ -1,0 +1,61 @@
+"""Mixture-of-experts layers: one parameter for all experts in memory, a matrix per expert on disk."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparity.models.block import InputSite, Projection
+from sparity.models.families.base import Fused
+
+
+def expert_sites(experts: nn.Module, name: str, roles: dict[str, str]) -> tuple[InputSite, ...]:
+    """Two input sites per expert: its routed tokens, and what they become before `down`.
+
+    `roles` names the stored matrices of gate, up and down. The router is never pruned and has no site.
+    """
+    gate_up, down = experts.get_parameter("gate_up_proj"), experts.get_parameter("down_proj")
+    half = gate_up.shape[1] // 2
+    sites = []
+    for expert in range(len(gate_up)):
+        place = f"{name}.{expert}"
+        first = tuple(
+            Projection(f"{place}.{roles[role]}", role, experts, rows=rows, parameter="gate_up_proj", expert=expert)
+            for role, rows in (("gate", (0, half)), ("up", (half, 2 * half)))
+        )
+        second = Projection(
+            f"{place}.{roles['down']}", "down", experts, rows=(0, down.shape[1]), parameter="down_proj", expert=expert
+        )
+        sites.append(InputSite(f"{place}.gate_up", first, partial(_routed_tokens, expert)))
+        sites.append(InputSite(f"{place}.down", (second,), partial(_intermediate, expert)))
+    return tuple(sites)
+
+
+def stored_experts(name: str, memory: str, disk: str, roles: dict[str, str], count: int) -> str | Fused:
+    """The stored matrices of an expert parameter, any other name with `memory` replaced by `disk`."""
+    match = re.fullmatch(rf"(.*\.){re.escape(memory)}\.experts\.(gate_up|down)_proj", name)
+    if not match:
+        return re.sub(rf"(^|\.){re.escape(memory)}\.", rf"\g<1>{disk}.", name)
+    kinds = ("gate", "up") if match[2] == "gate_up" else ("down",)
+    return Fused(
+        tuple(
+            tuple(f"{match[1]}{disk}.experts.{expert}.{roles[kind]}.weight" for kind in kinds)
+            for expert in range(count)
+        )
+    )
+
+
+def _routed_tokens(expert: int, experts: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
+    hidden: Tensor
+    hidden, chosen = arguments[0], arguments[1]  # [tokens, hidden], [tokens, k]
+    return hidden[(chosen == expert).any(-1)]
+
+
+def _intermediate(expert: int, experts: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
+    tokens = _routed_tokens(expert, experts, arguments)
+    weight = experts.get_parameter("gate_up_proj")[expert]
+    gate, up = (tokens @ weight.T).chunk(2, dim=-1)
+    activate: Callable[[Tensor], Tensor] = experts.act_fn  # type: ignore[assignment]
+    return activate(gate) * up

@@ -1,0 +1,29 @@
+"""Qwen3-MoE: mixtures of experts, with dense MLPs in the blocks that the configuration names."""
+
+from typing import Any
+
+from torch import nn
+
+from sparity.models.block import InputSite
+from sparity.models.experts import expert_sites, stored_experts
+from sparity.models.families.base import Family, Fused, plain_sites
+from sparity.models.families.llama import ATTENTION, LAYOUT
+from sparity.registry import register
+
+ROLES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+
+@register("family", "qwen3_moe")
+class Qwen3Moe(Family):
+    """Attention as in Llama; each expert is pruned on the tokens that are routed to it."""
+
+    def sites(self, block: nn.Module, name: str, config: Any) -> tuple[InputSite, ...]:
+        """Attention, attention output, and either two inputs per expert or the two of a dense MLP."""
+        if not hasattr(block.get_submodule("mlp"), "experts"):
+            return plain_sites(block, name, LAYOUT)
+        experts = expert_sites(block.get_submodule("mlp.experts"), f"{name}.mlp.experts", ROLES)
+        return plain_sites(block, name, ATTENTION) + experts
+
+    def stored_as(self, name: str, config: Any) -> str | Fused:
+        """Each expert's matrices lie apart on disk."""
+        return stored_experts(name, "mlp", "mlp", ROLES, config.num_experts)
