@@ -10,7 +10,7 @@ demo: install
 	$(VENV)/bin/sparity demo --output $(OUT)
 
 test: install-test lint
-	$(VENV)/bin/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto  # one thread per worker: more would wait for each other
 
 lint: install-test
 	$(VENV)/bin/ruff check .

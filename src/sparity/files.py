@@ -40,6 +40,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def expand(path: str | Path) -> Path:
+    """A path with its `~` replaced; one that names no user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents where they are missing.
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sparity.errors import CorruptFile, InvalidInput, suggestion
+from sparity.files import expand
 
 Spec = str | dict[str, Any]
 
@@ -167,7 +168,7 @@ class Recipe(_Section):
         elif isinstance(recipe, Mapping):
             content, where = copy.deepcopy(dict(recipe)), "recipe"
         else:
-            content, where = _load(Path(recipe).expanduser()), str(recipe)
+            content, where = _load(recipe), str(recipe)
         for override in overrides or ():
             _set(content, override)
         try:
@@ -227,15 +228,16 @@ def _parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(file: str | Path) -> dict[str, Any]:
+    if not isinstance(file, str | Path):
+        raise InvalidInput(f"a recipe is a YAML file, a mapping or a Recipe, not {type(file).__name__}")
+    path = expand(file)
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that no file can have
         raise InvalidInput(f"recipe {path} does not exist")
     try:
         content = _parse_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise CorruptFile(f"{path} is not YAML: {error}") from error
-    except OSError as error:
-        raise InvalidInput(f"recipe {path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):
         raise InvalidInput(f"{path}: a recipe is a mapping of keys, got {type(content).__name__}")
     return content
@@ -269,12 +271,15 @@ def _set(content: dict[str, Any], override: str) -> None:
             place = place[index]
 
 
+_BRANCH = re.compile(r"str|(list\[|dict\[|function-).*")  # in a problem's place: no key, an alternative of a union
+
+
 def _explain(error: ValidationError, where: str) -> str:
     problems = []
     for problem in error.errors():
         if problem["loc"] and problem["loc"][-1] == "str" and isinstance(problem["input"], dict):
             continue  # a mapping was meant: what is wrong with it is another problem of the list
-        place = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))
+        place = ".".join(str(part) for part in problem["loc"] if not _BRANCH.fullmatch(str(part)))
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             keys = _keys_at(problem["loc"][:-1])
@@ -283,11 +288,6 @@ def _explain(error: ValidationError, where: str) -> str:
             message += f", got {problem['input']!r}"
         problems.append(f"{place}: {message}" if place else message)
     return f"{where}: " + "; ".join(problems)
-
-
-def _is_branch(part: int | str) -> bool:
-    """Whether a part of a problem's place names no key but the alternative of a union that pydantic tried."""
-    return isinstance(part, str) and (part == "str" or part.startswith(("list[", "dict[", "function-")))
 
 
 def _keys_at(place: tuple[Any, ...]) -> list[str]:

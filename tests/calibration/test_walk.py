@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from conftest import tiny_configs
+from families import tiny_configs
 from sparity.calibration import walk
 from sparity.models import Decoder
 

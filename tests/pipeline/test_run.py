@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import references
 import sparity
-from conftest import tiny_configs
+from families import tiny_configs
 from sparity.errors import NumericalError
 from sparity.models import Decoder
 from sparity.pipeline.verify import verify

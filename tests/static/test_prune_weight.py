@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 import references
 import sparity
+from sparity import registry
+from sparity.calibration import Statistics
 from sparity.errors import InvalidInput, NumericalError
 
 SHAPES = ((8, 16), (5, 24), (33, 64))
@@ -275,3 +277,32 @@ def test_a_singular_gram_is_damped_more_and_said_so(caplog):
     pruned, _ = sparity.prune_weight(weight, inputs, solver="sparsegpt", damping=0.0)
     assert torch.isfinite(pruned).all()
     assert "singular with damping 0, trying 0.01" in caplog.text
+
+
+def reference_ria(weight, inputs, a):
+    """RIA's formula, an entry at a time."""
+    norm, size = references.input_norm(inputs), weight.double().abs()
+    metric = torch.empty_like(size)
+    for row in range(size.shape[0]):
+        for column in range(size.shape[1]):
+            share = size[row, column] / size[:, column].sum() + size[row, column] / size[row].sum()
+            metric[row, column] = share * norm[column] ** a
+    return metric
+
+
+@pytest.mark.parametrize("a", [0.0, 0.5, 1.0])
+def test_ria_equals_the_formula(a):
+    weight, inputs = layer(9, 16)
+    _, keep = sparity.prune_weight(weight, inputs, score="ria", a=a, sparsity=0.6)
+    metric = reference_ria(weight, inputs, a)
+    assert torch.equal(keep, metric > metric.flatten().sort().values[int(9 * 16 * 0.6)])
+    _, keep = sparity.prune_weight(weight, inputs, score="ria", a=a, pattern="2:4")
+    assert torch.equal(keep, references.n_of_m(metric, 2, 4))
+
+
+def test_ria_by_hand_and_with_an_empty_row():
+    weight = torch.tensor([[1.0, 3.0], [1.0, 0.0], [0.0, 0.0]])  # column sums 2 and 3, row sums 4, 1 and 0
+    scores = registry.build("score", {"ria": {"a": 0.0}})
+    statistics = Statistics.gather("here", ["column_norm"])
+    statistics.add(torch.ones(1, 2))
+    assert scores.score(weight, statistics).tolist() == [[0.75, 1.75], [1.5, 0.0], [0.0, 0.0]]

@@ -2,31 +2,53 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
+
+from torch import Tensor
 
 from sparity.errors import InvalidInput
 
 Objective = Callable[[Mapping[str, float]], float]
+MOST = 0.999  # no site gives up everything
+
+
+@dataclass(frozen=True)
+class Site:
+    """Something that can give up a fraction of itself.
+
+    `cost` is its size in parameters, bytes or milliseconds, `depth` the number of its block, `evidence` what the
+    budget's own measurement found there.
+    """
+
+    name: str
+    cost: float
+    depth: int = 0
+    evidence: float = 0.0
 
 
 class Budget(ABC):
-    """How a target is shared out among sites."""
+    """How a target is shared out among sites.
+
+    A budget that rests on data names the statistics it `needs`; `observe` is then called for each block of the dense
+    model, and what it finds comes back as the sites' evidence.
+    """
 
     name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def allocate(
-        self, sites: Sequence[str], target: float, cost: Mapping[str, float], objective: Objective | None = None
-    ) -> dict[str, float]:
-        """The fraction that each site gives up; the mean, weighted by `cost`, is `target`.
+    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
+        """The fraction that each site gives up; the mean, weighted by cost, is `target`. `objective` measures one."""
 
-        `cost` is the size of a site in parameters, bytes or milliseconds; `objective` measures an allocation.
-        """
+    def observe(self, weights: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> dict[str, float]:
+        """The evidence of a block's sites from their weights [out, in] and input norms [in]."""
+        return {}
 
 
-def allocate(budget: Budget, cost: Mapping[str, float], target: float, fixed: Mapping[str, float]) -> dict[str, float]:
-    """Fractions for all sites of `cost`: those of `fixed` (by site or glob), and the rest so that the mean is `target`.
+def allocate(budget: Budget, sites: Sequence[Site], target: float, fixed: Mapping[str, float]) -> dict[str, float]:
+    """Fractions for all sites: those of `fixed` (by name or glob), and the rest so that the mean is `target`.
 
     Raises:
         InvalidInput: a glob that matches nothing, a fraction outside [0, 1), or a target that the rest cannot meet.
@@ -35,24 +57,44 @@ def allocate(budget: Budget, cost: Mapping[str, float], target: float, fixed: Ma
     for pattern, fraction in fixed.items():
         if not 0 <= fraction < 1:
             raise InvalidInput(f"override {pattern}: sparsity {fraction} must lie in [0, 1)")
-        matched = [site for site in cost if fnmatchcase(site, pattern)]
+        matched = [site.name for site in sites if fnmatchcase(site.name, pattern)]
         if not matched:
-            raise InvalidInput(f'override "{pattern}" matches no projection (one of them is {next(iter(cost))})')
+            raise InvalidInput(f'override "{pattern}" matches no projection (one of them is {sites[0].name})')
         given.update(dict.fromkeys(matched, fraction))
-    open_sites = [site for site in cost if site not in given]
-    total, open_cost = sum(cost.values()), sum(cost[site] for site in open_sites)
-    spent = sum(cost[site] * fraction for site, fraction in given.items())
-    if not open_sites:
+    free = [site for site in sites if site.name not in given]
+    total, free_cost = sum(site.cost for site in sites), sum(site.cost for site in free)
+    spent = sum(site.cost * given[site.name] for site in sites if site.name in given)
+    if not free:
         if abs(spent - target * total) > 1e-9 * total:
             raise InvalidInput(
                 f"the overrides fix every projection at a mean of {spent / total:.4f}, but sparsity is {target}"
             )
         return given
-    rest = (target * total - spent) / open_cost
+    rest = (target * total - spent) / free_cost
     if not 0 <= rest < 1:
         raise InvalidInput(
-            f"the overrides leave {open_cost / total:.1%} of the weights, which would need a sparsity of {rest:.3f} to "
+            f"the overrides leave {free_cost / total:.1%} of the weights, which would need a sparsity of {rest:.3f} to "
             f"reach {target} on average: change the overrides or the target"
         )
-    shares = budget.allocate(open_sites, rest, {site: cost[site] for site in open_sites})
-    return {site: given.get(site, shares.get(site, 0.0)) for site in cost}
+    shares = budget.allocate(free, rest)
+    return {site.name: given.get(site.name, shares.get(site.name, 0.0)) for site in sites}
+
+
+def shift_to_target(sites: Sequence[Site], shape: Sequence[float], target: float) -> dict[str, float]:
+    """Fractions `shape + c`, clipped to [0, 0.999], with the `c` for which their mean is `target`.
+
+    The mean is weighted by cost. A target above 0.999 is given to all alike.
+    """
+    if target >= MOST or target == 0:
+        return dict.fromkeys((site.name for site in sites), target)
+    total = sum(site.cost for site in sites)
+
+    def shares(shift: float) -> list[float]:
+        return [min(max(value + shift, 0.0), MOST) for value in shape]
+
+    low, high = -max(shape), MOST - min(shape)
+    for _ in range(200):  # halves the interval until its ends are neighbouring numbers
+        middle = (low + high) / 2
+        mean = sum(site.cost * share for site, share in zip(sites, shares(middle), strict=True)) / total
+        low, high = (middle, high) if mean < target else (low, middle)
+    return {site.name: share for site, share in zip(sites, shares(high), strict=True)}

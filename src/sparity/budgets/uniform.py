@@ -1,9 +1,9 @@
 """Uniform: the same fraction everywhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparity.budgets.base import Budget, Objective
+from sparity.budgets.base import Budget, Objective, Site
 from sparity.registry import register
 
 
@@ -12,8 +12,6 @@ from sparity.registry import register
 class Uniform(Budget):
     """Every site gives up the target fraction."""
 
-    def allocate(
-        self, sites: Sequence[str], target: float, cost: Mapping[str, float], objective: Objective | None = None
-    ) -> dict[str, float]:
+    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
         """See `Budget.allocate`."""
-        return dict.fromkeys(sites, target)
+        return {site.name: target for site in sites}

@@ -1,8 +1,8 @@
 """What calibration learns about the input of a projection: raw sums that merge, and what follows from them."""
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ _SUMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # What a score or solver may ask for -> the raw sum that it is made of.
 STATISTICS = {"mean": "sum", "column_norm": "sum_of_squares", "gram": "gram"}
+# Statistics of a projection's own gradient [out, in] over sequences: its mean, and the mean of its squares.
+GRADIENTS = ("gradient", "gradient_square")
 
 DAMPING = 0.01  # share of the mean diagonal that is added to it before a factorisation
 MAX_DAMPING = 1.0
@@ -26,11 +28,12 @@ MAX_DAMPING = 1.0
 
 @dataclass
 class Statistics:
-    """Sums over the inputs of one or more projections, in float32.
+    """Sums over the inputs of one or more projections, in float32, and perhaps the gradients of one of them.
 
     Args:
         site: the name used in messages.
         needs: which of `STATISTICS` to gather.
+        gradients: those of `GRADIENTS` that are known, each `[out, in]`.
     """
 
     site: str
@@ -38,6 +41,7 @@ class Statistics:
     sequences: int = 0
     tokens: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
     _factors: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -78,6 +82,20 @@ class Statistics:
             raise InvalidInput(f"{self.site}: statistics of different kinds cannot be merged")
         sums = {name: total + other.sums[name] for name, total in self.sums.items()}
         return Statistics(self.site, self.needs, self.sequences + other.sequences, self.tokens + other.tokens, sums)
+
+    def with_gradients(self, gradients: Mapping[str, Tensor]) -> "Statistics":
+        """The same sums, shared and not copied, with the gradients of one projection: names of `GRADIENTS`."""
+        return replace(self, gradients=gradients)
+
+    @property
+    def gradient(self) -> Tensor:
+        """`[out, in]`: the mean over sequences of the gradient of a sequence's loss."""
+        return self._gradient("gradient")
+
+    @property
+    def gradient_square(self) -> Tensor:
+        """`[out, in]`: the mean over sequences of the squared gradient."""
+        return self._gradient("gradient_square")
 
     @property
     def column_norm(self) -> Tensor:
@@ -135,6 +153,11 @@ class Statistics:
             stronger = min(max(2 * strength, DAMPING), MAX_DAMPING)
             log.warning("%s: Gram matrix singular with damping %g, trying %g", self.site, strength, stronger)
             strength = stronger
+
+    def _gradient(self, statistic: str) -> Tensor:
+        if statistic not in self.gradients:
+            raise InvalidInput(f'{self.site}: the statistic "{statistic}" was not gathered; declare it in `needs`')
+        return self.gradients[statistic]
 
     def _sum(self, statistic: str) -> Tensor:
         if statistic not in self.needs:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sparity.calibration.bundled import bundled_documents, is_bundled
 from sparity.errors import CorruptFile, InvalidInput, suggestion
+from sparity.files import expand
 
 
 def read_documents(text: str | Sequence[str], field: str = "text", chat_tokenizer: Any = None) -> list[str]:
@@ -40,7 +41,7 @@ def _read_source(text: str) -> list[Any]:
         return list(bundled_documents(text))
     if not text.strip():
         raise InvalidInput("the name of the text is empty: give a file, a data set name or a list of texts")
-    path = Path(text).expanduser()  # os.path.isfile, unlike Path.is_file, is False for a name that no file can have
+    path = expand(text)  # os.path.isfile, unlike Path.is_file, is False for a name that no file can have
     return _read_file(path) if os.path.isfile(path) else _read_dataset(text)
 
 

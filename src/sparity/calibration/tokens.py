@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparity.errors import CorruptFile, InvalidInput
+from sparity.files import expand
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_tokens(path: str | Path, dimensions: int) -> Tensor:
         InvalidInput: another shape, or numbers that are no token ids.
         CorruptFile: the file is not a numpy array, or truncated.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that no file can have
         raise InvalidInput(f"token file {path} does not exist")
     try:

@@ -31,9 +31,11 @@ def doctor(json: Json = False) -> None:
 def examine() -> dict[str, Any]:
     """The findings by name."""
     from sparity.measure import machine
+    from sparity.measure.format import size
 
     found: dict[str, Any] = machine.describe()
-    found["free in temporary folder"] = f"{shutil.disk_usage(tempfile.gettempdir()).free / 1e9:.1f} GB"
+    found["memory"] = size(found.pop("memory_bytes"))
+    found["free in temporary folder"] = size(shutil.disk_usage(tempfile.gettempdir()).free)
     for extra, packages in EXTRAS.items():
         absent = [name for name in packages if importlib.util.find_spec(name) is None]
         found[f"extra {extra}"] = f"missing: pip install 'sparity[{extra}]'" if absent else "installed"

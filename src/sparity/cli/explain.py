@@ -80,7 +80,8 @@ def _find(name: str) -> list[tuple[str, type]]:
     found = [(kind, registry.get(kind, name)) for kind in registry.PACKAGES if name in registry.names(kind)]
     if not found:
         everything = [known for kind in registry.PACKAGES for known in registry.names(kind)]
-        raise InvalidInput(f'nothing is called "{name}"{suggestion(name, everything)} `sparity methods` lists them all')
+        close = suggestion(name, everything) or ";"
+        raise InvalidInput(f'nothing is called "{name}"{close} `sparity methods` lists them all')
     return found
 
 

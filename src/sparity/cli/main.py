@@ -32,7 +32,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 app = typer.Typer(
     name="sparity",
-    help=sparity.__doc__,
+    help="Make a causal language model sparse and measure what that changed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

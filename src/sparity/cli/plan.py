@@ -62,4 +62,8 @@ def _show(plan: "Plan") -> None:
     console.out.print(f"calibration: {plan.samples} samples of {plan.length} tokens; statistics: {statistics}")
     parts = "; ".join(f"{name} {words(size)}" for name, size in plan.memory.items() if size)
     console.out.print(f"memory while pruning, about {words(plan.peak_memory)} beside the libraries: {parts}")
-    console.out.print(f"time to prune, about {plan.seconds:.0f} s; output {words(plan.output_bytes)}")
+    if plan.gradient_bytes:
+        console.out.print(f"disk while gradients are gathered, at most {words(plan.gradient_bytes)}")
+    console.out.print(
+        f"time to prune, about {plan.seconds:.0f} s, measuring not counted; output {words(plan.output_bytes)}"
+    )

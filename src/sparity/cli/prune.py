@@ -24,6 +24,10 @@ def prune(
     length: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the calibration samples.")] = 0,
     measure: Annotated[list[str] | None, typer.Option(help="Text to measure perplexity on; may be repeated.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per window that is measured.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Measure only so many windows of each text.")] = None,
+    speed: Annotated[bool, typer.Option(help="Measure the decode speed of both models.")] = True,
+    batch: Annotated[int, typer.Option(help="Calibration sequences per forward pass.")] = 1,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
@@ -34,7 +38,8 @@ def prune(
     """Prune a model, measure it beside the dense one, and save it.
 
     Without --text the model is calibrated on Python's own documentation, which every Python brings along: fine for a
-    first try, but text like the model's own use is better. Without --measure it is measured on held-out parts of it.
+    first try, but text like the model's own use is better. Without --measure it is measured on 16 windows of held-out
+    parts of it.
     """
     with console.errors_in_one_line():
         from sparity.cli.running import run_and_show
@@ -42,20 +47,26 @@ def prune(
 
         stage: dict[str, Any] = {"pattern": pattern, "solver": solver}
         stage |= {key: value for key, value in {"score": score, "sparsity": sparsity}.items() if value is not None}
-        calibration: dict[str, Any] = {"text": text, "field": field, "samples": samples, "seed": seed}
+        calibration: dict[str, Any] = {"text": text, "field": field, "samples": samples, "seed": seed, "batch": batch}
         if text is None:
             calibration |= {"text": "python-docs:calibration", "documents": "joined"}
         elif text.endswith(".npy"):
-            calibration = {"tokens": text}
+            calibration = {"tokens": text, "batch": batch}
         if length is not None:
             calibration["length"] = length
+        measured: dict[str, Any] = {"perplexity": measure or ["python-docs:held-out"]}
+        if measure is None and windows is None:
+            windows = 16
+        measured |= {key: value for key, value in {"window": window, "windows": windows}.items() if value is not None}
+        if not speed:
+            measured["speed"] = None
         recipe = Recipe.read(
             {
                 "model": model,
                 "dtype": dtype,
                 "calibration": calibration,
                 "stages": [{"prune": stage}],
-                "measure": {"perplexity": measure or ["python-docs:held-out"]},
+                "measure": measured,
             }
         )
         run_and_show(recipe, output=output, device=device, force=force, resume=resume, json=json, quiet=quiet)

@@ -10,6 +10,8 @@ from sparity.measure.report import Spread
 
 LARGEST_PERCENT = 10.0  # a change beyond +1000 % reads better as a multiple
 
+FASTER, SLOWER = 1.10, 0.95  # two equal models timed on a busy machine stay between these
+
 
 def percent(fraction: float) -> str:
     """A fraction as "50.2 %"."""
@@ -88,12 +90,10 @@ def spread(values: Spread, number: Callable[[float], str]) -> str:
 
 
 def direction(ratio_to_dense: Spread) -> str:
-    """The word "faster" or "slower" when every round says so, else "on par" (with dense)."""
-    if ratio(ratio_to_dense.median) == ratio(1):
-        return "on par"
-    if ratio_to_dense.low > 1:
+    """The word "faster" or "slower" when every round and a median well beyond the noise say so, else "on par"."""
+    if ratio_to_dense.low > 1 and ratio_to_dense.median >= FASTER:
         return "faster"
-    return "slower" if ratio_to_dense.high < 1 else "on par"
+    return "slower" if ratio_to_dense.high < 1 and ratio_to_dense.median <= SLOWER else "on par"
 
 
 def speed_ratio(ratio_to_dense: Spread) -> str:

@@ -29,7 +29,20 @@ class Projection:
     @property
     def weight(self) -> Tensor:
         """A view `[out, in]` of the stored weight; writing into it changes the module."""
-        stored: Tensor = self.module.get_parameter(self.parameter).data
+        return self._shown(self.stored.data)
+
+    @property
+    def stored(self) -> nn.Parameter:
+        """The parameter that holds the weight, and perhaps others."""
+        return self.module.get_parameter(self.parameter)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The part `[out, in]` of the stored parameter's gradient that belongs to the weight; None without one."""
+        gradient = self.stored.grad
+        return None if gradient is None else self._shown(gradient)
+
+    def _shown(self, stored: Tensor) -> Tensor:
         if self.expert is not None:
             stored = stored[self.expert]
         matrix = stored.T if self.transposed else stored
@@ -98,12 +111,17 @@ class Block:
         """All projections, in the order of their inputs."""
         return tuple(projection for site in self.sites for projection in site.projections)
 
+    def output(self, inputs: BlockInputs, hidden: Tensor) -> Tensor:
+        """What the block makes of one batch `[batch, tokens, hidden]` on its own device."""
+        output: Tensor | tuple[Tensor, ...] = self.module(hidden, **inputs.arguments[len(hidden)][self.index])
+        return output[0] if isinstance(output, tuple) else output  # hidden states alone, or first in a tuple
+
     def run(self, inputs: BlockInputs, hidden: Tensor, into: Tensor | None = None) -> None:
         """Send `hidden` [samples, tokens, hidden] through the block; outputs go to `into`, which may be `hidden`."""
         device = next(self.module.parameters()).device
         with torch.no_grad():
             for start in range(0, len(hidden), inputs.batch):
                 part = hidden[start : start + inputs.batch].to(device)
-                output = self.module(part, **inputs.arguments[len(part)][self.index])
-                if into is not None:  # a block returns its hidden states alone or first in a tuple
-                    into[start : start + inputs.batch] = output[0] if isinstance(output, tuple) else output
+                output = self.output(inputs, part)
+                if into is not None:
+                    into[start : start + inputs.batch] = output

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,8 @@ class Decoder:
         One pass over the model with stubs in place of its blocks, so that models which give each layer its own mask
         or rotary table are recorded correctly.
         """
-        prefix = _base_prefix(self.skeleton)
-        model = copy.deepcopy(self.skeleton.get_submodule(prefix.rstrip(".")))
-        blocks_path = self.family.blocks.removeprefix(prefix)
         recorder = _Recorder(len(self))
-        parent, _, last = blocks_path.rpartition(".")
-        setattr(model.get_submodule(parent), last, nn.ModuleList(recorder.stubs(model.get_submodule(blocks_path))))
-        self._fill(model, prefix)
-        model.to(self.device)
+        model = self._around_blocks(_base_prefix(self.skeleton), recorder)
         hf.check_vocabulary(tokens, self.config)
         parts = []
         with torch.no_grad():
@@ -107,6 +101,21 @@ class Decoder:
                 model(input_ids=part, use_cache=False)
                 parts.append(recorder.hidden)
         return BlockInputs(torch.cat(parts), recorder.arguments, batch)
+
+    def head(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Load what follows the blocks, as a differentiable function that gives the model's own logits.
+
+        It takes token ids `[batch, length]` and the last block's outputs `[batch, length, hidden]`.
+        """
+        replay = _Replay()
+        model = self._around_blocks("", replay)
+
+        def logits(tokens: Tensor, hidden: Tensor) -> Tensor:
+            replay.hidden = hidden
+            result: Tensor = model(input_ids=tokens.to(self.device), use_cache=False).logits
+            return result
+
+        return logits
 
     def rest(self) -> dict[str, Tensor]:
         """Every stored tensor outside the blocks, under its stored name, in the decoder's dtype.
@@ -131,6 +140,21 @@ class Decoder:
             if name in self._layout:
                 stored.update(self._layout.split(name, tensor.detach().cpu().contiguous()))
         return stored
+
+    def _around_blocks(self, prefix: str, listener: "_Listener") -> nn.Module:
+        """The part of the model under `prefix`, loaded, with stubs in place of its blocks."""
+        model = copy.deepcopy(self.skeleton.get_submodule(prefix.rstrip(".")))
+        blocks_path = self.family.blocks.removeprefix(prefix)
+        parent, _, last = blocks_path.rpartition(".")
+        stubs = [_Stub(listener, i, block) for i, block in enumerate(model.get_submodule(blocks_path).children())]
+        setattr(model.get_submodule(parent), last, nn.ModuleList(stubs))
+        self._fill(model, prefix)
+        for name, twin in self.skeleton.all_tied_weights_keys.items():  # type: ignore[union-attr, operator]
+            if name.startswith(prefix) and name not in self._layout:  # a head that is stored as the embedding
+                owner, _, leaf = name.removeprefix(prefix).rpartition(".")
+                tied = model.get_parameter(twin.removeprefix(prefix))
+                model.get_submodule(owner)._parameters[leaf] = tied
+        return model.to(self.device)
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
         names = [name for name in module.state_dict() if prefix + name in self._layout]
@@ -160,7 +184,7 @@ class Decoder:
 
 
 class _Recorder:
-    """Stubs in place of the blocks: they keep what they are called with and pass the hidden states through."""
+    """Behind the stubs of the blocks: keeps what they are called with and passes the hidden states through."""
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
@@ -175,20 +199,30 @@ class _Recorder:
         if self._recording:
             self.arguments[batch] = [{} for _ in range(self.blocks)]
 
-    def stubs(self, originals: nn.Module) -> list[nn.Module]:
-        return [_Stub(self, index, original) for index, original in enumerate(originals.children())]
-
-    def see(self, index: int, hidden: Tensor, arguments: dict[str, Any]) -> None:
+    def see(self, index: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
         if index == 0:
             self.hidden = hidden
         if self._recording:
             self.arguments[self._batch][index] = arguments
+        return hidden
+
+
+class _Replay:
+    """Behind the stubs of the blocks: gives the hidden states that it was handed."""
+
+    hidden: Tensor
+
+    def see(self, index: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
+        return self.hidden
+
+
+_Listener = _Recorder | _Replay
 
 
 class _Stub(nn.Module):
-    def __init__(self, recorder: _Recorder, index: int, original: nn.Module) -> None:
+    def __init__(self, listener: _Listener, index: int, original: nn.Module) -> None:
         super().__init__()
-        self._recorder, self._index = recorder, index
+        self._listener, self._index = listener, index
         self._original = [original]  # in a list, so that its parameters are not this module's
 
     def __getattr__(self, name: str) -> Any:
@@ -200,8 +234,7 @@ class _Stub(nn.Module):
     def forward(self, hidden_states: Tensor, *positional: Any, **arguments: Any) -> Tensor:
         names = list(_parameter_names(self._original[0]))[1:]
         named = dict(zip(names, positional, strict=False))
-        self._recorder.see(self._index, hidden_states, {**named, **arguments})
-        return hidden_states
+        return self._listener.see(self._index, hidden_states, {**named, **arguments})
 
 
 def _parameter_names(module: nn.Module) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparity import zoo
 from sparity.errors import CorruptFile, InvalidInput, UnsupportedModel
+from sparity.files import expand
 
 
 def locate(model: str | Path) -> Path:
@@ -20,11 +21,13 @@ def locate(model: str | Path) -> Path:
     Raises:
         InvalidInput: there is no such folder and no such repository can be reached.
     """
+    if not isinstance(model, str | Path):
+        raise InvalidInput(f"a model is a folder, a name or a torch module, not {type(model).__name__}")
     if str(model).startswith(zoo.PREFIX):
         return zoo.path(str(model).removeprefix(zoo.PREFIX))
     if not str(model).strip():
         raise InvalidInput("the name of the model is empty: give a Hugging Face folder or a name like owner/model")
-    path = Path(model).expanduser()
+    path = expand(model)
     if os.path.isdir(path):  # unlike Path.is_dir, False for a name that no folder can have
         return path
     exists = os.path.exists(path)

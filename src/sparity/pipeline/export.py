@@ -1,6 +1,7 @@
 """The plain export: a Hugging Face folder that loads anywhere, plus `sparity.json` and a model card."""
 
 import json
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -66,9 +67,11 @@ def weight_bytes(folder: Path) -> int:
 
 def _write_index(folder: Path, shards: list[Path]) -> None:
     homes: dict[str, str] = {}
+    total = 0
     for shard in shards:
-        homes.update({name: shard.name for name, _, _ in read_header(shard)})
-    total = sum(shard.stat().st_size for shard in shards)
+        for name, shape, dtype in read_header(shard):
+            homes[name] = shard.name
+            total += math.prod(shape) * dtype.itemsize
     index = {"metadata": {"total_size": total}, "weight_map": homes}
     write_json(folder / "model.safetensors.index.json", index)
     CheckpointSource(folder)  # every shard is whole and every tensor is where the index says

@@ -48,8 +48,13 @@ class RunFolder:
         self.output = Path(os.path.abspath(output))  # "." and "x/.." have names then
         if not self.output.name:
             raise InvalidInput(f"output {output} is the root of the file system: name a folder")
+        try:
+            str(self.output).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"output {output!r}: safetensors writes only to names in UTF-8") from error
         self.path = self.output.with_name(self.output.name + ".partial")
         self.state = self.path / STATE
+        self.resumed = False
         self._force = force
 
     @classmethod
@@ -110,6 +115,15 @@ class RunFolder:
         progress = Progress(blocks, name, digest, (*previous.records, record))
         write_json(self.state / "progress.json", dataclasses.asdict(progress))
 
+    def remember(self, name: str, value: dict[str, Any]) -> None:
+        """Keep something that the run found out, for when it is resumed."""
+        write_json(self.state / f"{name}.json", value)
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """What `remember` kept, or None."""
+        path = self.state / f"{name}.json"
+        return _read_json(path) if path.exists() else None
+
     def hidden(self) -> Tensor | None:
         """The committed hidden states `[samples, tokens, hidden]`."""
         progress = self.progress
@@ -165,6 +179,7 @@ class RunFolder:
                 raise CorruptFile(f"{manifest} is damaged (it names no run): {START_OVER}")
             differing = _differences(recorded, identity)
             if not differing:
+                self.resumed = True
                 self._remove_leftovers()
                 return
             if not force:

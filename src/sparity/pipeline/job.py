@@ -1,21 +1,22 @@
 """A recipe made ready: everything is opened and checked before any work begins."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from sparity import registry
-from sparity.budgets.base import allocate
+from sparity.budgets.base import Budget
+from sparity.calibration.gradients import check_length
+from sparity.calibration.statistics import GRADIENTS
 from sparity.calibration.tokens import token_hash
 from sparity.errors import InvalidInput
 from sparity.measure.machine import package_version
-from sparity.models import Decoder, Projection
+from sparity.models import Decoder
 from sparity.models import transformers as hf
 from sparity.models.loading import load, load_tokenizer
+from sparity.pipeline.targets import decide_targets
 from sparity.pipeline.texts import MeasuredText, calibration_tokens, default_device, measured_texts
 from sparity.recipe import Prune, Recipe, SpeedTest
 from sparity.static.pruning import Pruning
@@ -23,7 +24,10 @@ from sparity.static.pruning import Pruning
 
 @dataclass(frozen=True)
 class Job:
-    """A checked recipe with its model opened, its tokens drawn and every projection's sparsity decided."""
+    """A checked recipe with its model opened, its tokens drawn and every projection's sparsity decided.
+
+    When the budget rests on data, `targets` holds the mean until the run has measured it.
+    """
 
     recipe: Recipe
     decoder: Decoder
@@ -43,8 +47,14 @@ class Job:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The statistics to gather."""
-        return self.pruning.needs | (frozenset({"gram"}) if self.recipe.measure.layer_loss else frozenset())
+        """The statistics of inputs to gather on the walk."""
+        needs = self.pruning.needs | (frozenset({"gram"}) if self.recipe.measure.layer_loss else frozenset())
+        return needs - self.gradients
+
+    @property
+    def gradients(self) -> frozenset[str]:
+        """The gradient statistics to gather before the walk, from the dense model whatever the order."""
+        return self.pruning.needs & frozenset(GRADIENTS)
 
     def dense_model(self) -> Any:
         """The dense model, ready to be measured."""
@@ -76,8 +86,7 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
         raise InvalidInput("the recipe names no model: set `model:` or pass one")
     device = default_device(device)
     decoder = Decoder.open(chosen, device, recipe.dtype)
-    projections = [p for index in range(len(decoder)) for site in decoder.sites(index) for p in site.projections]
-    targets = _targets(recipe.stages[0].prune, pruning, projections)
+    targets = decide_targets(recipe.stages[0].prune, pruning, decoder)
     module = chosen if isinstance(chosen, nn.Module) else None
     folder = None if module is not None else hf.locate(chosen)
     name = str(chosen) if module is None else type(module).__name__
@@ -92,51 +101,19 @@ def _pruning_arguments(prune: Prune) -> dict[str, Any]:
     return {key: getattr(prune, key) for key in ("score", "pattern", "solver", "sparsity", "compare_within")}
 
 
-def _targets(prune: Prune, pruning: Pruning, projections: Iterable[Projection]) -> dict[str, float]:
-    if prune.true_sequential and prune.order == "independent":
-        raise InvalidInput("true_sequential needs `order: sequential`: independent statistics see the dense model only")
-    shapes = {projection.name: tuple(projection.weight.shape) for projection in projections}
-    cost = {name: float(rows * columns) for name, (rows, columns) in shapes.items()}
-    fixed = {**dict.fromkeys(prune.dense, 0.0), **prune.overrides}
-    if pruning.pattern.sparsity is None:
-        targets = allocate(registry.build("budget", prune.budget), cost, pruning.sparsity, fixed)
-    else:
-        targets = _fixed_pattern_targets(prune, pruning, cost)
-    for name, target in targets.items():
-        if target > 0:
-            rows, columns = shapes[name]
-            pruning.pattern.check_shape(rows, columns, name)
-    return targets
-
-
-def _fixed_pattern_targets(prune: Prune, pruning: Pruning, cost: dict[str, float]) -> dict[str, float]:
-    """N:M removes the same share wherever it is applied: projections can only be left dense."""
-    uneven = {glob: share for glob, share in prune.overrides.items() if share not in (0, pruning.pattern.sparsity)}
-    budget = registry.build("budget", prune.budget)
-    if uneven or budget.name != "uniform":
-        what = f"overrides {uneven}" if uneven else f"budget {budget.name}"
-        raise InvalidInput(
-            f"{pruning.pattern.words} removes {pruning.sparsity:.0%} everywhere and cannot follow the {what}; list "
-            "projections under `dense:`, or use the unstructured pattern"
-        )
-    fixed = {**dict.fromkeys(prune.dense, 0.0), **prune.overrides}
-    allocate(budget, cost, 0.0, dict.fromkeys(fixed, 0.0))  # every glob must match
-    dense = [glob for glob, share in fixed.items() if share == 0]
-    named = {name for glob in dense for name in cost if fnmatchcase(name, glob)}
-    if len(named) == len(cost):
-        raise InvalidInput("every projection is to stay dense: nothing is left to prune")
-    return {name: 0.0 if name in named else pruning.sparsity for name in cost}
-
-
 def _tokens(recipe: Recipe, pruning: Pruning, tokenizer: Any, config: Any) -> Tensor | None:
-    if not pruning.needs and not recipe.measure.layer_loss:
+    budget: Budget = registry.build("budget", recipe.stages[0].prune.budget)
+    if not pruning.needs and not budget.needs and not recipe.measure.layer_loss:
         return None
     if recipe.calibration is None:
         raise InvalidInput(
-            f"{pruning.words} needs calibration text: add `calibration: {{text: FILE}}` (for a first try, "
-            "python-docs:calibration), or choose the score magnitude"
+            f"{pruning.words}, budget {budget.name} needs calibration text: add "
+            "`calibration: {text: FILE}` (for a first try, python-docs:calibration), or choose the score magnitude"
         )
-    return calibration_tokens(recipe.calibration, tokenizer, config)
+    tokens = calibration_tokens(recipe.calibration, tokenizer, config)
+    if pruning.needs & set(GRADIENTS):
+        check_length(tokens)
+    return tokens
 
 
 def _check_speed(test: SpeedTest | None, config: Any) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
         quality=quality,
         speed=speed,
         verdicts=tuple(judge(job.recipe.accept, quality, speed)),
-        notes=(PLAIN_NOTE,),
+        notes=tuple(_notes(job)),
     )
     return Report(
         model=job.name,
@@ -59,6 +60,15 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
         machine=machine.describe(),
         candidates=(candidate,),
     )
+
+
+def _notes(job: Job) -> Iterator[str]:
+    yield PLAIN_NOTE
+    dtypes = {dtype for dtype in job.decoder.source.dtypes().values() if dtype.is_floating_point}
+    if dtypes != {job.decoder.dtype}:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        exported = str(job.decoder.dtype).removeprefix("torch.")
+        yield f"The model was stored as {names} and exported as {exported}: only that changes the size."
 
 
 def judge(accept: Accept, quality: tuple[Quality, ...], speed: Speed | None) -> list[Verdict]:

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
+from sparity.calibration.gradients import gradient_bytes
 from sparity.pipeline.job import Job
 from sparity.static.pruning import Pruning
 
 FP32 = 4
 WORKSPACE = 6  # float32 copies of the largest matrix alive at once: weight, scores, order (int64), mask, result
 SOLVER_WORKSPACE = 4  # float32 copies of the largest Gram matrix: Hessian, damped, factor, its inverse
+
+LOGIT_COPIES = 4  # float32 copies of one sequence's logits alive at once: themselves, log-probabilities, gradients
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Plan:
     memory: dict[str, int]  # bytes, by what takes them
     seconds: float
     output_bytes: int
+    gradient_bytes: int  # the most that gradients and what they are made from have on disk, in the run's folder
 
     @property
     def peak_memory(self) -> int:
@@ -81,23 +85,35 @@ def plan(job: Job) -> Plan:
         "Gram matrices": gram_bytes if needs_gram else 0,
         "solver": largest_input**2 * FP32 * SOLVER_WORKSPACE if needs_gram else 0,
         "scores and mask": largest * FP32 * WORKSPACE,
+        "gradients": _gradient_memory(job, block_bytes // width, length),
     }
     flops = _flops(job.pruning, forward, grams, samples * length, job)
     return Plan(
         method=job.pruning.words,
         model=job.name,
         sites=tuple(sites),
-        statistics=tuple(sorted(job.needs)),
+        statistics=tuple(sorted(job.needs | job.gradients)),
         samples=samples,
         length=length,
         memory=memory,
         seconds=flops / _flops_per_second(decoder.dtype, job.device),
         output_bytes=total * width,
+        gradient_bytes=gradient_bytes(decoder, samples, length, job.gradients),
     )
+
+
+def _gradient_memory(job: Job, block: int, length: int) -> int:
+    """A block's gradients with their sums, or the logits of one sequence with their own gradients."""
+    if not job.gradients:
+        return 0
+    sums = block * (job.decoder.dtype.itemsize + FP32 * len(job.gradients))
+    return max(sums, LOGIT_COPIES * FP32 * length * int(job.decoder.config.vocab_size))
 
 
 def _flops(pruning: Pruning, forward: float, grams: float, tokens: int, job: Job) -> float:
     passes = 0 if not job.needs else (1 if job.prune.order == "independent" else 2)
+    if job.gradients:
+        passes += 4  # forward twice, and backward to the inputs and to the weights
     operations = 2.0 * passes * forward * tokens
     if "gram" in job.needs:
         operations += 2.0 * grams * tokens

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor
 
 from sparity import registry
+from sparity.budgets.base import Budget
 from sparity.calibration import Statistics, Step, walk
+from sparity.calibration.gradients import gather_gradients, read_gradients
 from sparity.errors import CorruptFile, NumericalError
 from sparity.measure.report import Layer
 from sparity.models import BlockInputs
 from sparity.models.source import read_header
 from sparity.pipeline.folder import START_OVER, RunFolder
 from sparity.pipeline.job import Job
+from sparity.pipeline.targets import decide_targets, observe
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,11 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener) -> None:
     if progress.blocks == 0:
         folder.save_shard(shard_name(1, total + 1), decoder.rest())
     torch.set_num_threads(folder.threads)
-    inputs = _inputs(job)
+    if job.gradients and job.tokens is not None:
+        listener.phase("gradients")
+        gather_gradients(decoder, job.tokens, job.gradients, folder.state)
+        listener.phase("pruning")
+    inputs = block_inputs(job)
     steps = walk(
         decoder,
         inputs,
@@ -59,7 +67,8 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener) -> None:
     )
     started = time.perf_counter()
     for step in steps:
-        layers = _prune_block(job, step)
+        gradients = read_gradients(folder.state, step.block, job.gradients) if job.gradients else {}
+        layers = _prune_block(job, step, gradients)
         if job.needs:
             step.finish()
         index = step.block.index
@@ -83,21 +92,37 @@ def _check_finished(folder: Path, blocks: int, total: int) -> None:
             raise CorruptFile(f"a finished shard of the run is lost ({error}): {START_OVER}") from error
 
 
-def _inputs(job: Job) -> BlockInputs:
+def with_measured_targets(job: Job, folder: RunFolder) -> Job:
+    """The job with the targets that its budget finds in the dense model; measured once per run folder."""
+    budget: Budget = registry.build("budget", job.prune.budget)
+    if not budget.needs:
+        return job
+    targets = folder.recall("targets")
+    if targets is None:
+        torch.set_num_threads(folder.threads)
+        evidence = observe(job.prune, job.decoder, block_inputs(job))
+        targets = decide_targets(job.prune, job.pruning, job.decoder, evidence)
+        folder.remember("targets", targets)
+    return replace(job, targets=targets)
+
+
+def block_inputs(job: Job) -> BlockInputs:
+    """What the embedding hands to the blocks for the calibration tokens; empty when none are needed."""
     if job.tokens is None:
         return BlockInputs(torch.empty(0), {}, 1)
     batch = job.recipe.calibration.batch if job.recipe.calibration else 1
     return job.decoder.inputs(job.tokens, batch)
 
 
-def _prune_block(job: Job, step: Step) -> list[Layer]:
+def _prune_block(job: Job, step: Step, gradients: Mapping[str, Mapping[str, Tensor]]) -> list[Layer]:
     layers = []
     for site, statistics in step.sites():
         for projection in site.projections:
             target = job.targets[projection.name]
             before = projection.weight.clone()
             if target > 0:
-                projection.write(_pruned(job, projection.name, before, statistics, target))
+                known = statistics.with_gradients(gradients.get(projection.name, {}))
+                projection.write(_pruned(job, projection.name, before, known, target))
             after = projection.weight
             rows, columns = after.shape
             layers.append(
@@ -115,7 +140,7 @@ def _prune_block(job: Job, step: Step) -> list[Layer]:
 
 
 def _pruned(job: Job, name: str, weight: Tensor, statistics: Statistics, target: float) -> Tensor:
-    if not job.needs or statistics.tokens:
+    if not _unseen(job, statistics):
         return job.pruning.apply(weight, statistics, target)[0]
     remedy = job.prune.unseen_expert
     if remedy == "error":
@@ -129,6 +154,12 @@ def _pruned(job: Job, name: str, weight: Tensor, statistics: Statistics, target:
     plain = {"score": registry.build("score", "magnitude"), "solver": registry.build("solver", "mask_only")}
     stand_in = replace(job.pruning, **plain)
     return stand_in.apply(weight, statistics, target)[0]
+
+
+def _unseen(job: Job, statistics: Statistics) -> bool:
+    """Whether no token reached the projection: then it has no inputs to count and its gradient is zero throughout."""
+    silent = any(not bool(gradient.any()) for gradient in statistics.gradients.values())
+    return silent or bool(job.needs and not statistics.tokens)
 
 
 def _loss(before: Tensor, after: Tensor, statistics: Statistics) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sparity.errors import InvalidInput
+from sparity.files import expand
 from sparity.measure.machine import watch_peak_memory
 from sparity.measure.report import Effort, Report
 from sparity.models.loading import load
@@ -18,7 +19,7 @@ from sparity.pipeline.export import write_companions, write_results
 from sparity.pipeline.folder import RunFolder
 from sparity.pipeline.job import Job, prepare
 from sparity.pipeline.measuring import measure
-from sparity.pipeline.pruning import Listener, committed_layers, prune_blocks
+from sparity.pipeline.pruning import Listener, committed_layers, prune_blocks, with_measured_targets
 from sparity.recipe import Recipe
 
 
@@ -92,18 +93,20 @@ def execute(
     """`run` for a checked recipe, with a listener that is told how the run gets on."""
     listener.phase("checking")
     job = prepare(recipe, model, device)
-    named = output or recipe.output.path
+    named = recipe.output.path if output is None else output
     temporary = None
     if named is None:
         if resume:
             raise InvalidInput("resume needs the output folder of the run that is to be continued")
         temporary = tempfile.TemporaryDirectory(prefix="sparity-")
-    path = Path(named).expanduser() if named is not None else Path(temporary.name) / "model"  # type: ignore[union-attr]
+    path = expand(named) if named is not None else Path(temporary.name) / "model"  # type: ignore[union-attr]
     if job.folder is not None and job.folder.resolve().is_relative_to(path.resolve()):
         raise InvalidInput(f"output {path}: the dense model lies there and would be lost; choose another output")
     threads = torch.get_num_threads()
     try:
         with RunFolder.open(path, job.identity(), force, resume) as folder:
+            if resume and not folder.resumed:
+                listener.phase("nothing to resume, beginning")
             report = _work(job, folder, listener)
             folder.publish()
     finally:
@@ -115,6 +118,7 @@ def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:
     listener.phase("pruning")
     begun, before = time.perf_counter(), folder.progress
     with watch_peak_memory() as peak:
+        job = with_measured_targets(job, folder)
         prune_blocks(job, folder, listener)
         peak_memory = peak()
     records = folder.progress.records

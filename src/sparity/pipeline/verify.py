@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.files import file_hash
+from sparity.files import expand, file_hash
 from sparity.models import Decoder
 from sparity.static.patterns.base import build_pattern
 
@@ -40,7 +40,7 @@ def verify(path: str | Path) -> Verification:
         InvalidInput: the folder has no `sparity.json`.
         CorruptFile: the record or a shard cannot be read at all.
     """
-    folder = Path(path).expanduser()
+    folder = expand(path)
     record = _record(folder)
     problems = _file_problems(folder, record["files"])
     pattern = build_pattern(record["pattern"])

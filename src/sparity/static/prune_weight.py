@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.calibration import Statistics
+from sparity.calibration.statistics import GRADIENTS, STATISTICS
 from sparity.errors import InvalidInput, NumericalError, suggestion
 from sparity.static.patterns.base import build_pattern
 from sparity.static.pruning import DEFAULT_SCORE, Pruning
@@ -56,6 +57,8 @@ def prune_weight(
     for kind, name in owners.items():
         known = registry.option_types(registry.get(kind, name))
         mine = {key: value for key, value in options.items() if key in known}
+        if kind == "score" and name == solver_class.own_score:  # type: ignore[attr-defined]
+            mine = {}  # the solver computes it, with options of its own
         used |= mine.keys()
         nested[kind] = mine
     for key in options.keys() - used:
@@ -72,15 +75,25 @@ def prune_weight(
         compare_within,
     )
     pruning.pattern.check_shape(weight.shape[0], weight.shape[1], "weight")
-    statistics = Statistics.gather("weight", pruning.needs)
+    return pruning.apply(weight.detach(), _statistics(pruning, inputs, gradients), pruning.sparsity)
+
+
+def _statistics(pruning: Pruning, inputs: Tensor | None, gradients: Tensor | None) -> Statistics:
+    of_inputs = pruning.needs & set(STATISTICS)
+    of_gradients = pruning.needs & set(GRADIENTS)
+    statistics = Statistics.gather("weight", of_inputs)
+    for needed, given, name in ((of_inputs, inputs, "inputs"), (of_gradients, gradients, "gradients")):
+        if needed and given is None:
+            raise InvalidInput(
+                f"{pruning.words} needs the statistics {', '.join(sorted(needed))}: pass `{name}`, or use "
+                'score="magnitude" with solver="mask_only"'
+            )
     if inputs is not None:
         statistics.add(inputs)
-    elif pruning.needs:
-        raise InvalidInput(
-            f"{pruning.words} needs the statistics {', '.join(sorted(pruning.needs))}: pass `inputs`, or use "
-            'score="magnitude" with solver="mask_only"'
-        )
-    return pruning.apply(weight.detach(), statistics, pruning.sparsity)
+    if gradients is None:
+        return statistics
+    samples = gradients.detach().float().reshape(-1, *gradients.shape[-2:])  # [samples, out, in]
+    return statistics.with_gradients({"gradient": samples.mean(0), "gradient_square": samples.square().mean(0)})
 
 
 def _check(weight: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> None:
@@ -95,7 +108,9 @@ def _check(weight: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> N
             f"inputs must be [tokens, {weight.shape[1]}] or [samples, tokens, {weight.shape[1]}] to fit the weight "
             f"{list(weight.shape)}, got {list(inputs.shape)}"
         )
-    if gradients is not None and (gradients.ndim not in (2, 3) or gradients.shape[-2:] != weight.shape):
+    if gradients is not None and (
+        gradients.ndim not in (2, 3) or gradients.shape[-2:] != weight.shape or not len(gradients)
+    ):
         raise InvalidInput(
             f"gradients must be {list(weight.shape)} or [samples, {weight.shape[0]}, {weight.shape[1]}], "
             f"got {list(gradients.shape)}"

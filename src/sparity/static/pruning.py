@@ -49,6 +49,11 @@ class Pruning:
         default_score = chosen_solver.own_score or DEFAULT_SCORE
         chosen_score: Score = registry.build("score", default_score if score is None else score)
         chosen_pattern = build_pattern(pattern)
+        if isinstance(score, Mapping) and any(score.values()) and chosen_score.name == chosen_solver.own_score:
+            raise InvalidInput(
+                f"{chosen_solver.name} computes the score {chosen_score.name} by itself: give the options to "
+                f"the solver, as `solver: {{{chosen_solver.name}: {{...}}}}`"
+            )
         group = compare_within or chosen_score.compare_within
         if group not in GROUPS:
             raise InvalidInput(f"compare_within {group!r}{suggestion(str(group), GROUPS)} (use {' or '.join(GROUPS)})")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparity.registry import register
-from sparity.static.patterns.base import Group, Pattern, check_scores, lowest
+from sparity.static.patterns.base import Group, Pattern, check_scores, lowest, value_at_rank
 
 
 @register("pattern", "unstructured")
@@ -32,7 +32,7 @@ class Unstructured(Pattern):
         rank = int(scores.numel() * sparsity)
         if self.count == "exact":
             return ~lowest(scores.flatten()[None], rank).reshape(scores.shape)
-        return scores > scores.flatten().kthvalue(rank + 1).values
+        return scores > value_at_rank(scores.reshape(1, -1), rank)
 
     @property
     def words(self) -> str:

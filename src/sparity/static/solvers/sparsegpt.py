@@ -12,6 +12,8 @@ from sparity.errors import InvalidInput
 from sparity.registry import register
 from sparity.static.solvers.base import Choose, Solver, zeroed
 
+STRIP = 16
+
 
 @register("solver", "sparsegpt")
 @dataclass(frozen=True)
@@ -41,31 +43,37 @@ class SparseGPT(Solver):
     def solve(self, weight: Tensor, statistics: Statistics, choose: Choose) -> tuple[Tensor, Tensor]:
         """See `Solver.solve`."""
         factor, dead = statistics.inverse_factor(self.damping)  # [in, in] upper, [in]
-        weight = weight.float().clone()
-        weight[:, dead] = 0.0
-        keep = torch.ones_like(weight, dtype=torch.bool)
-        columns = weight.shape[1]
+        columns = weight.float().T.contiguous()  # [in, out]: a column of the weight lies together in memory
+        columns[dead] = 0.0
+        keep = torch.ones_like(columns, dtype=torch.bool)
         width = max(self.block_columns // choose.column_multiple, 1) * choose.column_multiple
-        for start in range(0, columns, width):
-            end = min(start + width, columns)
-            block = slice(start, end)
-            errors = self._solve_block(weight[:, block], factor[block, block], keep[:, block], choose, start)
-            weight[:, end:] -= errors @ factor[block, end:]
-        return zeroed(weight, keep), keep
+        for start in range(0, len(columns), width):
+            block = slice(start, min(start + width, len(columns)))
+            errors = _solve_block(columns[block], factor[block, block], keep[block], choose, start)
+            columns[block.stop :] -= factor[block, block.stop :].T @ errors
+        keep = keep.T.contiguous()
+        return zeroed(columns.T, keep), keep
 
-    def _solve_block(self, weight: Tensor, factor: Tensor, keep: Tensor, choose: Choose, start: int) -> Tensor:
-        """Prune a block of columns in place; the scaled errors [out, width] are for the columns behind it."""
-        width = weight.shape[1]
-        diagonal = factor.diagonal()
-        step = choose.column_step or width
-        errors = torch.zeros_like(weight)
-        for column in range(width):
+
+def _solve_block(columns: Tensor, factor: Tensor, keep: Tensor, choose: Choose, start: int) -> Tensor:
+    """Prune a block of columns `[width, out]` in place; the scaled errors [width, out] are for the columns behind it.
+
+    The block is cut into strips of a few columns, for the reason that cuts the matrix into blocks: a column's error
+    goes to the rest of its strip at once, and to the columns behind the strip together with those of its neighbours.
+    """
+    width = len(columns)
+    diagonal = factor.diagonal()[:, None]
+    step = choose.column_step or width
+    strip = STRIP if step == width else max(STRIP // step, 1) * step  # a group to be chosen lies within one strip
+    errors = torch.zeros_like(columns)
+    for first in range(0, width, strip):
+        last = min(first + strip, width)
+        for column in range(first, last):
             if column % step == 0:
                 group = slice(column, min(column + step, width))
-                scores = weight[:, group].square() / diagonal[group].square()
-                keep[:, group] = choose(scores, slice(start + group.start, start + group.stop))
-            current = weight[:, column]
-            error = torch.where(keep[:, column], 0.0, current / diagonal[column])
-            weight[:, column:] -= error[:, None] * factor[column, column:]
-            errors[:, column] = error
-        return errors
+                scores = (columns[group] / diagonal[group]).square().T.contiguous()
+                keep[group] = choose(scores, slice(start + group.start, start + group.stop)).T
+            errors[column] = torch.where(keep[column], 0.0, columns[column] / diagonal[column])
+            columns[column + 1 : last].addr_(factor[column, column + 1 : last], errors[column], alpha=-1)
+        columns[last:] -= factor[first:last, last:].T @ errors[first:last]
+    return errors

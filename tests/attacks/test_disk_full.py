@@ -1,0 +1,144 @@
+"""A disk that is full at any moment: one error, no half-written file, and the run goes on where it stopped."""
+
+import errno
+import os
+import resource
+
+import pytest
+from safetensors import SafetensorError
+
+import sparity
+from sparity.errors import SparityError
+from sparity.files import write_atomically, write_text
+
+
+def weights(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture
+def solving(recipe):
+    return recipe({"solver": "sparsegpt"})
+
+
+def temporary_files(folder):
+    return [path for path in folder.rglob(".*") if path.name != ".sparity"]
+
+
+@pytest.fixture
+def full_at(monkeypatch):
+    """A function after which the `count`-th file that is written finds the disk full."""
+
+    def arm(patch, count, by):
+        left = [count]
+
+        def full():
+            left[0] -= 1
+            return left[0] == 0
+
+        if by == "fsync":
+            flush = os.fsync
+
+            def fsync(descriptor):
+                if full():
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                flush(descriptor)
+
+            patch.setattr("sparity.files.os.fsync", fsync)
+        else:
+            from sparity.pipeline import folder
+
+            save = folder.save_file
+
+            def save_file(tensors, path, metadata):
+                if full():
+                    path.write_bytes(b"half")
+                    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+                save(tensors, path, metadata)
+
+            patch.setattr(folder, "save_file", save_file)
+
+    return arm
+
+
+@pytest.mark.parametrize(
+    ("by", "count", "blocks"),
+    [
+        ("fsync", 1, 0),  # the manifest
+        ("fsync", 4, 0),  # the first shard's folder
+        ("fsync", 9, 0),  # the first block's progress
+        ("fsync", 15, 1),
+        ("fsync", 24, 3),  # the files beside the shards
+        ("fsync", 30, 3),
+        ("safetensors", 1, 0),
+        ("safetensors", 2, 0),
+        ("safetensors", 3, 0),  # the hidden states behind the first block
+        ("safetensors", 6, 2),
+    ],
+)
+def test_a_full_disk(solving, tmp_path, monkeypatch, full_at, whole, by, count, blocks):
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        full_at(patch, count, by)
+        with pytest.raises(
+            SparityError, match=r"the disk is full: .* could not be written \([0-9.]+ MB free in .*--resume"
+        ):
+            sparity.run(solving, output=output)
+    assert not output.exists()
+    working = output.with_name("out.partial")
+    assert temporary_files(working) == []
+    finished = {path.name for path in working.glob("model-*")}
+    assert len(finished) >= blocks + (blocks > 0)
+    resumed = sparity.run(solving, output=output, resume=True)
+    assert weights(resumed.path) == whole
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_llama_folder, token_files):
+    """The weights of the run that nothing disturbs."""
+    result = sparity.run(
+        {
+            "model": str(tiny_llama_folder),
+            "calibration": {"tokens": token_files["calibration"], "batch": 3},
+            "stages": [{"prune": {"solver": "sparsegpt"}}],
+            "measure": {"speed": None},
+        }
+    )
+    return weights(result.path)
+
+
+def test_a_real_limit_of_the_system(solving, tmp_path, whole):
+    """No file may grow beyond 20 kB, which every shard does: the system itself refuses to write."""
+    output = tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        with pytest.raises(
+            SparityError, match=r"cannot write .*model-0000[12]-of-00004\.safetensors: .*File too large"
+        ):
+            sparity.run(solving, output=output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not output.exists()
+    assert temporary_files(output.with_name("out.partial")) == []
+    assert weights(sparity.run(solving, output=output, resume=True).path) == whole
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail(temporary):
+        temporary.write_text("ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+    with pytest.raises(SparityError, match=r"cannot write .*missing/a\.txt: No such file or directory"):
+        write_text(tmp_path / "missing" / "a.txt", "new")
+    for number, words in ((errno.EDQUOT, "the disk is full"), (errno.EIO, "cannot write .*a.txt: Input/output error")):
+        with pytest.raises(SparityError, match=words):
+            write_atomically(path, lambda _, number=number: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
+    assert path.read_text() == "old"

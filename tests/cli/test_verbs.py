@@ -1,0 +1,305 @@
+"""Every verb: what it prints where, its exit code, and what it leaves on disk."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import sparity as package
+from sparity import registry
+from sparity.cli import demo as demo_verb
+from sparity.recipe import Recipe
+
+KINDS = ("budget", "family", "pattern", "score", "solver")
+PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
+
+
+def zeros(report):
+    return report["candidates"][0]["sparsity"]
+
+
+def test_the_verbs_are_listed(sparity):
+    shown = sparity("--help").out
+    for verb in ("prune", "run", "plan", "eval", "verify", "methods", "explain", "schema", "doctor", "demo"):
+        assert re.search(rf"^\W*{verb} ", shown, re.MULTILINE)
+        assert sparity(verb, "--help").code == 0
+    assert sparity("--version").out.strip() == package.__version__
+    assert sparity("prnue").code == 2
+    assert sparity("run").code == 2
+
+
+def test_prune(sparity, model, token_files, tmp_path):
+    shared = ("--text", token_files["calibration"], "--measure", token_files["text"])
+    done = sparity("prune", model, "-o", tmp_path / "out", "--score", "wanda", "--sparsity", 0.25, "--json", *shared)
+    assert done.code == 0
+    report = done.json
+    assert zeros(report) == 0.25
+    assert report["model"] == str(model)
+    candidate = report["candidates"][0]
+    assert candidate["speed"]["dense"]["decode"]["median"] > 0
+    quality = candidate["quality"][0]
+    assert quality["change"] == quality["perplexity"] / quality["dense_perplexity"] - 1 != 0
+    assert json.loads((tmp_path / "out" / "sparity.json").read_text())["report"] == report
+    assert "<html" in (tmp_path / "out" / "report.html").read_text()[:200]
+    again = sparity("prune", model, "-o", tmp_path / "out", *shared)
+    assert again.code == 1
+    refusal = f"error: {tmp_path / 'out'} exists already: choose another output or pass --force to replace it"
+    assert again.err.splitlines() == ["checking ...", refusal]
+    forced = sparity(
+        "prune", model, "-o", tmp_path / "out", "--force", "--pattern", "2:4", "--score", "magnitude", *shared
+    )
+    assert forced.code == 0
+    assert f"saved to {tmp_path / 'out'}; page: {tmp_path / 'out' / 'report.html'}" in forced.out
+    assert "magnitude, 2 of 4 kept" in " ".join(forced.out.split())
+    assert zeros(json.loads((tmp_path / "out" / "sparity.json").read_text())["report"]) == 0.5
+
+
+def test_run_with_overrides(sparity, recipe_file, tmp_path):
+    path = recipe_file({"score": "magnitude", "sparsity": 0.5})
+    overrides = ("stages.0.prune.sparsity=1e-1", "stages.0.prune.score=wanda", "measure.window=16", "dtype=bfloat16")
+    report = sparity("run", path, *overrides, "-o", tmp_path / "out", "--json").json
+    assert zeros(report) == pytest.approx(0.09375, abs=0.005)  # int(32 * 0.1) of 32 columns, int(64 * 0.1) of 64
+    assert report["candidates"][0]["quality"][0]["window"] == 16
+    assert report["dtype"] == "bfloat16"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+
+
+def test_run_takes_a_model_by_its_exact_name(sparity, recipe_file, model, tmp_path):
+    """Not as YAML, in which a number or a space with a # would mean something else."""
+    for name in ("123", "my #1 model"):
+        link = tmp_path / name
+        link.symlink_to(model)
+        path = recipe_file({"score": "magnitude"}, model="no/model", measure={"speed": None})
+        plan = sparity("plan", path, "--model", link, "--json").json
+        assert plan["model"] == str(link)
+        report = sparity("run", path, "--model", link, "-o", tmp_path / f"{name} out", "--json").json
+        assert report["model"] == str(link)
+        assert report["candidates"][0]["recipe"]["model"] == str(link)
+
+
+def test_quiet_prints_nothing(sparity, recipe_file, tmp_path, model, token_files, capfd):
+    path = recipe_file()
+    done = sparity("run", path, "-o", tmp_path / "out", "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    done = sparity("verify", tmp_path / "out", "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert tuple(capfd.readouterr()) == ("", "")  # what the libraries print does not come either
+
+
+def test_missed_limits_end_in_exit_code_1(sparity, recipe_file, tmp_path):
+    path = recipe_file({"sparsity": 0.9}, accept={"perplexity": "+0.1%", "kl": 100, "decode": "1.3x"})
+    done = sparity("run", path, "-o", tmp_path / "out", "--quiet")
+    assert done.code == 1
+    first, second = done.err.splitlines()
+    assert re.fullmatch(r"not accepted: perplexity at most \+0\.1%, reached \+[0-9.]+%", first)
+    assert second == "not accepted: decode at least 1.3x, reached not measured"
+    assert (tmp_path / "out" / "sparity.json").exists()
+    told = sparity("run", path, "-o", tmp_path / "told", "--json")
+    assert (told.code, told.err.splitlines()[-2:]) == (1, [first, second])
+    verdicts = told.json["candidates"][0]["verdicts"]
+    assert [verdict["passed"] for verdict in verdicts] == [False, True, False]
+    assert sparity("run", path, "accept.perplexity=+1000000%", "accept.decode=null", "-o", tmp_path / "kept").code == 0
+
+
+def test_plan_writes_nothing(sparity, recipe_file, tmp_path, model):
+    path = recipe_file({"pattern": "2:4", "dense": ["*.0.*"]})
+    before = sorted(tmp_path.iterdir())
+    plan = sparity("plan", path, "--json").json
+    assert len(plan["sites"]) == 21
+    site = next(site for site in plan["sites"] if site["name"] == "model.layers.1.mlp.down_proj")
+    assert (site["role"], site["shape"], site["parameters"], site["target"]) == ("down", [32, 64], 2048, 0.5)
+    assert next(site for site in plan["sites"] if ".0." in site["name"])["target"] == 0
+    assert plan["statistics"] == ["column_norm"]
+    assert (plan["samples"], plan["length"]) == (6, 24)
+    assert plan["peak_memory"] == sum(plan["memory"].values()) > 0
+    assert plan["output_bytes"] == 4 * package.load(model).num_parameters()
+    shown = " ".join(sparity("plan", path).out.split())
+    assert "wanda, 2 of 4 kept" in shown
+    assert "calibration: 6 samples of 24 tokens; statistics: column_norm" in shown
+    assert sorted(tmp_path.iterdir()) == before
+    refused = sparity("plan", path, "stages.0.prune.pattern=3:5")
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.startswith("error: model.layers.1.self_attn.q_proj: 5 does not divide its 32 input columns")
+
+
+def test_eval(sparity, model, token_files):
+    alone = sparity("eval", model, "--text", token_files["text"], "--window", 32, "--json").json
+    (row,) = alone["quality"]
+    ids = np.load(token_files["text"])
+    assert row["perplexity"] == package.perplexity(package.load(model), ids, 32)
+    assert (row["text"], row["window"], alone["speed"]) == ("text", 32, None)
+    both = sparity("eval", model, "--against", model, "--text", token_files["text"], "--window", 32, "--json").json
+    (row,) = both["quality"]
+    assert (row["kl"], row["top1"]) == (0, 1)
+    assert row["perplexity"] == row["dense_perplexity"]
+    assert both["speed"]["prompt"] == 64
+    shown = sparity("eval", model, "--text", token_files["text"], "--window", 32)
+    assert (shown.code, shown.err) == (0, "")
+    assert f"{alone['quality'][0]['perplexity']:.4f}" in shown.out
+    assert sparity("eval", model, "--text", "none.npy").err == "error: token file none.npy does not exist\n"
+
+
+def test_methods(sparity):
+    everything = sparity("methods", "--json").json
+    assert {(kind, name) for kind, plugins in everything.items() for name in plugins} == set(PLUGINS)
+    assert all(words for plugins in everything.values() for words in plugins.values())
+    assert sparity("methods", "score", "--json").json == {"score": everything["score"]}
+    shown = sparity("methods", "score").out
+    assert "wanda" in shown
+    assert "sparsegpt" not in shown
+    assert sparity("methods", "scores").err.startswith('error: no plug-in kind "scores"; did you mean "score"?')
+
+
+@pytest.mark.parametrize(("kind", "name"), PLUGINS)
+def test_explain(sparity, kind, name):
+    shown = sparity("explain", name)
+    assert shown.code == 0
+    assert f"{name} ({kind})" in shown.out
+    (entry,) = [entry for entry in sparity("explain", name, "--json").json if entry["kind"] == kind]
+    assert entry["source"]
+    assert " ".join(entry["text"].split()) in " ".join(shown.out.split())
+    for option in entry["options"]:
+        assert f"  {option}: " in shown.out
+    if kind != "family":
+        recipe = Recipe.read(yaml.safe_load(entry["recipe"]))
+        value = getattr(recipe.stages[0].prune, kind)
+        assert registry.get(kind, name).name == name
+        assert value == name or kind == "pattern"
+
+
+def test_explain_knows_a_pattern_by_its_notation(sparity):
+    assert sparity("explain", "2:4", "--json").json[0]["name"] == "n_of_m"
+    unknown = sparity("explain", "wnda")
+    assert (unknown.code, unknown.err) == (
+        1,
+        'error: nothing is called "wnda"; did you mean "wanda"? `sparity methods` lists them all\n',
+    )
+
+
+def test_schema_allows_what_recipes_say_and_nothing_else(sparity):
+    schema = sparity("schema").json
+
+    def follow(part):
+        while "$ref" in part:
+            part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+        return part
+
+    def misfits(value, part, place=""):
+        """Where a value breaks the schema: unknown keys, and values none of whose alternatives fit."""
+        part = follow(part)
+        if "anyOf" in part:
+            found = [misfits(value, choice, place) for choice in part["anyOf"]]
+            return min(found, key=len)
+        kinds = {
+            "object": dict,
+            "array": list,
+            "string": str,
+            "number": int | float,
+            "integer": int,
+            "null": type(None),
+        }
+        if "type" in part and part["type"] in kinds and not isinstance(value, kinds[part["type"]]):
+            return [f"{place}: {value!r}"]
+        if "enum" in part and value not in part["enum"]:
+            return [f"{place}: {value!r}"]
+        if isinstance(value, list):
+            return [found for item in value for found in misfits(item, part.get("items", {}), place)]
+        if not isinstance(value, dict) or "properties" not in part:
+            return []
+        assert part["additionalProperties"] is False
+        unknown = [f"{place}.{key}" for key in value if key not in part["properties"]]
+        known = [key for key in value if key in part["properties"]]
+        return unknown + [
+            found for key in known for found in misfits(value[key], part["properties"][key], f"{place}.{key}")
+        ]
+
+    right = {
+        "model": "zoo:llama",
+        "calibration": {"text": ["a", "b"], "samples": 4, "seed": 1},
+        "stages": [{"prune": {"score": {"obs": {"damping": 0.1}}, "sparsity": 0.5, "overrides": {"*": 0.1}}}],
+        "measure": {"perplexity": ["a.txt", {"tokens": "b.npy"}], "speed": None},
+        "accept": {"perplexity": "+5%"},
+    }
+    Recipe.read(right)
+    assert misfits(right, schema) == []
+    wrong = {**right, "stages": [{"prune": {"scor": "wanda", "compare_within": "rows"}}], "mode": "zoo:llama"}
+    assert sorted(misfits(wrong, schema)) == [".mode", ".stages.prune.compare_within: 'rows'", ".stages.prune.scor"]
+    folder = Path(__file__).parents[2] / "recipes"
+    for path in folder.rglob("*.yaml"):
+        assert misfits(Recipe.read(path).model_dump(mode="json", exclude_unset=True), schema) == [], path
+
+
+def test_doctor(sparity, monkeypatch):
+    found = sparity("doctor", "--json")
+    assert found.code == 0
+    assert found.json["bundled model"] == "works"
+    assert found.json["sparity"] == package.__version__
+    assert "bundled model" in sparity("doctor").out
+    monkeypatch.setattr("sparity.zoo.path", lambda name: Path("nowhere"))
+    broken = sparity("doctor", "--json")
+    assert broken.code == 1
+    assert broken.json["bundled model"].startswith("does not load: model nowhere: this path does not exist")
+
+
+def test_demo(sparity, model, token_files, tmp_path, monkeypatch):
+    for stage in demo_verb.STAGES:
+        Recipe.read({**demo_verb.SHARED, "stages": [{"prune": stage}]})
+    assert len(demo_verb.STAGES) == 6
+    small = {
+        "model": str(model),
+        "calibration": {"tokens": token_files["calibration"]},
+        "measure": {"perplexity": [token_files["text"]], "window": 32, "speed": None},
+    }
+    monkeypatch.setattr(demo_verb, "SHARED", small)
+    monkeypatch.setattr(demo_verb, "STAGES", demo_verb.STAGES[3:5])
+    report = sparity("demo", "-o", tmp_path / "a" / "demo", "--json").json
+    assert [candidate["name"] for candidate in report["candidates"]] == ["magnitude, 2 of 4 kept", "wanda, 2 of 4 kept"]
+    assert json.loads((tmp_path / "a" / "demo" / "report.json").read_text()) == report
+    assert "<html" in (tmp_path / "a" / "demo" / "report.html").read_text()[:200]
+    (tmp_path / "file").write_text("the only copy")
+    monkeypatch.setattr("sparity.pipeline.runner.execute", lambda *_, **__: pytest.fail("work before the check"))
+    refused = sparity("demo", "-o", tmp_path / "file")
+    assert (refused.code, refused.err) == (1, f"error: cannot create the folder {tmp_path / 'file'}: File exists\n")
+    assert (tmp_path / "file").read_text() == "the only copy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--score", "wnda"), 'no score "wnda"; did you mean "wanda"?'),
+        (("--solver", "sparsgpt"), 'no solver "sparsgpt"; did you mean "sparsegpt"?'),
+        (("--pattern", "5:4"), "pattern 5:4: N weights are kept of M"),
+        (("--sparsity", "1.0"), "sparsity 1.0: it is the share of weights to remove and must lie in [0, 1)"),
+        (("--sparsity", "nan"), "sparsity nan"),
+        (("--sparsity", "-0.1"), "sparsity -0.1"),
+        (("--measure", "none.txt"), "text file none.txt does not exist"),
+        (("--dtype", "int8"), "dtype: Input should be"),
+        (("--device", "meta"), "device 'meta' cannot be used"),
+    ],
+)
+def test_bad_input_is_one_line(sparity, stories_model, stories, tmp_path, arguments, words):
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(stories["held_out"][:20]))
+    shared = ("--text", text, "--samples", 2, "--length", 32, "--measure", text)
+    done = sparity("prune", stories_model, "-o", tmp_path / "out", *shared, *arguments)
+    assert (done.code, done.out) == (1, "")
+    line = done.err.replace("checking ...\n", "")
+    assert line.startswith(f"error: {words}") or (line.startswith("error: recipe: ") and words in line)
+    assert line.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [text]
+    assert sparity("prune", stories_model, "-o", tmp_path / "out", "--sparsity", "abc").code == 2
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [("run", "no output: pass -o FOLDER or set"), ("plan", "stages.0.prune.sparsity: expected a num")],
+)
+def test_a_recipe_file_that_is_wrong(sparity, recipe_file, verb, words):
+    path = recipe_file({} if verb == "run" else {"sparsity": True})
+    done = sparity(verb, path)
+    assert (done.code, done.out) == (1, "")
+    assert words in done.err

@@ -1,0 +1,242 @@
+"""The documents say what the code does: pages, options, defaults, keys, links, recipes and examples."""
+
+import dataclasses
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+import sparity
+from sparity import recipe as schema
+from sparity import registry
+from sparity.cli.main import VERBS, app
+from sparity.measure import report
+from sparity.models.families import llama
+from sparity.pipeline.job import prepare
+from sparity.recipe import Recipe
+from sparity.static.scores import wanda
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+MACHINE_PATH = re.compile(r"(?<![\w.~-])/(work|home|root|tmp|mnt|Users|opt|usr|var)/")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def own(kind):
+    """Sparity's own plug-ins of a kind, without those that a test or another package registered."""
+    return [name for name in registry.names(kind) if registry.get(kind, name).__module__.startswith("sparity.")]
+
+
+PLUGINS = [(kind, name) for kind in ("score", "pattern", "solver", "budget") for name in own(kind)]
+
+
+def blocks(document, language):
+    return [text for kind, text in BLOCK.findall(document.read_text()) if kind == language]
+
+
+def rows(text):
+    """The cells of every table row."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def section(text, heading):
+    """The text under a heading, up to the next of the same or a higher level."""
+    level = len(heading) - len(heading.lstrip("#"))
+    start = text.index(f"\n{heading}\n") + len(heading) + 2
+    end = re.search(rf"^#{{1,{level}}} ", text[start:], re.MULTILINE)
+    return text[start : start + end.start()] if end else text[start:]
+
+
+# ---- plug-ins
+
+
+@pytest.mark.parametrize(("kind", "name"), PLUGINS, ids=[name for _, name in PLUGINS])
+def test_a_plugin_has_a_page_with_its_options_defaults_statistics_and_sections(kind, name):
+    plugin, text = registry.get(kind, name), (ROOT / "docs/methods" / f"{name}.md").read_text()
+    assert text.startswith(f"# {name}\n")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    wanted = ["Formula", "Source", "Reference code and Sparity", "Options", "Statistics", "Recipe", "Pitfalls"]
+    assert headings == wanted
+    options = {cells[0]: cells[1] for cells in rows(section(text, "## Options"))[2:]}
+    expected = {f"`{field.name}`": shown(field) for field in dataclasses.fields(plugin)}
+    assert options == expected
+    assert options or section(text, "## Options").strip() == "None."
+    for statistic in getattr(plugin, "needs", ()):
+        assert f"`{statistic}`" in section(text, "## Statistics")
+    for source in re.findall(r"arXiv:[\d.]+\d", source_of(plugin)):
+        assert source in text
+
+
+def shown(field):
+    return "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
+
+
+def source_of(plugin):
+    """The docstring of the plug-in's file, which names its paper."""
+    return importlib.import_module(plugin.__module__).__doc__ or ""
+
+
+def test_the_index_lists_every_plugin_with_what_it_needs():
+    text = (ROOT / "docs/methods/README.md").read_text()
+    listed = {(cells[0], cells[1]): cells[3:] for cells in rows(text)[2:]}
+    assert listed.keys() == {(kind, f"[{name}]({name}.md)") for kind, name in PLUGINS}
+    for (kind, link), (needs, group) in listed.items():
+        plugin = registry.get(kind, link[1 : link.index("]")])
+        if kind in ("score", "solver"):
+            assert needs == (", ".join(f"`{need}`" for need in plugin.needs) or "nothing")
+        if kind == "score":
+            assert group == plugin.compare_within
+
+
+def test_every_page_belongs_to_a_plugin():
+    pages = {path.stem for path in (ROOT / "docs/methods").glob("*.md")} - {"README"}
+    assert pages == {name for _, name in PLUGINS}
+
+
+def test_every_family_is_described():
+    listed = {cells[0] for cells in rows((ROOT / "docs/models.md").read_text())[2:]}
+    assert listed == {f"`{name}`" for name in own("family")}
+
+
+# ---- recipes, report, format
+
+
+# The sections of a recipe, in the order in which docs/recipe.md has a table for each.
+SECTIONS = (
+    schema.Recipe,
+    schema.Calibration,
+    schema.Prune,
+    schema.Measure,
+    schema.Text,
+    schema.SpeedTest,
+    schema.Accept,
+    schema.Output,
+)
+
+
+def test_the_recipe_page_names_every_key_with_its_default():
+    tables = re.split(r"^\| key \| default \| meaning \|\n", (ROOT / "docs/recipe.md").read_text(), flags=re.MULTILINE)
+    assert len(tables) - 1 == len(SECTIONS)
+    for model, table in zip(SECTIONS, tables[1:], strict=True):
+        written = table.split("\n\n")[0]
+        listed = {cells[0]: cells[1] for cells in rows(written)[1:]}
+        assert listed == {f"`{key}`": default_words(field) for key, field in model.model_fields.items()}, model
+
+
+def default_words(field):
+    if field.is_required():
+        return "required"
+    default = field.default if field.default is not PydanticUndefined else field.default_factory()
+    if isinstance(default, BaseModel):
+        return "see below"
+    return "none" if default is None else f"`{str(default).lower()}`"
+
+
+def test_the_format_page_names_every_field_of_the_report_and_of_the_record(tmp_path):
+    text = (ROOT / "docs/format.md").read_text()
+    parts = [part for part in vars(report).values() if dataclasses.is_dataclass(part)]
+    fields = {field.name for part in parts for field in dataclasses.fields(part)}
+    assert len(parts) == 9
+    assert {field for field in fields if f"`{field}`" not in text} == set()
+    model = {"model": "zoo:llama", "stages": [{"prune": {"score": "magnitude"}}], "measure": {"speed": None}}
+    result = sparity.run(model, output=tmp_path / "out")
+    record = json.loads((result.path / "sparity.json").read_text())
+    listed = {cells[0] for cells in rows(section(text, "### sparity.json"))[2:]}
+    assert listed == {f"`{key}`" for key in record}
+    for key in record["identity"]:
+        assert f"`{key}`" in section(text, "### sparity.json")
+    table = section(text, "## The plain export").split("###")[0]
+    for path in result.path.iterdir():
+        patterns = [name.replace("NNNNN", "*").replace("00001", "*").replace("00002", "*") for name in code(table)]
+        assert any(path.match(pattern) for pattern in patterns) or path.name == "special_tokens_map.json", path.name
+
+
+def code(text):
+    return re.findall(r"`([^`]+)`", text)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_every_recipe_in_a_document_is_valid(document, tmp_path):
+    for number, text in enumerate(blocks(document, "yaml")):
+        if "stages:" not in text:
+            continue
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        small = ["calibration.samples=1", "calibration.length=8"] if "calibration:" in text else []
+        prepare(Recipe.read(path, small), device="cpu")  # names, options, targets and texts are checked here
+
+
+# ---- links, paths, commands, examples
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_every_link_resolves(document):
+    prose = BLOCK.sub("", document.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (document.parent / file).resolve() if file else document
+        assert found.is_relative_to(ROOT), target
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def anchors(document):
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", document.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "recipes").rglob("*.yaml"))], ids=lambda path: path.name)
+def test_no_document_names_a_path_of_a_machine(path):
+    assert not MACHINE_PATH.search(path.read_text())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_every_command_in_a_document_is_understood(document):
+    verbs = typer.main.get_command(app).commands
+    lines = [line.split(" #")[0] for text in blocks(document, "bash") for line in text.splitlines()]
+    prose = BLOCK.sub("", document.read_text())
+    lines += [span for span in code(prose) if span.startswith("sparity ")]
+    for line in lines:
+        name, *words = shlex.split(line.split(" > ")[0]) or [""]
+        if name == "sparity" and words[0] in VERBS and words[1:]:  # a verb alone is only its name
+            verbs[words[0]].make_context(words[0], words[1:])  # raises on an unknown option or a missing argument
+
+
+def test_every_verb_is_in_the_changelog():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert [verb for verb in VERBS if f"`{verb}`" not in text] == []
+
+
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    examples = blocks(ROOT / "README.md", "python")
+    assert len(examples) == 3
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)
+    assert re.match(r"perplexity [\d.]+ -> [\d.]+ \(\w+\), KL [\d.]+\n[\d.]+\n$", capsys.readouterr().out)
+    assert names["quality"].perplexity > names["quality"].dense_perplexity
+
+
+def test_the_examples_of_contributing_work(monkeypatch):
+    """Each in the file that it tells to take the imports from, and gone again afterwards."""
+    homes = [wanda, llama]
+    examples = blocks(ROOT / "CONTRIBUTING.md", "python")
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    for home, example in zip(homes, examples, strict=True):
+        exec(compile(example, "CONTRIBUTING.md", "exec", dont_inherit=True), dict(vars(home)))
+    weight, inputs = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[4.0, 1.0, 1.0, 1.0]])
+    keep = sparity.prune_weight(weight, inputs, score="cubed", pattern="2:4", power=1.0)[1]
+    assert keep.tolist() == [[True, False, False, True]]  # scores 4, 2, 3, 4
+    assert registry.get("family", "example").blocks == "transformer.layers"
