@@ -151,7 +151,9 @@ def test_methods(sparity):
     shown = sparity("methods", "score").out
     assert "wanda" in shown
     assert "sparsegpt" not in shown
-    assert sparity("methods", "scores").err.startswith('error: no plug-in kind "scores"; did you mean "score"?')
+    assert sparity("methods", "scores", "--json").json == {"score": everything["score"]}
+    assert sparity("methods", "families", "--json").json == {"family": everything["family"]}
+    assert sparity("methods", "scroe").err.startswith('error: no plug-in kind "scroe"; did you mean "score"?')
 
 
 @pytest.mark.parametrize(("kind", "name"), PLUGINS)
