@@ -50,6 +50,10 @@ class Calibration(_Section):
     def _one_source(self) -> "Calibration":
         if (self.text is None) == (self.tokens is None):
             raise ValueError("give either `text` or `tokens`")
+        fields = type(self).model_fields
+        idle = [key for key in fields if key not in ("tokens", "batch") and getattr(self, key) != fields[key].default]
+        if self.tokens is not None and idle:
+            raise ValueError(f"`tokens` is used as it is: leave out {', '.join(idle)}")
         return self
 
 
@@ -105,6 +109,14 @@ class SpeedTest(_Section):
     prompt: Whole = Field(64, ge=1)
     tokens: Whole = Field(32, ge=1)
     rounds: Whole = Field(5, ge=1)
+
+    @classmethod
+    def fitting(cls, context: int | None) -> "SpeedTest":
+        """The default test, or half a context and a quarter of one when it would not fit."""
+        test = cls()
+        if context is None or test.prompt + test.tokens <= context:
+            return test
+        return cls(prompt=max(context // 2, 1), tokens=max(context // 4, 1))
 
 
 class Measure(_Section):
@@ -202,7 +214,16 @@ def _shortened(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers as in YAML 1.2. YAML 1.1 takes `1e-4` for text and `2:4` for the number 124, in base 60."""
+    """Numbers as in YAML 1.2 (YAML 1.1 takes `1e-4` for text and `2:4` for 124, in base 60), and no key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f'the key "{twice}" stands twice', node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}

@@ -71,6 +71,8 @@ def allocate(budget: Budget, sites: Sequence[Site], target: float, fixed: Mappin
             )
         return given
     rest = (target * total - spent) / free_cost
+    if abs(rest) < 1e-12:
+        rest = 0.0  # what rounding leaves of a target that the overrides meet by themselves
     if not 0 <= rest < 1:
         raise InvalidInput(
             f"the overrides leave {free_cost / total:.1%} of the weights, which would need a sparsity of {rest:.3f} to "

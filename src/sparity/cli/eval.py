@@ -24,6 +24,7 @@ def evaluate(
     with console.errors_in_one_line():
         from sparity.measure.speed import compare_speed
         from sparity.models.loading import load, load_tokenizer
+        from sparity.models.transformers import context_length
         from sparity.pipeline.texts import default_device, measured_text
         from sparity.quality.agreement import compare
         from sparity.quality.perplexity import perplexity
@@ -43,7 +44,7 @@ def evaluate(
             rows.append(row)
         speed = None
         if dense is not None:
-            test = SpeedTest()
+            test = SpeedTest.fitting(context_length(subject.config))
             speed = asdict(compare_speed(dense, subject, found.ids, test.prompt, test.tokens, test.rounds))
     if json:
         console.print_json({"model": model, "against": against, "quality": rows, "speed": speed})

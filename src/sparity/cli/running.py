@@ -8,8 +8,6 @@ import typer
 
 from sparity.cli import console
 from sparity.errors import InvalidInput
-from sparity.files import write_text
-from sparity.measure.html import render_html
 from sparity.measure.table import print_report
 from sparity.pipeline.runner import Result, execute
 from sparity.recipe import Recipe
@@ -18,13 +16,11 @@ from sparity.recipe import Recipe
 def run_and_show(
     recipe: Recipe, *, output: Path | None, device: str, force: bool, resume: bool, json: bool, quiet: bool
 ) -> Result:
-    """Run, print the table, write `report.html` beside the model, and exit with 1 when a limit was missed."""
+    """Run, print the table, name the page that lies beside the model, and exit with 1 when a limit was missed."""
     if output is None and recipe.output.path is None:
         raise InvalidInput("no output: pass -o FOLDER or set `output: {path: FOLDER}` in the recipe")
-    with console.errors_in_one_line(resume_command()):
-        with console.ProgressBar(quiet or json) as progress:
-            result = execute(recipe, progress, output=output, device=device, force=force, resume=resume)
-        write_text(result.path / "report.html", render_html(result.report))
+    with console.errors_in_one_line(resume_command()), console.ProgressBar(quiet or json) as progress:
+        result = execute(recipe, progress, output=output, device=device, force=force, resume=resume)
     if json:
         console.print_json(result.report.to_dict())
     elif not quiet:

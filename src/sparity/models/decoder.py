@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.families.base import Family
 from sparity.models.layout import Layout
 from sparity.models.source import CheckpointSource, ModuleSource, Source
+
+log = logging.getLogger(__name__)
 
 
 class Decoder:
@@ -34,6 +38,7 @@ class Decoder:
         self.family = _family(skeleton)
         self._layout = Layout(skeleton, source, self.family)
         self._used = self._layout.stored()
+        self._warn_of_more_blocks()
 
     @classmethod
     def open(
@@ -155,6 +160,13 @@ class Decoder:
                 tied = model.get_parameter(twin.removeprefix(prefix))
                 model.get_submodule(owner)._parameters[leaf] = tied
         return model.to(self.device)
+
+    def _warn_of_more_blocks(self) -> None:
+        pattern = re.compile(rf"{re.escape(self.family.blocks)}\.(\d+)\.")
+        found = {int(match[1]) for name in self.source.shapes() if (match := pattern.match(name))}
+        more = sorted(index for index in found if index >= len(self))
+        if more:
+            log.warning("blocks %s of the checkpoint are not part of the configured model: copied as they are", more)
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
         names = [name for name in module.state_dict() if prefix + name in self._layout]

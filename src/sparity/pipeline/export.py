@@ -9,6 +9,7 @@ from pathlib import Path
 from sparity import __version__
 from sparity.files import file_hash, write_atomically, write_json, write_text
 from sparity.measure.card import model_card
+from sparity.measure.html import render_html
 from sparity.measure.report import Candidate, Report
 from sparity.models.source import CheckpointSource, read_header
 from sparity.pipeline.job import Job
@@ -42,9 +43,10 @@ def write_companions(job: Job, folder: Path) -> None:
 
 
 def write_results(job: Job, folder: Path, report: Report) -> None:
-    """The model card and, last, `sparity.json` with the report and every other file's hash."""
+    """The model card, the report as a page and, last, `sparity.json` with the report and every other file's hash."""
     candidate: Candidate = report.candidates[0]
     write_text(folder / "README.md", model_card(report, candidate))
+    write_text(folder / "report.html", render_html(report))
     hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}
     content = {
         "format": FORMAT,

@@ -86,6 +86,7 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
         raise InvalidInput("the recipe names no model: set `model:` or pass one")
     device = default_device(device)
     decoder = Decoder.open(chosen, device, recipe.dtype)
+    recipe = _with_fitting_speed_test(recipe, hf.context_length(decoder.config))
     targets = decide_targets(recipe.stages[0].prune, pruning, decoder)
     module = chosen if isinstance(chosen, nn.Module) else None
     folder = None if module is not None else hf.locate(chosen)
@@ -114,6 +115,15 @@ def _tokens(recipe: Recipe, pruning: Pruning, tokenizer: Any, config: Any) -> Te
     if pruning.needs & set(GRADIENTS):
         check_length(tokens)
     return tokens
+
+
+def _with_fitting_speed_test(recipe: Recipe, context: int | None) -> Recipe:
+    """The recipe with a default speed test that fits a short context; one that was asked for stays as it is."""
+    asked = "speed" in recipe.measure.model_fields_set
+    if asked or context is None or SpeedTest().prompt + SpeedTest().tokens <= context:
+        return recipe
+    speed = SpeedTest.fitting(context)
+    return recipe.model_copy(update={"measure": recipe.measure.model_copy(update={"speed": speed})})
 
 
 def _check_speed(test: SpeedTest | None, config: Any) -> None:
