@@ -15,6 +15,7 @@ LEVELS = (
     ("static", "dynamic"),
     ("healing",),
     ("measure",),
+    ("recipe_file",),
     ("recipe",),
     ("pipeline",),
     ("integrations", "serve", "cli"),

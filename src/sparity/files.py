@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparity.errors import RunConflict, SparityError
+from sparity.errors import CorruptFile, RunConflict, SparityError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -65,6 +65,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; numbers must be finite, so that every JSON reader takes the file."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        CorruptFile: it cannot be read, is not JSON or no object; the message ends with `advice`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path} is not JSON ({error}){advice}") from error
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path} must hold a JSON object, not a {type(content).__name__}{advice}")
+    return content
 
 
 def file_hash(path: Path) -> str:

@@ -2,17 +2,15 @@
 
 import copy
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from sparity.errors import CorruptFile, InvalidInput, suggestion
-from sparity.files import expand
+from sparity.errors import InvalidInput, suggestion
+from sparity.recipe_file import apply_override, read_recipe_file
 
 Spec = str | dict[str, Any]
 
@@ -180,9 +178,9 @@ class Recipe(_Section):
         elif isinstance(recipe, Mapping):
             content, where = copy.deepcopy(dict(recipe)), "recipe"
         else:
-            content, where = _load(recipe), str(recipe)
+            content, where = read_recipe_file(recipe), str(recipe)
         for override in overrides or ():
-            _set(content, override)
+            apply_override(content, override)
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -211,85 +209,6 @@ def _shortened(content: dict[str, Any]) -> dict[str, Any]:
         else:
             short[key] = value
     return short
-
-
-class _Loader(yaml.SafeLoader):
-    """Numbers as in YAML 1.2 (YAML 1.1 takes `1e-4` for text and `2:4` for 124, in base 60), and no key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are all different."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f'the key "{twice}" stands twice', node.start_mark)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-_REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
-_Loader.yaml_implicit_resolvers = {
-    first: [resolver for resolver in resolvers if resolver[0] not in _REPLACED]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]{0,99})\Z"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"([-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
-    ),
-    list("-+.0123456789"),
-)
-
-
-def _parse_yaml(text: str) -> Any:
-    """The value of a YAML text; raises `ValueError`, naming the line, when it is not YAML."""
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _load(file: str | Path) -> dict[str, Any]:
-    if not isinstance(file, str | Path):
-        raise InvalidInput(f"a recipe is a YAML file, a mapping or a Recipe, not {type(file).__name__}")
-    path = expand(file)
-    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that no file can have
-        raise InvalidInput(f"recipe {path} does not exist")
-    try:
-        content = _parse_yaml(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CorruptFile(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidInput(f"{path}: a recipe is a mapping of keys, got {type(content).__name__}")
-    return content
-
-
-def _set(content: dict[str, Any], override: str) -> None:
-    """Apply `a.b=c`; a number selects an item of a list (`stages.0.prune.sparsity=0.6`)."""
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise InvalidInput(f'override "{override}": write it as key.key=value')
-    keys = path.split(".")
-    place: Any = content
-    for position, key in enumerate(keys):
-        last = position == len(keys) - 1
-        if isinstance(place, list):
-            if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= len(place):
-                raise InvalidInput(f'override "{override}": "{key}" is not one of the {len(place)} items')
-            index: Any = int(key)
-        elif isinstance(place, dict):
-            index = key
-            if not last and not isinstance(place.get(key), dict | list):
-                place[key] = {}
-        else:
-            raise InvalidInput(f'override "{override}": nothing lies under "{key}"')
-        if last:
-            try:
-                place[index] = _parse_yaml(text)
-            except ValueError as error:
-                raise InvalidInput(f'override "{override}": the value is not YAML: {error}') from error
-        else:
-            place = place[index]
 
 
 _BRANCH = re.compile(r"str|(list\[|dict\[|function-).*")  # in a problem's place: no key, an alternative of a union

@@ -74,7 +74,10 @@ SECTIONS = [
     ({"stages": "prune"}, "stages: Input should be a valid list"),
     ({"measure": {"perplexity": [{"txt": "a"}]}}, r'measure\.perplexity\.0\.txt: unknown key; did you mean "text"'),
     ({"measure": {"speed": {"promt": 4}}}, r'measure\.speed\.promt: unknown key; did you mean "prompt"'),
-    ({"measure": {"speed": {}}}, r"measure\.speed: a prompt of 64 and 32 new tokens do not fit the model's context of 64"),
+    (
+        {"measure": {"speed": {}}},
+        r"measure\.speed: a prompt of 64 and 32 new tokens do not fit the model's context of 64",
+    ),
     ({"accept": {"kl": float("inf")}}, r"accept\.kl: .*finite"),
     ({"accept": {"perplexity": "5"}}, r'accept\.perplexity: write it as "\+5%", got \'5\''),
     ({"accept": {"decode": "fast"}}, r'accept\.decode: write it as "1\.3x", got \'fast\''),

@@ -130,8 +130,8 @@ def test_a_record_that_points_elsewhere(sparity, out):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda path: path.write_text("{"), "is damaged"),
-        (lambda path: path.write_text("[]"), r"is damaged (it holds no JSON object)"),
+        (lambda path: path.write_text("{"), "is not JSON"),
+        (lambda path: path.write_text("[]"), r"must hold a JSON object, not a list"),
         (lambda path: path.unlink(), "has no sparity.json: it was not written by Sparity, or its run is unfinished"),
         (lambda path: edit_record(path.parent, lambda record: record.update(format=99)), "has format 99; this release"),
         (lambda path: edit_record(path.parent, lambda record: record.update(files=["a"])), 'no usable "files" in it'),

@@ -47,6 +47,32 @@ class Budget(ABC):
         return {}
 
 
+@dataclass(frozen=True)
+class DepthLaw(Budget):
+    """Shares that rise over depth from `first` in the first block to `last` in the last.
+
+    Both ends are shifted together until the mean, weighted by size, is the target, so only their difference counts;
+    shares stay within [0, 1).
+    """
+
+    first: float = 0.3
+    last: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.first < 1 and 0 <= self.last < 1):
+            raise InvalidInput(f"{self.name}: first {self.first} and last {self.last} must lie in [0, 1)")
+
+    @abstractmethod
+    def rise(self, depth: int, last: int) -> float:
+        """How much of the way from first to last is done at `depth`: 0 in block 0, 1 in block `last` (at least 1)."""
+
+    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
+        """See `Budget.allocate`."""
+        last = max(site.depth for site in sites)
+        rises = [self.rise(site.depth, last) if last else 0.0 for site in sites]
+        return shift_to_target(sites, [(self.last - self.first) * rise for rise in rises], target)
+
+
 def allocate(budget: Budget, sites: Sequence[Site], target: float, fixed: Mapping[str, float]) -> dict[str, float]:
     """Fractions for all sites: those of `fixed` (by name or glob), and the rest so that the mean is `target`.
 

@@ -1,6 +1,5 @@
 """The one place that follows transformers' version drift: configurations, empty models, rotary tables."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparity import zoo
-from sparity.errors import CorruptFile, InvalidInput, UnsupportedModel
-from sparity.files import expand
+from sparity.errors import InvalidInput, UnsupportedModel
+from sparity.files import expand, read_json_object
 
 
 def locate(model: str | Path) -> Path:
@@ -57,12 +56,7 @@ def read_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CorruptFile(f"{path} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CorruptFile(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    content = read_json_object(path)
     if content.get("quantization_config"):
         raise UnsupportedModel(f"{folder} is already quantised: start from the model's unquantised weights")
     try:

@@ -6,7 +6,6 @@ state first, from where a run that was stopped between the two renames puts it b
 """
 
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparity.errors import CorruptFile, InvalidInput, RunConflict, SparityError
-from sparity.files import file_hash, flush_folder, lock, make_folder, write_atomically, write_json
+from sparity.files import file_hash, flush_folder, lock, make_folder, read_json_object, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -233,13 +232,7 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path} is damaged ({error}): {START_OVER}") from error
-    if not isinstance(content, dict):
-        raise CorruptFile(f"{path} is damaged (it holds no JSON object): {START_OVER}")
-    return content
+    return read_json_object(path, f": {START_OVER}")
 
 
 def _remove(path: Path) -> None:

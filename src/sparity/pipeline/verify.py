@@ -1,12 +1,11 @@
 """Check a finished folder: hashes, realised sparsity and the legality of the pattern, from the files alone."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.files import expand, file_hash
+from sparity.files import expand, file_hash, read_json_object
 from sparity.models import Decoder
 from sparity.static.patterns.base import build_pattern
 
@@ -74,12 +73,7 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / "sparity.json"
     if not path.is_file():
         raise InvalidInput(f"{folder} has no sparity.json: it was not written by Sparity, or its run is unfinished")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CorruptFile(f"{path} is damaged ({error})") from error
-    if not isinstance(content, dict):
-        raise CorruptFile(f"{path} is damaged (it holds no JSON object)")
+    content = read_json_object(path)
     if content.get("format") != 1:
         raise InvalidInput(f"{path} has format {content.get('format')}; this release reads format 1: update sparity")
     for key, kind in (("files", str), ("targets", int | float), ("sparsity", int | float)):
