@@ -6,10 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from families import build, tiny_configs
 
 ASSETS = Path(os.environ.get("SPARITY_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Matrices this small gain nothing from a second thread, and tests that run side by side lose much."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -101,3 +101,13 @@ def output_error(before, after, inputs):
     """||X (W - W')T||^2 over all tokens, in float64."""
     x = inputs.double().reshape(-1, inputs.shape[-1])
     return float((x @ (before.double() - after.double()).T).square().sum())
+
+
+def layer(rows, columns, seed=0, samples=3, tokens=None):
+    """A random weight [rows, columns] and correlated inputs [samples, tokens, columns] for it."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    scale = torch.rand(columns, generator=generator) + 0.1
+    mixing = torch.eye(columns) + torch.randn(columns, columns, generator=generator) / columns**0.5  # correlated
+    inputs = torch.randn(samples, tokens or 3 * columns, columns, generator=generator) @ mixing * scale
+    return weight, inputs

@@ -4,18 +4,10 @@ import re
 import shutil
 
 import pytest
-import torch
 
 import sparity
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small gain nothing from a second thread, and tests that run side by side lose much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from interruptions import Killed
+from sparity.pipeline.folder import RunFolder
 
 
 @pytest.fixture
@@ -56,3 +48,26 @@ def refused(tmp_path):
         return message
 
     return run
+
+
+@pytest.fixture
+def solving(recipe):
+    """A recipe that needs hidden states between its blocks."""
+    return recipe({"solver": "sparsegpt"})
+
+
+@pytest.fixture
+def stopped(solving, tmp_path):
+    """The working folder of a run that stopped with two of three blocks finished."""
+    commit = RunFolder.commit
+
+    def stop(self, blocks, hidden, record):
+        commit(self, blocks, hidden, record)
+        if blocks == 2:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "commit", stop)
+        with pytest.raises(Killed):
+            sparity.run(solving, output=tmp_path / "out")
+    return tmp_path / "out.partial"

@@ -5,7 +5,6 @@ import shutil
 from dataclasses import dataclass
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from sparity.cli.main import app
@@ -20,15 +19,6 @@ class Outcome:
     @property
     def json(self):
         return json.loads(self.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small gain nothing from a second thread, and tests that run side by side lose much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

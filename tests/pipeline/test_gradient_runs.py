@@ -1,17 +1,16 @@
 """Recipes whose score reads gradients: the right masks, the dense model's gradients, resumed bit by bit."""
 
 import copy
-import hashlib
 
 import pytest
 import torch
 
 import sparity
 from families import tiny_configs
+from interruptions import Killed, dies_at, weight_files
 from sparity.calibration.statistics import GRADIENTS
 from sparity.errors import InvalidInput, NumericalError
 from sparity.models import Decoder
-from sparity.pipeline import folder as run_folder
 from sparity.pipeline.job import prepare
 from sparity.pipeline.plan import plan
 from sparity.recipe import Recipe
@@ -72,28 +71,6 @@ def test_every_family_runs(family_models, token_files, tmp_path, family, score):
     assert not (tmp_path / "out" / ".sparity").exists()
 
 
-class Killed(BaseException):
-    """Stands for the process's end: nothing of Sparity catches it."""
-
-
-def dies_at(count, monkeypatch):
-    """Let the process die just before the `count`-th rename that makes a file final; temporary files stay behind."""
-    calls, rename = {"left": count}, run_folder.Path.replace
-
-    def replace(self, target):
-        calls["left"] -= 1
-        if calls["left"] == 0:
-            monkeypatch.setattr(run_folder.Path, "unlink", lambda self, missing_ok=False: None)
-            raise Killed
-        return rename(self, target)
-
-    monkeypatch.setattr(run_folder.Path, "replace", replace)
-
-
-def hashes(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
-
-
 def test_killed_before_every_rename(tiny_llama_folder, token_files, tmp_path):
     chosen = recipe(token_files, {"score": "gblm"}, model=str(tiny_llama_folder))
     whole = sparity.run(chosen, output=tmp_path / "whole").path
@@ -108,7 +85,7 @@ def test_killed_before_every_rename(tiny_llama_folder, token_files, tmp_path):
             except Killed:
                 died += 1
         resumed = sparity.run(chosen, output=output, resume=True)
-        assert hashes(resumed.path) == hashes(whole)
+        assert weight_files(resumed.path) == weight_files(whole)
         assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in whole.iterdir())
     # manifest, first shard; gradients: three inputs, the head's, three results with two between them; three blocks of
     # shard, hidden states and progress, the last without hidden states

@@ -1,6 +1,5 @@
 """A run that is killed at any moment resumes, and its files are those of an uninterrupted run, bit for bit."""
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 import sparity
-from sparity.pipeline import folder as run_folder
+from interruptions import Killed, dies_at, weight_files
 from sparity.recipe import Recipe
 
 SCRIPT = """
@@ -41,34 +40,11 @@ def recipe(token_files, folder, order="sequential"):
     )
 
 
-def weights(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
-
-
-class Killed(BaseException):
-    """Stands for the process's end: nothing of Sparity catches it."""
-
-
-def dies_at(count, monkeypatch):
-    """Let the process die just before the `count`-th rename that makes a file final; temporary files stay behind."""
-    calls = {"left": count}
-    rename = run_folder.Path.replace
-
-    def replace(self, target):
-        calls["left"] -= 1
-        if calls["left"] == 0:
-            monkeypatch.setattr(run_folder.Path, "unlink", lambda self, missing_ok=False: None)
-            raise Killed
-        return rename(self, target)
-
-    monkeypatch.setattr(run_folder.Path, "replace", replace)
-
-
 @pytest.mark.parametrize("order", ["sequential", "independent"])
 def test_killed_before_every_single_rename(tiny_llama_folder, token_files, tmp_path, order):
     plan = recipe(token_files, tiny_llama_folder, order)
     whole = sparity.run(plan, output=tmp_path / "whole").path
-    expected = weights(whole)
+    expected = weight_files(whole)
     assert len(expected) == 4
     died = 0
     for count in range(1, 100):
@@ -82,7 +58,7 @@ def test_killed_before_every_single_rename(tiny_llama_folder, token_files, tmp_p
                 died += 1
         assert not output.exists()
         resumed = sparity.run(plan, output=output, resume=True)
-        assert weights(resumed.path) == expected
+        assert weight_files(resumed.path) == expected
         assert sorted(p.name for p in output.iterdir()) == sorted(p.name for p in whole.iterdir())
         assert not output.with_name(output.name + ".partial").exists()
     # manifest, first shard, three blocks of shard, hidden states and progress (the last without hidden states),
@@ -123,7 +99,7 @@ def test_resume_uses_the_thread_count_of_the_start(tiny_llama_folder, token_file
 
 def test_a_real_process_killed_at_random_moments(tiny_llama_folder, token_files, tmp_path):
     plan = recipe(token_files, tiny_llama_folder)
-    expected = weights(sparity.run(plan, output=tmp_path / "whole").path)
+    expected = weight_files(sparity.run(plan, output=tmp_path / "whole").path)
     path, output = tmp_path / "recipe.yaml", tmp_path / "out"
     path.write_text(__import__("json").dumps(plan.model_dump(mode="json")))
     command = [sys.executable, "-c", SCRIPT, str(path), str(output)]
@@ -138,4 +114,4 @@ def test_a_real_process_killed_at_random_moments(tiny_llama_folder, token_files,
         assert process.wait() == -signal.SIGKILL
         assert not output.exists()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-    assert weights(output) == expected
+    assert weight_files(output) == expected

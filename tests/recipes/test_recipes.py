@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 import sparity
 from sparity import registry
@@ -61,15 +60,6 @@ RULES = {
     "log_depth": (by_row, 0),
     "owl": (by_row, 0),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The threads of several workers wait for one another: with matrices this small that takes most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def pruning_of(recipe):

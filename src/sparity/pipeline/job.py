@@ -119,10 +119,9 @@ def _tokens(recipe: Recipe, pruning: Pruning, tokenizer: Any, config: Any) -> Te
 
 def _with_fitting_speed_test(recipe: Recipe, context: int | None) -> Recipe:
     """The recipe with a default speed test that fits a short context; one that was asked for stays as it is."""
-    asked = "speed" in recipe.measure.model_fields_set
-    if asked or context is None or SpeedTest().prompt + SpeedTest().tokens <= context:
-        return recipe
     speed = SpeedTest.fitting(context)
+    if "speed" in recipe.measure.model_fields_set or speed == recipe.measure.speed:
+        return recipe
     return recipe.model_copy(update={"measure": recipe.measure.model_copy(update={"speed": speed})})
 
 
