@@ -20,15 +20,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         SparityError: the disk is full or the folder cannot be written; nothing is left behind under either name.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fchmod(file.fileno(), 0o666 & ~_umask())  # safetensors writes files that only their owner may read
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            flush_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says while `path` is written into a `SparityError` that names it."""
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())  # safetensors writes files that only their owner may read
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        flush_folder(path.parent)
+        yield
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
         if _is_disk_full(error):
             free = shutil.disk_usage(path.parent).free
             raise SparityError(

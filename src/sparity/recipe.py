@@ -29,6 +29,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_NOT_DRAWN = ("tokens", "batch", "store")  # keys of calibration that mean something for given tokens too
+
+
 class Calibration(_Section):
     """The text that statistics are gathered on. Give `text` or `tokens`."""
 
@@ -43,13 +46,14 @@ class Calibration(_Section):
     length: Whole | None = Field(None, ge=2, description="tokens per sample; 2048, or the context if that is less")
     seed: Whole = 0
     batch: Whole = Field(1, ge=1, description="sequences per forward pass")
+    store: str | None = Field(None, description="a folder that keeps the dense model's statistics for other runs")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Calibration":
         if (self.text is None) == (self.tokens is None):
             raise ValueError("give either `text` or `tokens`")
-        fields = type(self).model_fields
-        idle = [key for key in fields if key not in ("tokens", "batch") and getattr(self, key) != fields[key].default]
+        drawing = {key: field for key, field in type(self).model_fields.items() if key not in _NOT_DRAWN}
+        idle = [key for key, field in drawing.items() if getattr(self, key) != field.default]
         if self.tokens is not None and idle:
             raise ValueError(f"`tokens` is used as it is: leave out {', '.join(idle)}")
         return self

@@ -72,8 +72,7 @@ def full_at(monkeypatch):
         ("fsync", 30, 3),
         ("safetensors", 1, 0),
         ("safetensors", 2, 0),
-        ("safetensors", 3, 0),  # the hidden states behind the first block
-        ("safetensors", 6, 2),
+        ("safetensors", 4, 2),
     ],
 )
 def test_a_full_disk(solving, tmp_path, monkeypatch, full_at, whole, by, count, blocks):

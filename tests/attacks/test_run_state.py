@@ -53,7 +53,7 @@ def damage(path, change):
     path.write_text(json.dumps(content))
 
 
-PROGRESS, MANIFEST, HIDDEN = "progress.json", "manifest.json", "hidden-0.safetensors"
+PROGRESS, MANIFEST, HIDDEN = "progress.json", "manifest.json", "hidden-0.bin"
 
 
 @pytest.mark.parametrize(

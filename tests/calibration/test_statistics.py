@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import references
+from sparity.calibration import gram
 from sparity.calibration.statistics import STATISTICS, Statistics
 from sparity.errors import InvalidInput, NumericalError
 
@@ -40,6 +43,44 @@ def test_two_halves_merged_are_the_whole(first, second, columns, seed):
     assert (halves.sequences, halves.tokens) == (whole.sequences, whole.tokens)
     for name in STATISTICS:
         torch.testing.assert_close(getattr(halves, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+
+
+def test_gram_matrices_are_summed_in_panels_of_their_upper_half(monkeypatch):
+    monkeypatch.setattr(gram, "PANEL", 3)
+    inputs = torch.randn(2, 9, 8)
+    statistics = gathered(inputs)
+    x = inputs.reshape(-1, 8)
+    assert float(statistics.sums["gram"][3:, :3].abs().max()) == 0
+    torch.testing.assert_close(statistics.gram, x.T @ x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(statistics.gram, statistics.gram.T, rtol=0, atol=1e-5)
+    before = statistics.inverse_factor(0.01)[0].clone()
+    statistics.add(inputs)
+    torch.testing.assert_close(statistics.gram, 2 * x.T @ x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(statistics.inverse_factor(0.01)[0], before, rtol=1e-4, atol=1e-5)  # the same mean
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40), st.floats(0, 1))
+def test_the_histogram_gives_quantiles_within_one_percent(values, share):
+    statistics = gathered(torch.tensor(values)[:, None], ["histogram"])
+    sizes = sorted(abs(value) for value in values)
+    exact = sizes[max(math.ceil(share * len(sizes)) - 1, 0)]
+    assert int(statistics.histogram.sum()) == len(values)
+    found = statistics.magnitude_at(share)
+    assert found <= exact <= found * (1 + 2**-7) + 1e-40
+
+
+def test_a_histogram_by_hand():
+    statistics = gathered(torch.tensor([[0.0, -1.0], [1.0, 2.0]]), ["histogram"])
+    bins = {0x0000: 1, 0x3F80: 2, 0x4000: 1}  # the upper halves of 0.0, 1.0 and 2.0
+    assert {index: int(n) for index, n in enumerate(statistics.histogram) if n} == bins
+    assert [statistics.magnitude_at(share) for share in (0, 0.25, 0.5, 0.75, 1)] == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_histogram_notices_what_is_not_finite(bad):
+    with pytest.raises(NumericalError, match="NaN or infinite"):
+        gathered(torch.tensor([[1.0, bad]]), ["histogram"])
 
 
 def test_inverse_factor_gives_the_inverse_of_every_remaining_sub_problem():

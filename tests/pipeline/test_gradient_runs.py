@@ -88,8 +88,8 @@ def test_killed_before_every_rename(tiny_llama_folder, token_files, tmp_path):
         assert weight_files(resumed.path) == weight_files(whole)
         assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in whole.iterdir())
     # manifest, first shard; gradients: three inputs, the head's, three results with two between them; three blocks of
-    # shard, hidden states and progress, the last without hidden states
-    assert died >= 2 + 9 + 3 * 3 - 1
+    # shard and progress
+    assert died >= 2 + 9 + 3 * 2
 
 
 def test_an_expert_without_tokens_is_treated_as_the_recipe_says(family_models, token_files, tmp_path):

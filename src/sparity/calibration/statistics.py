@@ -1,30 +1,28 @@
 """What calibration learns about the input of a projection: raw sums that merge, and what follows from them."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from sparity.calibration.gram import add_gram, complete, factor_of_inverse
 from sparity.errors import InvalidInput, NumericalError
 
 log = logging.getLogger(__name__)
 
-# Raw sums over tokens, as functions of the inputs x [tokens, in] in float32.
-_SUMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sum": lambda x: x.sum(0),  # [in]
-    "sum_of_squares": lambda x: x.square().sum(0),  # [in]
-    "gram": lambda x: x.T @ x,  # [in, in]
-}
+MAGNITUDES = 1 << 15  # bins of a histogram of |x|: the upper half of the bits of a float32, without its sign
+INFINITE = 0x7F80  # the first of them that holds no finite numbers
+
 # What a score or solver may ask for -> the raw sum that it is made of.
-STATISTICS = {"mean": "sum", "column_norm": "sum_of_squares", "gram": "gram"}
+STATISTICS = {"mean": "sum", "column_norm": "sum_of_squares", "gram": "gram", "histogram": "histogram"}
 # Statistics of a projection's own gradient [out, in] over sequences: its mean, and the mean of its squares.
 GRADIENTS = ("gradient", "gradient_square")
 
 DAMPING = 0.01  # share of the mean diagonal that is added to it before a factorisation
 MAX_DAMPING = 1.0
-SMALL_TRIANGLE = 256
 
 
 @dataclass
@@ -44,6 +42,7 @@ class Statistics:
     sums: dict[str, Tensor] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     _factors: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _complete: bool = field(default=False, repr=False)  # whether the Gram matrix has its lower triangle
 
     @classmethod
     def gather(cls, site: str, needs: Iterable[str]) -> "Statistics":
@@ -69,18 +68,15 @@ class Statistics:
         x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         self.tokens += len(x)
         for name in {STATISTICS[need] for need in self.needs}:
-            if name == "gram" and name in self.sums:
-                self.sums[name].addmm_(x.T, x)  # without a second matrix of that size
-            else:
-                part = _SUMS[name](x)
-                self.sums[name] = self.sums[name].add_(part) if name in self.sums else part
-        # a number that is not finite, or too large to be squared, shows on the diagonal of a Gram matrix
-        witnesses = [total.diagonal() if name == "gram" else total for name, total in self.sums.items()]
-        if not all(bool(torch.isfinite(witness).all()) for witness in witnesses):
-            raise NumericalError(
-                f"{self.site}: the inputs hold NaN or infinite numbers; use a wider dtype (float32) or other text"
-            )
+            if name not in self.sums:
+                self.sums[name] = _nothing(name, x)
+            _ADD[name](self.sums[name], x)
+            if not _is_finite(name, self.sums[name]):
+                raise NumericalError(
+                    f"{self.site}: the inputs hold NaN or infinite numbers; use a wider dtype (float32) or other text"
+                )
         self._factors.clear()
+        self._complete = False
 
     def merge(self, other: "Statistics") -> "Statistics":
         """The statistics of both halves of a calibration set together."""
@@ -116,7 +112,23 @@ class Statistics:
     @property
     def gram(self) -> Tensor:
         """`[in, in]`: the sum of x xT over tokens."""
-        return self._sum("gram")
+        total = self._sum("gram")
+        if not self._complete:
+            complete(total)
+            self._complete = True
+        return total
+
+    @property
+    def histogram(self) -> Tensor:
+        """`[32768]`, int64: how many |x| share the upper 16 bits of a float32, so each bin is under 1 % wide."""
+        return self._sum("histogram")
+
+    def magnitude_at(self, share: float) -> float:
+        """The |x| below which the given share of all inputs lies, in [0, 1], within 1 %; from the histogram."""
+        counts = self.histogram.cumsum(0)
+        rank = max(math.ceil(share * int(counts[-1])), 1)
+        bin_ = int(torch.searchsorted(counts, rank))
+        return float(torch.tensor(min(bin_, INFINITE - 1) << 16, dtype=torch.int32).view(torch.float32))
 
     @property
     def hessian(self) -> Tensor:
@@ -138,7 +150,7 @@ class Statistics:
         return self._factors[damping]
 
     def _factorise(self, damping: float) -> tuple[Tensor, Tensor]:
-        hessian = self.hessian
+        hessian = self._sum("gram") * (2.0 / self.sequences)  # its upper triangle, which is all that is read
         dead = hessian.diagonal() == 0
         if bool(dead.all()):
             raise NumericalError(f"{self.site}: the Gram matrix is zero: no calibration token gave it an input")
@@ -147,7 +159,7 @@ class Statistics:
         strength = damping
         while True:
             hessian.diagonal().copy_(diagonal + strength * diagonal.mean())
-            factor = _upper_factor_of_inverse(hessian)
+            factor = factor_of_inverse(hessian)
             if factor is not None:
                 return factor, dead
             if strength >= MAX_DAMPING:
@@ -172,28 +184,30 @@ class Statistics:
         return self.sums[STATISTICS[statistic]]
 
 
-def _upper_factor_of_inverse(matrix: Tensor) -> Tensor | None:
-    """U with UT U = the inverse of `matrix`, or None when it is not positive definite in float32.
-
-    A Cholesky factorisation from the last row to the first gives matrix = R RT with R upper triangular, so U is the
-    inverse of R: one factorisation and a triangular inverse, where inverting first would take two and a full inverse.
-    """
-    reversed_lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
-    if int(failed):
-        return None
-    upper = torch.zeros_like(matrix)
-    _invert_upper(reversed_lower.flip(0, 1), upper)
-    return upper if bool(torch.isfinite(upper.diagonal()).all()) else None
+def _nothing(name: str, x: Tensor) -> Tensor:
+    """The sum over no inputs like x `[tokens, in]`."""
+    if name == "histogram":
+        return torch.zeros(MAGNITUDES, dtype=torch.int64, device=x.device)
+    columns = x.shape[1]
+    return torch.zeros((columns, columns) if name == "gram" else columns, device=x.device)
 
 
-def _invert_upper(matrix: Tensor, into: Tensor) -> None:
-    """Write the inverse of an upper triangular matrix `into` a zeroed one, by halves, so that products do the work."""
-    size = len(matrix)
-    if size <= SMALL_TRIANGLE:
-        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-        into.copy_(torch.linalg.solve_triangular(matrix, identity, upper=True))
-        return
-    half = size // 2
-    _invert_upper(matrix[:half, :half], into[:half, :half])
-    _invert_upper(matrix[half:, half:], into[half:, half:])
-    into[:half, half:] = into[:half, :half] @ (matrix[:half, half:] @ into[half:, half:]).neg_()
+def _add_histogram(total: Tensor, x: Tensor) -> None:
+    bins = x.abs().contiguous().view(torch.int32) >> 16
+    total += torch.bincount(bins.flatten(), minlength=MAGNITUDES)
+
+
+# Raw sums over tokens: how inputs x [tokens, in] in float32 are added to a total, in place.
+_ADD: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "sum": lambda total, x: total.add_(x.sum(0)),  # [in]
+    "sum_of_squares": lambda total, x: total.add_(x.square().sum(0)),  # [in]
+    "gram": add_gram,  # [in, in], upper triangle
+    "histogram": _add_histogram,  # [MAGNITUDES]
+}
+
+
+def _is_finite(name: str, total: Tensor) -> bool:
+    """Whether all inputs were; one that is not, or too large to be squared, shows on a Gram matrix's diagonal."""
+    if name == "histogram":
+        return not bool(total[INFINITE:].any())
+    return bool(torch.isfinite(total.diagonal() if name == "gram" else total).all())

@@ -60,6 +60,8 @@ def _show(plan: "Plan") -> None:
     console.out.print(table)
     statistics = ", ".join(plan.statistics) or "none"
     console.out.print(f"calibration: {plan.samples} samples of {plan.length} tokens; statistics: {statistics}")
+    if plan.store_bytes:
+        console.out.print(f"statistics kept on disk, about {words(plan.store_bytes)} without gradients")
     parts = "; ".join(f"{name} {words(size)}" for name, size in plan.memory.items() if size)
     console.out.print(f"memory while pruning, about {words(plan.peak_memory)} beside the libraries: {parts}")
     if plan.gradient_bytes:

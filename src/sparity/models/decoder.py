@@ -89,8 +89,10 @@ class Decoder:
         finally:
             module.to("meta")
 
-    def inputs(self, tokens: Tensor, batch: int = 1) -> BlockInputs:
+    def inputs(self, tokens: Tensor, batch: int = 1, hidden: Tensor | None = None) -> BlockInputs:
         """What the embedding hands to the blocks for `tokens` [samples, length], and every block's other arguments.
+
+        The hidden states are written into `hidden` [samples, length, hidden size] where that is given.
 
         One pass over the model with stubs in place of its blocks, so that models which give each layer its own mask
         or rotary table are recorded correctly.
@@ -98,14 +100,20 @@ class Decoder:
         recorder = _Recorder(len(self))
         model = self._around_blocks(_base_prefix(self.skeleton), recorder)
         hf.check_vocabulary(tokens, self.config)
-        parts = []
+        if hidden is None:
+            hidden = torch.empty(self.hidden_shape(tokens), dtype=self.dtype, device=self.device)
         with torch.no_grad():
             for start in range(0, len(tokens), batch):
                 part = tokens[start : start + batch].to(self.device)
                 recorder.begin(len(part))
                 model(input_ids=part, use_cache=False)
-                parts.append(recorder.hidden)
-        return BlockInputs(torch.cat(parts), recorder.arguments, batch)
+                hidden[start : start + batch] = recorder.hidden
+        return BlockInputs(hidden, recorder.arguments, batch)
+
+    def hidden_shape(self, tokens: Tensor) -> tuple[int, int, int]:
+        """`[samples, length, hidden size]` for tokens `[samples, length]`."""
+        samples, length = tokens.shape
+        return samples, length, int(self.config.hidden_size)
 
     def head(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Load what follows the blocks, as a differentiable function that gives the model's own logits.

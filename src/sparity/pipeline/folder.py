@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from sparity.calibration.mapped import create_tensor, flush, open_tensor
 from sparity.errors import CorruptFile, InvalidInput, RunConflict, SparityError
 from sparity.files import file_hash, flush_folder, lock, make_folder, read_json_object, write_atomically, write_json
 
@@ -103,13 +103,17 @@ class RunFolder:
         """Write one shard of the checkpoint."""
         _save_tensors(self.path / name, tensors)
 
+    def room(self, blocks: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory in a file for the hidden states behind `blocks` blocks; those before the last of them stay whole."""
+        return create_tensor(self.state / _hidden_name(blocks), shape, dtype)
+
     def commit(self, blocks: int, hidden: Tensor | None, record: dict[str, Any]) -> None:
-        """Make block number `blocks` final: first the hidden states, then the record that points to them."""
+        """Make block number `blocks` final: first the hidden states in their `room`, then the record that names it."""
         previous = self.progress
         name = digest = None
         if hidden is not None:
             name = _hidden_name(blocks)
-            _save_tensors(self.state / name, {"hidden": hidden})
+            flush(self.state / name)
             digest = file_hash(self.state / name)
         progress = Progress(blocks, name, digest, (*previous.records, record))
         write_json(self.state / "progress.json", dataclasses.asdict(progress))
@@ -123,18 +127,18 @@ class RunFolder:
         path = self.state / f"{name}.json"
         return _read_json(path) if path.exists() else None
 
-    def hidden(self) -> Tensor | None:
+    def hidden(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
         """The committed hidden states `[samples, tokens, hidden]`."""
         progress = self.progress
         if progress.hidden is None:
             return None
         path = self.state / progress.hidden
         try:
-            if file_hash(path) != progress.hidden_hash:
-                raise CorruptFile(f"{path} is damaged (its hash differs from the recorded one): {START_OVER}")
-            hidden: Tensor = load_file(path)["hidden"]
-        except (SafetensorError, OSError, KeyError) as error:
-            raise CorruptFile(f"{path} is damaged ({error}): {START_OVER}") from error
+            hidden = open_tensor(path, shape, dtype)
+        except CorruptFile as error:
+            raise CorruptFile(f"{error}: {START_OVER}") from error
+        if file_hash(path) != progress.hidden_hash:
+            raise CorruptFile(f"{path} is damaged (its hash differs from the recorded one): {START_OVER}")
         return hidden
 
     def publish(self) -> None:
@@ -213,7 +217,7 @@ class RunFolder:
 
 def _hidden_name(blocks: int) -> str:
     """The file of the hidden states behind `blocks` blocks: two take turns, so that one is always whole."""
-    return f"hidden-{blocks % 2}.safetensors"
+    return f"hidden-{blocks % 2}.bin"
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -46,6 +46,12 @@ class Job:
         return self.recipe.stages[0].prune
 
     @property
+    def budget(self) -> Budget:
+        """The recipe's budget."""
+        budget: Budget = registry.build("budget", self.prune.budget)
+        return budget
+
+    @property
     def needs(self) -> frozenset[str]:
         """The statistics of inputs to gather on the walk."""
         needs = self.pruning.needs | (frozenset({"gram"}) if self.recipe.measure.layer_loss else frozenset())
@@ -55,6 +61,22 @@ class Job:
     def gradients(self) -> frozenset[str]:
         """The gradient statistics to gather before the walk, from the dense model whatever the order."""
         return self.pruning.needs & frozenset(GRADIENTS)
+
+    @property
+    def prunes_from_store(self) -> bool:
+        """Whether the pruning reads statistics of the dense model from a store, without a forward pass of its own."""
+        return self.prune.order == "independent" and bool(self.stored_needs)
+
+    @property
+    def stored_needs(self) -> frozenset[str]:
+        """The statistics of the dense model to keep on disk: for other runs, or because this one reads them twice."""
+        found: frozenset[str] = frozenset()
+        if self.recipe.calibration is not None and self.recipe.calibration.store is not None:
+            found |= frozenset(self.budget.needs)
+            if self.prune.order == "independent":
+                found |= self.needs | self.gradients
+        # the small statistics cost nothing, and other methods may want them
+        return found | {"mean", "column_norm"} if found else found
 
     def dense_model(self) -> Any:
         """The dense model, ready to be measured."""
@@ -95,7 +117,18 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
     tokens = _tokens(recipe, pruning, tokenizer, decoder.config)
     texts = tuple(measured_texts(recipe.measure, tokenizer, decoder.skeleton))
     _check_speed(recipe.measure.speed, decoder.config)
-    return Job(recipe, decoder, pruning, targets, tokens, texts, device, name, folder, module)
+    job = Job(recipe, decoder, pruning, targets, tokens, texts, device, name, folder, module)
+    _check_store(job)
+    return job
+
+
+def _check_store(job: Job) -> None:
+    calibration = job.recipe.calibration
+    if calibration is not None and calibration.store is not None and job.needs and not job.stored_needs:
+        raise InvalidInput(
+            "calibration.store keeps statistics of the dense model, which `order: sequential` does not read: set "
+            "`order: independent`, or leave the store out"
+        )
 
 
 def _pruning_arguments(prune: Prune) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from sparity.calibration.gradients import gradient_bytes
+from sparity.calibration.store import store_bytes
 from sparity.pipeline.job import Job
 from sparity.static.pruning import Pruning
 
@@ -42,6 +43,7 @@ class Plan:
     seconds: float
     output_bytes: int
     gradient_bytes: int  # the most that gradients and what they are made from have on disk, in the run's folder
+    store_bytes: int  # of the dense model's statistics that are kept on disk
 
     @property
     def peak_memory(self) -> int:
@@ -99,6 +101,7 @@ def plan(job: Job) -> Plan:
         seconds=flops / _flops_per_second(decoder.dtype, job.device),
         output_bytes=total * width,
         gradient_bytes=gradient_bytes(decoder, samples, length, job.gradients),
+        store_bytes=store_bytes(decoder, job.stored_needs),
     )
 
 

@@ -5,34 +5,27 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparity import registry
-from sparity.budgets.base import Budget
 from sparity.calibration import Statistics, Step, walk
 from sparity.calibration.gradients import gather_gradients, read_gradients
+from sparity.calibration.store import StatisticsStore
 from sparity.errors import CorruptFile, NumericalError
 from sparity.measure.report import Layer
-from sparity.models import BlockInputs
+from sparity.models import Block, BlockInputs
 from sparity.models.source import read_header
 from sparity.pipeline.folder import START_OVER, RunFolder
+from sparity.pipeline.inputs import block_inputs
 from sparity.pipeline.job import Job
-from sparity.pipeline.targets import decide_targets, observe
+from sparity.pipeline.listener import Listener
 
 log = logging.getLogger(__name__)
 
-
-class Listener(Protocol):
-    """Told how a run gets on."""
-
-    def phase(self, words: str) -> None:
-        """A new phase begins."""
-
-    def block(self, done: int, total: int, seconds: float) -> None:
-        """A block was committed."""
+NO_INPUTS = (BlockInputs(torch.empty(0), {}, 1), None, None)  # of a walk without a forward pass
 
 
 def shard_name(number: int, total: int) -> str:
@@ -40,8 +33,11 @@ def shard_name(number: int, total: int) -> str:
     return f"model-{number:05d}-of-{total:05d}.safetensors"
 
 
-def prune_blocks(job: Job, folder: RunFolder, listener: Listener) -> None:
-    """Prune what is not committed yet. Shard 1 holds everything outside the blocks, shard 2 the first block."""
+def prune_blocks(job: Job, folder: RunFolder, listener: Listener, store: StatisticsStore | None = None) -> None:
+    """Prune what is not committed yet. Shard 1 holds everything outside the blocks, shard 2 the first block.
+
+    A job in the independent order reads its statistics from `store`, where there is one, and passes nothing forward.
+    """
     decoder, total = job.decoder, len(job.decoder)
     progress = folder.progress
     if progress.blocks:
@@ -51,11 +47,13 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener) -> None:
     if progress.blocks == 0:
         folder.save_shard(shard_name(1, total + 1), decoder.rest())
     torch.set_num_threads(folder.threads)
-    if job.gradients and job.tokens is not None:
+    if not job.prunes_from_store:
+        store = None
+    if job.gradients and job.tokens is not None and store is None:
         listener.phase("gradients")
         gather_gradients(decoder, job.tokens, job.gradients, folder.state)
         listener.phase("pruning")
-    inputs = block_inputs(job)
+    inputs, hidden, room = block_inputs(job, folder) if job.needs and store is None else NO_INPUTS
     steps = walk(
         decoder,
         inputs,
@@ -63,11 +61,13 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener) -> None:
         order=job.prune.order,
         true_sequential=job.prune.true_sequential,
         start=progress.blocks,
-        hidden=folder.hidden(),
+        hidden=hidden,
+        room=room,
+        known=None if store is None else store.read,
     )
     started = time.perf_counter()
     for step in steps:
-        gradients = read_gradients(folder.state, step.block, job.gradients) if job.gradients else {}
+        gradients = _gradients(job, folder, store, step.block)
         layers = _prune_block(job, step, gradients)
         if job.needs:
             step.finish()
@@ -75,8 +75,8 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener) -> None:
         folder.save_shard(shard_name(index + 2, total + 1), decoder.export(step.block))
         seconds = time.perf_counter() - started
         record = {"seconds": seconds, "layers": [asdict(layer) for layer in layers]}
-        last = index + 1 == total
-        folder.commit(index + 1, step.hidden if job.needs and not last else None, record)
+        passed_on = job.needs and store is None and index + 1 < total
+        folder.commit(index + 1, step.hidden if passed_on else None, record)
         listener.block(index + 1, total, seconds)
         started = time.perf_counter()
 
@@ -92,26 +92,14 @@ def _check_finished(folder: Path, blocks: int, total: int) -> None:
             raise CorruptFile(f"a finished shard of the run is lost ({error}): {START_OVER}") from error
 
 
-def with_measured_targets(job: Job, folder: RunFolder) -> Job:
-    """The job with the targets that its budget finds in the dense model; measured once per run folder."""
-    budget: Budget = registry.build("budget", job.prune.budget)
-    if not budget.needs:
-        return job
-    targets = folder.recall("targets")
-    if targets is None:
-        torch.set_num_threads(folder.threads)
-        evidence = observe(job.prune, job.decoder, block_inputs(job))
-        targets = decide_targets(job.prune, job.pruning, job.decoder, evidence)
-        folder.remember("targets", targets)
-    return replace(job, targets=targets)
-
-
-def block_inputs(job: Job) -> BlockInputs:
-    """What the embedding hands to the blocks for the calibration tokens; empty when none are needed."""
-    if job.tokens is None:
-        return BlockInputs(torch.empty(0), {}, 1)
-    batch = job.recipe.calibration.batch if job.recipe.calibration else 1
-    return job.decoder.inputs(job.tokens, batch)
+def _gradients(
+    job: Job, folder: RunFolder, store: StatisticsStore | None, block: Block
+) -> dict[str, dict[str, Tensor]]:
+    if not job.gradients:
+        return {}
+    if store is not None:
+        return store.gradients(block, job.gradients)
+    return read_gradients(folder.state, block, job.gradients)
 
 
 def _prune_block(job: Job, step: Step, gradients: Mapping[str, Mapping[str, Tensor]]) -> list[Layer]:

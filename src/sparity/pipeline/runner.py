@@ -15,11 +15,14 @@ from sparity.files import expand
 from sparity.measure.machine import watch_peak_memory
 from sparity.measure.report import Effort, Report
 from sparity.models.loading import load
+from sparity.pipeline.deciding import with_measured_targets
 from sparity.pipeline.export import write_companions, write_results
 from sparity.pipeline.folder import RunFolder
+from sparity.pipeline.gathering import dense_statistics
 from sparity.pipeline.job import Job, prepare
+from sparity.pipeline.listener import Listener, Silence
 from sparity.pipeline.measuring import measure
-from sparity.pipeline.pruning import Listener, committed_layers, prune_blocks, with_measured_targets
+from sparity.pipeline.pruning import committed_layers, prune_blocks
 from sparity.recipe import Recipe
 
 
@@ -40,16 +43,6 @@ class Result:
     def accepted(self) -> bool:
         """Whether every limit of the recipe's `accept` section was kept."""
         return self.report.accepted
-
-
-class Silence:
-    """A listener that says nothing."""
-
-    def phase(self, words: str) -> None:
-        """See `Listener`."""
-
-    def block(self, done: int, total: int, seconds: float) -> None:
-        """See `Listener`."""
 
 
 def run(
@@ -102,6 +95,7 @@ def execute(
     path = expand(named) if named is not None else Path(temporary.name) / "model"  # type: ignore[union-attr]
     if job.folder is not None and job.folder.resolve().is_relative_to(path.resolve()):
         raise InvalidInput(f"output {path}: the dense model lies there and would be lost; choose another output")
+    _check_store(job, path)
     threads = torch.get_num_threads()
     try:
         with RunFolder.open(path, job.identity(), force, resume) as folder:
@@ -114,12 +108,23 @@ def execute(
     return Result(report, path, job.device, temporary)
 
 
+def _check_store(job: Job, output: Path) -> None:
+    """A statistics store in the output's folder, or around it, would be replaced together with it."""
+    kept = job.recipe.calibration.store if job.recipe.calibration else None
+    if kept is None:
+        return
+    store, places = expand(kept).resolve(), (output.resolve(), output.resolve().with_name(output.name + ".partial"))
+    if any(store.is_relative_to(place) or place.is_relative_to(store) for place in places):
+        raise InvalidInput(f"calibration.store: {kept} and the output {output} must lie apart")
+
+
 def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:
     listener.phase("pruning")
     begun, before = time.perf_counter(), folder.progress
     with watch_peak_memory() as peak:
-        job = with_measured_targets(job, folder)
-        prune_blocks(job, folder, listener)
+        store = dense_statistics(job, folder, listener)
+        job = with_measured_targets(job, folder, store)
+        prune_blocks(job, folder, listener, store)
         peak_memory = peak()
     records = folder.progress.records
     seconds = sum(record["seconds"] for record in before.records) + time.perf_counter() - begun

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from sparity import registry
 from sparity.budgets.base import Budget, Site, allocate
 from sparity.calibration import walk
+from sparity.calibration.walk import Known
 from sparity.errors import InvalidInput
 from sparity.models import BlockInputs, Decoder
 from sparity.recipe import Prune
@@ -44,11 +45,10 @@ def decide_targets(
     return targets
 
 
-def observe(prune: Prune, decoder: Decoder, inputs: BlockInputs) -> dict[str, float]:
-    """The evidence of the recipe's budget, from one pass over the dense model."""
-    budget: Budget = registry.build("budget", prune.budget)
+def observe(budget: Budget, decoder: Decoder, inputs: BlockInputs, known: Known | None) -> dict[str, float]:
+    """The evidence of a budget: from statistics that are known, or from one pass over the dense model."""
     evidence: dict[str, float] = {}
-    for step in walk(decoder, inputs, budget.needs, order="independent", hidden=inputs.hidden.clone()):
+    for step in walk(decoder, inputs, budget.needs, order="independent", known=known):
         weights, norms = {}, {}
         for site, statistics in step.sites():
             for projection in site.projections:

@@ -123,7 +123,7 @@ def _ranks(scores: Tensor) -> Tensor:
             in_order = members[earlier] <= members[later]
             ranks[later] += in_order
             ranks[earlier] += ~in_order
-    return torch.stack(ranks, 1)
+    return torch.stack(ranks).T
 
 
 def check_scores(scores: Tensor) -> None:

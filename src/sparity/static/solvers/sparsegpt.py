@@ -71,7 +71,7 @@ def _solve_block(columns: Tensor, factor: Tensor, keep: Tensor, choose: Choose, 
         for column in range(first, last):
             if column % step == 0:
                 group = slice(column, min(column + step, width))
-                scores = (columns[group] / diagonal[group]).square().T.contiguous()
+                scores = (columns[group] / diagonal[group]).square().T
                 keep[group] = choose(scores, slice(start + group.start, start + group.stop)).T
             errors[column] = torch.where(keep[column], 0.0, columns[column] / diagonal[column])
             columns[column + 1 : last].addr_(factor[column, column + 1 : last], errors[column], alpha=-1)

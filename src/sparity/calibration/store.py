@@ -1,0 +1,157 @@
+"""Statistics of a dense model on disk, a file per block, so that they need to be gathered only once.
+
+    STORE/statistics.json                 what they belong to, which there are, and the hash of every file
+    STORE/statistics-00000.safetensors    raw sums of block 0: `NAME.SITE`, and `tokens.SITE`, `sequences.SITE`
+    STORE/gradients-0.safetensors         its gradients, where they were asked for
+
+A Gram matrix lies there as panels of its upper triangle, `gram.SITE.COLUMN`.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparity.calibration.gradients import read_gradients
+from sparity.calibration.gram import PANEL
+from sparity.calibration.statistics import GRADIENTS, STATISTICS, Statistics
+from sparity.errors import CorruptFile, InvalidInput, RunConflict
+from sparity.files import file_hash, read_json_object, write_atomically, write_json
+from sparity.models import Block, Decoder, InputSite
+
+FORMAT = 1
+MANIFEST = "statistics.json"
+FP32, INT64 = 4, 8
+DAMAGED = ": delete the store, or gather it anew in another folder"
+
+
+class StatisticsStore:
+    """A folder of statistics that `close` has completed; while it is gathered, `save` fills it block by block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._hashes: dict[str, str] = {}
+        self._checked: set[str] = set()
+        self.needs: frozenset[str] = frozenset()
+
+    @classmethod
+    def open(cls, folder: Path, identity: Mapping[str, Any]) -> "StatisticsStore":
+        """The finished store of a model, its type and its calibration tokens.
+
+        Raises:
+            RunConflict: the folder is no store, or one of something else.
+            CorruptFile: its manifest is damaged.
+        """
+        if not (folder / MANIFEST).is_file():
+            raise RunConflict(f"{folder} exists and is no statistics store: choose another folder")
+        content = read_json_object(folder / MANIFEST, DAMAGED)
+        if content.get("format") != FORMAT:
+            raise InvalidInput(f"{folder} has format {content.get('format')}; this release reads format {FORMAT}")
+        recorded, needs, hashes = (content.get(key) for key in ("identity", "needs", "files"))
+        if not isinstance(recorded, dict) or not isinstance(needs, list) or not isinstance(hashes, dict):
+            raise CorruptFile(f"{folder / MANIFEST} is damaged{DAMAGED}")
+        differing = sorted(key for key in {*recorded, *identity} if recorded.get(key) != identity.get(key))
+        if differing:
+            raise RunConflict(f"{folder} holds statistics of another {' and '.join(differing)}: choose another folder")
+        store = cls(folder)
+        store.needs, store._hashes = frozenset(needs), hashes
+        return store
+
+    def save(self, index: int, gathered: Mapping[str, Statistics]) -> None:
+        """Write the statistics of block `index` by the names of its input sites."""
+        tensors: dict[str, Tensor] = {}
+        for site, statistics in gathered.items():
+            tensors |= {key: tensor.cpu().contiguous() for key, tensor in _stored(site, statistics)}
+        write_atomically(self.folder / _name(index), lambda temporary: save_file(tensors, temporary))
+
+    def close(self, identity: Mapping[str, Any], needs: Collection[str]) -> None:
+        """Write the manifest over all that was saved: the store is complete."""
+        files = sorted(self.folder.glob("*.safetensors"))
+        content = {
+            "format": FORMAT,
+            "identity": dict(identity),
+            "needs": sorted(needs),
+            "files": {path.name: file_hash(path) for path in files},
+        }
+        write_json(self.folder / MANIFEST, content)
+
+    def read(self, block: Block, site: InputSite) -> Statistics:
+        """The statistics of an input site of a block, on the block's device.
+
+        Raises:
+            CorruptFile: the block's file is missing or not what was written.
+        """
+        path = self._sound(_name(block.index))
+        device = next(block.module.parameters()).device
+        statistics = Statistics.gather(site.name, self.needs - frozenset(GRADIENTS))
+        try:
+            with safe_open(path, framework="pt") as file:
+                statistics.tokens = int(file.get_tensor(f"tokens.{site.name}"))
+                statistics.sequences = int(file.get_tensor(f"sequences.{site.name}"))
+                if statistics.tokens:
+                    names = {STATISTICS[need] for need in statistics.needs}
+                    statistics.sums = {name: _read_sum(file, name, site).to(device) for name in sorted(names)}
+        except (SafetensorError, OSError) as error:
+            raise CorruptFile(f"{path} is damaged ({error}){DAMAGED}") from error
+        return statistics
+
+    def gradients(self, block: Block, needs: Collection[str]) -> dict[str, dict[str, Tensor]]:
+        """Projection -> statistic -> `[out, in]`; see `read_gradients`."""
+        self._sound(f"gradients-{block.index}.safetensors")
+        return read_gradients(self.folder, block, needs)
+
+    def _sound(self, name: str) -> Path:
+        """The path of a file whose hash is the recorded one; each is checked once."""
+        path = self.folder / name
+        if name not in self._checked:
+            if not path.is_file() or file_hash(path) != self._hashes.get(name):
+                raise CorruptFile(f"{path} is missing or damaged (its hash differs from the recorded one){DAMAGED}")
+            self._checked.add(name)
+        return path
+
+
+def store_bytes(decoder: Decoder, needs: Collection[str]) -> int:
+    """The size of a store of these statistics, gradients not counted, to within a few kilobytes per block."""
+    sites = [site for index in range(len(decoder)) for site in decoder.sites(index)]
+    columns = [site.projections[0].weight.shape[1] for site in sites]
+    sizes = {"mean": FP32, "column_norm": FP32, "gram": 0, "histogram": 0}
+    total = sum(sizes.get(need, 0) * width for need in needs for width in columns)
+    if "gram" in needs:
+        total += sum(_panel_numbers(width) for width in columns) * FP32
+    if "histogram" in needs:
+        total += (1 << 15) * INT64 * len(columns)
+    return total
+
+
+def _panel_numbers(width: int) -> int:
+    return sum((min(start + PANEL, width) - start) * (width - start) for start in range(0, width, PANEL))
+
+
+def _name(index: int) -> str:
+    return f"statistics-{index:05d}.safetensors"
+
+
+def _stored(site: str, statistics: Statistics) -> Iterator[tuple[str, Tensor]]:
+    yield f"tokens.{site}", torch.tensor(statistics.tokens)
+    yield f"sequences.{site}", torch.tensor(statistics.sequences)
+    for name, total in statistics.sums.items():
+        if name != "gram":
+            yield f"{name}.{site}", total
+            continue
+        for start in range(0, len(total), PANEL):
+            yield f"gram.{site}.{start}", total[start : start + PANEL, start:]
+
+
+def _read_sum(file: Any, name: str, site: InputSite) -> Tensor:
+    if name != "gram":
+        tensor: Tensor = file.get_tensor(f"{name}.{site.name}")
+        return tensor
+    width = site.projections[0].weight.shape[1]
+    total = torch.zeros(width, width)
+    for start in range(0, width, PANEL):
+        total[start : start + PANEL, start:] = file.get_tensor(f"gram.{site.name}.{start}")
+    return total

@@ -1,0 +1,69 @@
+"""Statistics of the dense model that are read more than once, or kept for other runs."""
+
+import time
+
+import torch
+
+from sparity.calibration import walk
+from sparity.calibration.gradients import gather_gradients
+from sparity.calibration.store import StatisticsStore
+from sparity.calibration.tokens import token_hash
+from sparity.files import expand
+from sparity.pipeline.folder import RunFolder
+from sparity.pipeline.inputs import block_inputs
+from sparity.pipeline.job import Job
+from sparity.pipeline.listener import Listener
+
+
+def dense_statistics(job: Job, folder: RunFolder, listener: Listener) -> StatisticsStore | None:
+    """The store that the job reads, filled unless it is already; None for a job that reads none.
+
+    It is the folder that the recipe names, or one in the run's own state. Gathering is a run of its own, which
+    continues where a killed one stopped.
+    """
+    if not job.stored_needs:
+        return None
+    assert job.tokens is not None
+    kept = job.recipe.calibration.store if job.recipe.calibration else None
+    path = folder.state / "statistics" if kept is None else expand(kept)
+    identity = {
+        "model": job.decoder.source.fingerprint(),
+        "dtype": str(job.decoder.dtype),
+        "calibration tokens": token_hash(job.tokens),
+    }
+    needs = job.stored_needs
+    if path.exists():
+        store = StatisticsStore.open(path, identity)
+        if needs <= store.needs:
+            return store
+        needs |= store.needs
+    run = {"statistics of": identity, "needs": sorted(needs)}
+    with RunFolder.open(path, run, force=path.exists(), resume=True) as gathering:
+        listener.phase("statistics")
+        torch.set_num_threads(gathering.threads)
+        _gather(job, gathering, needs, listener)
+        StatisticsStore(gathering.path).close(identity, needs)
+        gathering.publish()
+    listener.phase("pruning")
+    return StatisticsStore.open(path, identity)
+
+
+def _gather(job: Job, gathering: RunFolder, needs: frozenset[str], listener: Listener) -> None:
+    store, done = StatisticsStore(gathering.path), gathering.progress.blocks
+    if gradients := job.gradients & needs:
+        assert job.tokens is not None
+        gather_gradients(job.decoder, job.tokens, gradients, gathering.path)
+    if done == len(job.decoder):
+        return
+    of_inputs = needs - job.gradients
+    inputs, hidden, room = block_inputs(job, gathering)
+    started = time.perf_counter()
+    for step in walk(job.decoder, inputs, of_inputs, order="independent", start=done, hidden=hidden, room=room):
+        store.save(step.block.index, {site.name: statistics for site, statistics in step.sites()})
+        step.finish()
+        finished = step.block.index + 1
+        seconds = time.perf_counter() - started
+        last = finished == len(job.decoder)
+        gathering.commit(finished, None if last else step.hidden, {"seconds": seconds, "layers": []})
+        listener.block(finished, len(job.decoder), seconds)
+        started = time.perf_counter()
