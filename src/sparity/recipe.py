@@ -67,7 +67,9 @@ class Prune(_Section):
     sparsity: Number | None = Field(None, description="share of weights to remove, in [0, 1); default 0.5")
     budget: Spec = Field("uniform", description="how the sparsity is shared out among projections")
     solver: Spec = Field("mask_only", description="how the weights that stay make up for those that go")
-    compare_within: Literal["row", "layer"] | None = Field(None, description="the group in which scores compete")
+    compare_within: Literal["row", "layer", "global"] | None = Field(
+        None, description="the group in which scores compete"
+    )
     order: Literal["sequential", "independent"] = Field(
         "sequential", description="statistics behind pruned blocks, or from the dense model"
     )

@@ -50,7 +50,7 @@ PRUNE = [
     ({"overrides": {"*layers.[01]*": 0.0}, "sparsity": 0.5}, r"would need a sparsity of 1\.500"),
     ({"dense": ["*"]}, "fix every projection"),
     ({"dense": ["*"], "pattern": "2:4"}, "nothing is left to prune"),
-    ({"compare_within": "rows"}, "compare_within: Input should be 'row' or 'layer', got 'rows'"),
+    ({"compare_within": "rows"}, "compare_within: Input should be 'row', 'layer' or 'global', got 'rows'"),
     ({"order": "independent", "true_sequential": True}, "true_sequential needs `order: sequential`"),
     ({"scor": "wanda"}, r'stages\.0\.prune\.scor: unknown key; did you mean "score"\? \(keys here: score, pattern'),
 ]
@@ -232,7 +232,7 @@ INPUTS = torch.ones(3, 8)
         ({"pattern": "2:5"}, InvalidInput, "weight: 5 does not divide its 8 input columns"),
         ({"pattern": "2:4", "n": 3}, InvalidInput, "the name already says n"),
         ({"dampng": 0.1, "solver": "sparsegpt"}, InvalidInput, 'no option "dampng".*did you mean "damping"'),
-        ({"compare_within": "rows"}, InvalidInput, 'did you mean "row"\\? \\(use row or layer\\)'),
+        ({"compare_within": "rows"}, InvalidInput, 'did you mean "row"\\? \\(use row or layer or global\\)'),
         ({"sparsity": 1}, InvalidInput, "sparsity 1: it is the share"),
         ({"sparsity": True}, InvalidInput, "sparsity True"),
         ({"sparsity": "abc"}, InvalidInput, "sparsity 'abc'"),

@@ -1,9 +1,14 @@
 """Targets that rest on data: decided once per run, before the first block is pruned."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
+from sparity.calibration import walk
+from sparity.calibration.statistics import GRADIENTS
 from sparity.calibration.store import StatisticsStore
 from sparity.pipeline.folder import RunFolder
 from sparity.pipeline.inputs import block_inputs
@@ -14,13 +19,33 @@ from sparity.pipeline.targets import decide_targets, observe
 
 def with_measured_targets(job: Job, folder: RunFolder, store: StatisticsStore | None) -> Job:
     """The job with the targets that its budget finds in the dense model; measured once per run folder."""
-    if not job.budget.needs:
+    if not job.budget.needs and not job.pruning.across_layers:
         return job
     targets = folder.recall("targets")
     if targets is None:
         torch.set_num_threads(folder.threads)
-        inputs, _, _ = block_inputs(job, folder) if store is None else NO_INPUTS
-        evidence = observe(job.budget, job.decoder, inputs, None if store is None else store.read)
-        targets = decide_targets(job.prune, job.pruning, job.decoder, evidence)
+        if job.pruning.across_layers:
+            scores = partial(_scores, job, store)
+            targets = decide_targets(job.prune, job.pruning, job.decoder, scores=scores)
+        else:
+            targets = _observed_targets(job, folder, store)
         folder.remember("targets", targets)
     return replace(job, targets=targets)
+
+
+def _observed_targets(job: Job, folder: RunFolder, store: StatisticsStore | None) -> dict[str, float]:
+    inputs, _, _ = block_inputs(job, folder) if store is None else NO_INPUTS
+    evidence = observe(job.budget, job.decoder, inputs, None if store is None else store.read)
+    return decide_targets(job.prune, job.pruning, job.decoder, evidence)
+
+
+def _scores(job: Job, store: StatisticsStore | None) -> Iterator[tuple[str, Tensor]]:
+    """Every projection of the dense model with its scores; an expert that saw no token has none."""
+    gradients = frozenset(job.pruning.score.needs) & frozenset(GRADIENTS)
+    for step in walk(job.decoder, NO_INPUTS[0], (), known=None if store is None else store.read):
+        found = store.gradients(step.block, gradients) if gradients and store is not None else {}
+        for site, statistics in step.sites():
+            for projection in site.projections:
+                known = statistics.with_gradients(found.get(projection.name, {}))
+                if statistics.tokens or store is None:
+                    yield projection.name, job.pruning.score.score(projection.weight, known)

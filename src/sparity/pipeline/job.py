@@ -70,7 +70,9 @@ class Job:
     @property
     def stored_needs(self) -> frozenset[str]:
         """The statistics of the dense model to keep on disk: for other runs, or because this one reads them twice."""
-        found: frozenset[str] = frozenset()
+        found = self.pruning.dense_needs
+        if found and self.prune.order == "independent":
+            found |= self.needs | self.gradients
         if self.recipe.calibration is not None and self.recipe.calibration.store is not None:
             found |= frozenset(self.budget.needs)
             if self.prune.order == "independent":
@@ -137,7 +139,7 @@ def _pruning_arguments(prune: Prune) -> dict[str, Any]:
 
 def _tokens(recipe: Recipe, pruning: Pruning, tokenizer: Any, config: Any) -> Tensor | None:
     budget: Budget = registry.build("budget", recipe.stages[0].prune.budget)
-    if not pruning.needs and not budget.needs and not recipe.measure.layer_loss:
+    if not (pruning.needs | pruning.dense_needs | set(budget.needs)) and not recipe.measure.layer_loss:
         return None
     if recipe.calibration is None:
         raise InvalidInput(
@@ -145,7 +147,7 @@ def _tokens(recipe: Recipe, pruning: Pruning, tokenizer: Any, config: Any) -> Te
             "`calibration: {text: FILE}` (for a first try, python-docs:calibration), or choose the score magnitude"
         )
     tokens = calibration_tokens(recipe.calibration, tokenizer, config)
-    if pruning.needs & set(GRADIENTS):
+    if (pruning.needs | pruning.dense_needs) & set(GRADIENTS):
         check_length(tokens)
     return tokens
 

@@ -47,9 +47,10 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener, store: Statist
     if progress.blocks == 0:
         folder.save_shard(shard_name(1, total + 1), decoder.rest())
     torch.set_num_threads(folder.threads)
+    stored_gradients = store if store is not None and job.gradients <= store.needs else None
     if not job.prunes_from_store:
         store = None
-    if job.gradients and job.tokens is not None and store is None:
+    if job.gradients and job.tokens is not None and stored_gradients is None:
         listener.phase("gradients")
         gather_gradients(decoder, job.tokens, job.gradients, folder.state)
         listener.phase("pruning")
@@ -67,7 +68,7 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener, store: Statist
     )
     started = time.perf_counter()
     for step in steps:
-        gradients = _gradients(job, folder, store, step.block)
+        gradients = _gradients(job, folder, stored_gradients, step.block)
         layers = _prune_block(job, step, gradients)
         if job.needs:
             step.finish()

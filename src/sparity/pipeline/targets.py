@@ -10,15 +10,21 @@ from sparity.calibration.walk import Known
 from sparity.errors import InvalidInput
 from sparity.models import BlockInputs, Decoder
 from sparity.recipe import Prune
+from sparity.static.global_threshold import GlobalThreshold, Scores
 from sparity.static.pruning import Pruning
 
 
 def decide_targets(
-    prune: Prune, pruning: Pruning, decoder: Decoder, evidence: Mapping[str, float] | None = None
+    prune: Prune,
+    pruning: Pruning,
+    decoder: Decoder,
+    evidence: Mapping[str, float] | None = None,
+    scores: Scores | None = None,
 ) -> dict[str, float]:
     """Projection -> fraction to remove.
 
-    Without the evidence that the budget rests on, the target itself stands in for what is not known yet.
+    Without the evidence that the budget rests on, or the scores that a threshold over all matrices compares, the
+    target itself stands in for what is not known yet.
 
     Raises:
         InvalidInput: the pattern does not fit a projection, or the target cannot be met.
@@ -32,6 +38,12 @@ def decide_targets(
             found = (evidence or {}).get(projection.name, 0.0)
             sites.append(Site(projection.name, float(rows * columns), index, found))
     budget: Budget = registry.build("budget", prune.budget)
+    if pruning.across_layers and budget.name != "uniform":
+        raise InvalidInput(
+            f"compare_within global decides what each projection gives up: leave budget {budget.name} out"
+        )
+    if scores is not None:
+        budget = GlobalThreshold(scores, pruning.pattern)
     if pruning.pattern.sparsity is None:
         known = budget if evidence is not None or not budget.needs else registry.build("budget", "uniform")
         fixed = {**dict.fromkeys(prune.dense, 0.0), **prune.overrides}

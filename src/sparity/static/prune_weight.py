@@ -74,6 +74,8 @@ def prune_weight(
         sparsity,
         compare_within,
     )
+    if pruning.across_layers:
+        raise InvalidInput("compare_within global compares all matrices of a model; one matrix has row and layer")
     pruning.pattern.check_shape(weight.shape[0], weight.shape[1], "weight")
     return pruning.apply(weight.detach(), _statistics(pruning, inputs, gradients), pruning.sparsity)
 

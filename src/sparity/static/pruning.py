@@ -18,18 +18,22 @@ from sparity.static.solvers.base import Solver
 Spec = str | Mapping[str, Any]
 DEFAULT_SCORE = "wanda"
 DEFAULT_SPARSITY = 0.5
-GROUPS = ("row", "layer")
+GROUPS = ("row", "layer", "global")
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """How a matrix is pruned. `sparsity` is the target that a budget shares out among matrices."""
+    """How a matrix is pruned. `sparsity` is the target that a budget shares out among matrices.
+
+    With `across_layers` a threshold over all matrices does that.
+    """
 
     score: Score
     pattern: Pattern
     solver: Solver
     compare_within: Group
     sparsity: float
+    across_layers: bool = False
 
     @classmethod
     def of(
@@ -57,7 +61,12 @@ class Pruning:
         group = compare_within or chosen_score.compare_within
         if group not in GROUPS:
             raise InvalidInput(f"compare_within {group!r}{suggestion(str(group), GROUPS)} (use {' or '.join(GROUPS)})")
-        return cls(chosen_score, chosen_pattern, chosen_solver, group, _sparsity(sparsity, chosen_pattern))  # type: ignore[arg-type]
+        target = _sparsity(sparsity, chosen_pattern)
+        if group != "global":
+            return cls(chosen_score, chosen_pattern, chosen_solver, group, target)  # type: ignore[arg-type]
+        if chosen_pattern.sparsity is not None:
+            raise InvalidInput(f"compare_within global: {chosen_pattern.words} leaves nothing to compare across layers")
+        return cls(chosen_score, chosen_pattern, chosen_solver, "layer", target, across_layers=True)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -66,12 +75,18 @@ class Pruning:
         return frozenset(score_needs) | frozenset(self.solver.needs)
 
     @property
+    def dense_needs(self) -> frozenset[str]:
+        """The statistics of the dense model that a threshold over all matrices reads."""
+        return frozenset(self.score.needs) if self.across_layers else frozenset()
+
+    @property
     def words(self) -> str:
         """The method in words, such as "wanda, 2 of 4 kept"."""
         solver = "" if self.solver.name == "mask_only" else f" + {self.solver.name}"
         name = self.solver.name if self._solver_scores else f"{self.score.name}{solver}"
         share = "" if self.pattern.sparsity is not None else f", {self.sparsity:.0%}"
-        return f"{name}{share}, {self.pattern.words}"
+        group = ", one threshold" if self.across_layers else ""
+        return f"{name}{share}, {self.pattern.words}{group}"
 
     def apply(self, weight: Tensor, statistics: Statistics, sparsity: float) -> tuple[Tensor, Tensor]:
         """Prune `weight` [out, in] by the fraction `sparsity`.

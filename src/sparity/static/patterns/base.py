@@ -51,6 +51,14 @@ class Pattern(ABC):
         """The solver's column blocks must be a multiple of this."""
         return self.column_step or 1
 
+    def competing(self, scores: Tensor) -> Tensor:
+        """What competes when all matrices of a model are compared: here each score of `[out, in]` by itself."""
+        return scores
+
+    def fraction(self, pruned: int, total: int) -> float:
+        """The sparsity for which `keep` prunes just the `pruned` lowest of `total` competitors, compared in a layer."""
+        return min((pruned + 0.5) / total, 1.0) if pruned else 0.0  # rounded down there: half of one more is nothing
+
     def check_shape(self, rows: int, columns: int, name: str) -> None:  # noqa: B027 - not every pattern must
         """Raise `InvalidInput` when the pattern does not fit a matrix of this shape; most fit all."""
 

@@ -42,6 +42,10 @@ class Block(Pattern):
         keep[: spread.shape[0], : spread.shape[1]] = ~spread
         return keep
 
+    def competing(self, scores: Tensor) -> Tensor:
+        """See `Pattern.competing`: blocks by their sums."""
+        return self._sums(scores)
+
     @property
     def words(self) -> str:
         """See `Pattern.words`."""

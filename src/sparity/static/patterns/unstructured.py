@@ -34,6 +34,12 @@ class Unstructured(Pattern):
             return ~lowest(scores.flatten()[None], rank).reshape(scores.shape)
         return scores > value_at_rank(scores.reshape(1, -1), rank)
 
+    def fraction(self, pruned: int, total: int) -> float:
+        """See `Pattern.fraction`; the reference rule prunes up to and including the score at that rank."""
+        if self.count == "exact":
+            return super().fraction(pruned, total)
+        return (pruned - 0.5) / total if pruned else 0.0
+
     @property
     def words(self) -> str:
         """See `Pattern.words`."""
