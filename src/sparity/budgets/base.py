@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,24 +19,26 @@ class Site:
     """Something that can give up a fraction of itself.
 
     `cost` is its size in parameters, bytes or milliseconds, `depth` the number of its block, `evidence` what the
-    budget's own measurement found there.
+    budget's own measurement found there, `bytes` what it takes when dense.
     """
 
     name: str
     cost: float
     depth: int = 0
     evidence: float = 0.0
+    bytes: float = 0.0
 
 
 class Budget(ABC):
     """How a target is shared out among sites.
 
     A budget that rests on data names the statistics it `needs`; `observe` is then called for each block of the dense
-    model, and what it finds comes back as the sites' evidence.
+    model, and what it finds comes back as the sites' evidence. One that `measures` is given an objective.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    measures: ClassVar[bool] = False
 
     @abstractmethod
     def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
@@ -73,8 +75,78 @@ class DepthLaw(Budget):
         return shift_to_target(sites, [(self.last - self.first) * rise for rise in rises], target)
 
 
-def allocate(budget: Budget, sites: Sequence[Site], target: float, fixed: Mapping[str, float]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Group:
+    """Sites that give up the same fraction."""
+
+    sites: tuple[Site, ...]
+
+    @property
+    def cost(self) -> float:
+        """The cost of all of them."""
+        return sum(site.cost for site in self.sites)
+
+    def shares(self, fraction: float) -> dict[str, float]:
+        """The same fraction for each of them."""
+        return dict.fromkeys((site.name for site in self.sites), fraction)
+
+
+@dataclass(frozen=True)
+class MeasuredBudget(Budget):
+    """Shares within `spread` of the target, in multiples of `step` from it, by what they cost on the dense model.
+
+    The loss is measured on `samples` calibration sequences. `per: block` lets the matrices of a block move together.
+    """
+
+    step: float = 0.1
+    spread: float = 0.3
+    samples: int = 8
+    per: Literal["block", "layer"] = "layer"
+
+    measures: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= self.spread <= 1:
+            raise InvalidInput(
+                f"{self.name}: step {self.step} and spread {self.spread} must fit 0 < step <= spread <= 1"
+            )
+        if self.samples < 1:
+            raise InvalidInput(f"{self.name}: samples {self.samples}: measure on at least 1 sequence")
+
+    def levels(self, target: float) -> list[float]:
+        """The fractions to try, ascending; the target is one of them."""
+        count = int(self.spread / self.step + 1e-9)
+        tried = (target + number * self.step for number in range(-count, count + 1))
+        return [min(max(level, 0.0), MOST) if level != target else level for level in tried if -self.step < level < 1]
+
+    def groups(self, sites: Sequence[Site]) -> list[Group]:
+        """The sites that move together, in the order of their first."""
+        members: dict[object, list[Site]] = {}
+        for site in sites:
+            members.setdefault(site.depth if self.per == "block" else site.name, []).append(site)
+        return [Group(tuple(found)) for found in members.values()]
+
+    def objective_of(self, given: Objective | None) -> Objective:
+        """The objective, which these budgets cannot do without.
+
+        Raises:
+            InvalidInput: there is none.
+        """
+        if given is None:
+            raise InvalidInput(f"budget {self.name} measures the loss of allocations: it needs an objective")
+        return given
+
+
+def allocate(
+    budget: Budget,
+    sites: Sequence[Site],
+    target: float,
+    fixed: Mapping[str, float],
+    objective: Objective | None = None,
+) -> dict[str, float]:
     """Fractions for all sites: those of `fixed` (by name or glob), and the rest so that the mean is `target`.
+
+    The objective, where there is one, always sees the fixed fractions too.
 
     Raises:
         InvalidInput: a glob that matches nothing, a fraction outside [0, 1), or a target that the rest cannot meet.
@@ -104,7 +176,8 @@ def allocate(budget: Budget, sites: Sequence[Site], target: float, fixed: Mappin
             f"the overrides leave {free_cost / total:.1%} of the weights, which would need a sparsity of {rest:.3f} to "
             f"reach {target} on average: change the overrides or the target"
         )
-    shares = budget.allocate(free, rest)
+    whole = None if objective is None else lambda shares: objective({**given, **shares})
+    shares = budget.allocate(free, rest, whole)
     return {site.name: given.get(site.name, shares.get(site.name, 0.0)) for site in sites}
 
 
@@ -126,3 +199,11 @@ def shift_to_target(sites: Sequence[Site], shape: Sequence[float], target: float
         mean = sum(site.cost * share for site, share in zip(sites, shares(middle), strict=True)) / total
         low, high = (middle, high) if mean < target else (low, middle)
     return {site.name: share for site, share in zip(sites, shares(high), strict=True)}
+
+
+def no_worse_than_uniform(
+    shares: dict[str, float], sites: Sequence[Site], target: float, objective: Objective
+) -> dict[str, float]:
+    """The shares, or the target for all where that measures no worse."""
+    uniform = dict.fromkeys((site.name for site in sites), target)
+    return shares if objective(shares) < objective(uniform) else uniform

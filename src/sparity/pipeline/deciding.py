@@ -7,19 +7,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sparity.budgets.base import MeasuredBudget
 from sparity.calibration import walk
 from sparity.calibration.statistics import GRADIENTS
 from sparity.calibration.store import StatisticsStore
 from sparity.pipeline.folder import RunFolder
 from sparity.pipeline.inputs import block_inputs
 from sparity.pipeline.job import Job
+from sparity.pipeline.listener import Listener
 from sparity.pipeline.pruning import NO_INPUTS
 from sparity.pipeline.targets import decide_targets, observe
+from sparity.pipeline.trials import Trials
 
 
-def with_measured_targets(job: Job, folder: RunFolder, store: StatisticsStore | None) -> Job:
+def with_measured_targets(job: Job, folder: RunFolder, store: StatisticsStore | None, listener: Listener) -> Job:
     """The job with the targets that its budget finds in the dense model; measured once per run folder."""
-    if not job.budget.needs and not job.pruning.across_layers:
+    if not (job.budget.needs or job.budget.measures or job.pruning.across_layers):
         return job
     targets = folder.recall("targets")
     if targets is None:
@@ -27,6 +30,12 @@ def with_measured_targets(job: Job, folder: RunFolder, store: StatisticsStore | 
         if job.pruning.across_layers:
             scores = partial(_scores, job, store)
             targets = decide_targets(job.prune, job.pruning, job.decoder, scores=scores)
+        elif job.budget.measures:
+            listener.phase("measuring what sparsity costs")
+            samples = job.budget.samples if isinstance(job.budget, MeasuredBudget) else None
+            with Trials(job, folder, store, samples) as trials:
+                targets = decide_targets(job.prune, job.pruning, job.decoder, objective=trials.kl)
+            listener.phase("pruning")
         else:
             targets = _observed_targets(job, folder, store)
         folder.remember("targets", targets)

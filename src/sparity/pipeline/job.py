@@ -70,7 +70,7 @@ class Job:
     @property
     def stored_needs(self) -> frozenset[str]:
         """The statistics of the dense model to keep on disk: for other runs, or because this one reads them twice."""
-        found = self.pruning.dense_needs
+        found = self.pruning.dense_needs | (self.pruning.needs if self.budget.measures else frozenset())
         if found and self.prune.order == "independent":
             found |= self.needs | self.gradients
         if self.recipe.calibration is not None and self.recipe.calibration.store is not None:
@@ -139,7 +139,8 @@ def _pruning_arguments(prune: Prune) -> dict[str, Any]:
 
 def _tokens(recipe: Recipe, pruning: Pruning, tokenizer: Any, config: Any) -> Tensor | None:
     budget: Budget = registry.build("budget", recipe.stages[0].prune.budget)
-    if not (pruning.needs | pruning.dense_needs | set(budget.needs)) and not recipe.measure.layer_loss:
+    needs = pruning.needs | pruning.dense_needs | set(budget.needs)
+    if not needs and not budget.measures and not recipe.measure.layer_loss:
         return None
     if recipe.calibration is None:
         raise InvalidInput(

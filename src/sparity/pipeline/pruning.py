@@ -111,7 +111,7 @@ def _prune_block(job: Job, step: Step, gradients: Mapping[str, Mapping[str, Tens
             before = projection.weight.clone()
             if target > 0:
                 known = statistics.with_gradients(gradients.get(projection.name, {}))
-                projection.write(_pruned(job, projection.name, before, known, target))
+                projection.write(pruned_weight(job, projection.name, before, known, target))
             after = projection.weight
             rows, columns = after.shape
             layers.append(
@@ -128,8 +128,9 @@ def _prune_block(job: Job, step: Step, gradients: Mapping[str, Mapping[str, Tens
     return layers
 
 
-def _pruned(job: Job, name: str, weight: Tensor, statistics: Statistics, target: float) -> Tensor:
-    if not _unseen(job, statistics):
+def pruned_weight(job: Job, name: str, weight: Tensor, statistics: Statistics, target: float) -> Tensor:
+    """The weight `[out, in]` with the fraction `target` removed; an expert without tokens as the recipe says."""
+    if not _unseen(statistics):
         return job.pruning.apply(weight, statistics, target)[0]
     remedy = job.prune.unseen_expert
     if remedy == "error":
@@ -145,10 +146,10 @@ def _pruned(job: Job, name: str, weight: Tensor, statistics: Statistics, target:
     return stand_in.apply(weight, statistics, target)[0]
 
 
-def _unseen(job: Job, statistics: Statistics) -> bool:
+def _unseen(statistics: Statistics) -> bool:
     """Whether no token reached the projection: then it has no inputs to count and its gradient is zero throughout."""
     silent = any(not bool(gradient.any()) for gradient in statistics.gradients.values())
-    return silent or bool(job.needs and not statistics.tokens)
+    return silent or bool(statistics.needs and not statistics.tokens)
 
 
 def _loss(before: Tensor, after: Tensor, statistics: Statistics) -> float:

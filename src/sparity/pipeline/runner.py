@@ -123,7 +123,7 @@ def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:
     begun, before = time.perf_counter(), folder.progress
     with watch_peak_memory() as peak:
         store = dense_statistics(job, folder, listener)
-        job = with_measured_targets(job, folder, store)
+        job = with_measured_targets(job, folder, store, listener)
         prune_blocks(job, folder, listener, store)
         peak_memory = peak()
     records = folder.progress.records

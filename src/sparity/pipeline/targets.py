@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from sparity import registry
-from sparity.budgets.base import Budget, Site, allocate
+from sparity.budgets.base import Budget, Objective, Site, allocate
 from sparity.calibration import walk
 from sparity.calibration.walk import Known
 from sparity.errors import InvalidInput
@@ -20,11 +20,12 @@ def decide_targets(
     decoder: Decoder,
     evidence: Mapping[str, float] | None = None,
     scores: Scores | None = None,
+    objective: Objective | None = None,
 ) -> dict[str, float]:
     """Projection -> fraction to remove.
 
-    Without the evidence that the budget rests on, or the scores that a threshold over all matrices compares, the
-    target itself stands in for what is not known yet.
+    Without the evidence that the budget rests on, the objective that it measures, or the scores that a threshold over
+    all matrices compares, the target itself stands in for what is not known yet.
 
     Raises:
         InvalidInput: the pattern does not fit a projection, or the target cannot be met.
@@ -36,7 +37,8 @@ def decide_targets(
         for projection in (p for site in decoder.sites(index) for p in site.projections):
             rows, columns = shapes[projection.name] = projection.weight.shape
             found = (evidence or {}).get(projection.name, 0.0)
-            sites.append(Site(projection.name, float(rows * columns), index, found))
+            size = float(rows * columns)
+            sites.append(Site(projection.name, size, index, found, size * decoder.dtype.itemsize))
     budget: Budget = registry.build("budget", prune.budget)
     if pruning.across_layers and budget.name != "uniform":
         raise InvalidInput(
@@ -45,9 +47,10 @@ def decide_targets(
     if scores is not None:
         budget = GlobalThreshold(scores, pruning.pattern)
     if pruning.pattern.sparsity is None:
-        known = budget if evidence is not None or not budget.needs else registry.build("budget", "uniform")
+        ready = (evidence is not None or not budget.needs) and (objective is not None or not budget.measures)
         fixed = {**dict.fromkeys(prune.dense, 0.0), **prune.overrides}
-        targets = allocate(known, sites, pruning.sparsity, fixed)
+        known = budget if ready else registry.build("budget", "uniform")
+        targets = allocate(known, sites, pruning.sparsity, fixed, objective)
     else:
         targets = _fixed_pattern_targets(prune, pruning, budget, sites)
     for name, target in targets.items():

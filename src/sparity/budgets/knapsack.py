@@ -1,0 +1,115 @@
+"""Knapsack: measure every site alone at every level, then solve for the cheapest choice."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sparity.budgets.base import Group, MeasuredBudget, Objective, Site, no_worse_than_uniform, shift_to_target
+from sparity.errors import CorruptFile, InvalidInput, NumericalError
+from sparity.files import expand, read_json_object
+from sparity.registry import register
+
+Saved = Callable[[Site, float], float]
+
+
+@register("budget", "knapsack")
+@dataclass(frozen=True)
+class Knapsack(MeasuredBudget):
+    """One level per site so that the sum of the losses is least and what they give up is the target.
+
+    A multiple-choice knapsack, solved exactly (SciPy's HiGHS). Losses are taken to add up; the result is at least as
+    good as the uniform budget on the sequences it was measured on. With `cost: bytes` the weights of a file that
+    stores a bit per weight and the values that stay are to be as small as with the uniform budget: what stays dense
+    saves its bits too, so the sparsity may be a little less. `table` is a `sensitivity.json` that `sparity
+    sensitivity` wrote for the same model: nothing is measured then. The loss is measured on `samples` calibration
+    sequences. `per: block` lets the matrices of a block move together.
+    """
+
+    cost: Literal["parameters", "bytes"] = "parameters"
+    table: str | None = None
+
+    @property
+    def measures(self) -> bool:  # type: ignore[override]
+        """Whether an objective is needed."""
+        return self.table is None
+
+    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
+        """See `Budget.allocate`."""
+        groups = self.groups(sites)
+        if target == 0 or len(groups) == 1:
+            return dict.fromkeys((site.name for site in sites), target)
+        if self.table is None:
+            measure, levels = self.objective_of(objective), self.levels(target)
+            losses = [[measure(group.shares(level)) if level else 0.0 for level in levels] for group in groups]
+        else:
+            levels, losses = _from_table(self.table, groups)
+        chosen = _choose(groups, levels, losses, self._goal(sites, target), self._saved)
+        shares = {site.name: level for group, level in zip(groups, chosen, strict=True) for site in group.sites}
+        if self.cost == "parameters":
+            shares = shift_to_target(sites, [shares[site.name] for site in sites], target)
+        return shares if self.table is not None else no_worse_than_uniform(shares, sites, target, measure)
+
+    def _saved(self, site: Site, level: float) -> float:
+        """What a site gives up at a level: weights, or bytes less the bit per weight that says where they were."""
+        if self.cost == "parameters":
+            return site.cost * level
+        return site.bytes * level - site.cost / 8 if level else 0.0
+
+    def _goal(self, sites: Sequence[Site], target: float) -> float:
+        return sum(self._saved(site, target) for site in sites)
+
+
+def _choose(
+    groups: Sequence[Group],
+    levels: Sequence[float],
+    losses: Sequence[Sequence[float]],
+    goal: float,
+    saved: Saved,
+) -> list[float]:
+    """A level for each group."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    loss = np.array(losses, dtype=np.float64)  # [groups, levels]
+    if not np.isfinite(loss).all():
+        raise NumericalError("a measured loss is NaN or infinite: measure at a smaller spread")
+    gain = np.array([[sum(saved(site, level) for site in group.sites) for level in levels] for group in groups])
+    scale = max(abs(goal), 1.0)
+    solved = milp(
+        loss.ravel() / max(float(np.abs(loss).max()), 1e-30),
+        integrality=np.ones(loss.size),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0, "time_limit": 60.0},
+        constraints=[
+            LinearConstraint(np.kron(np.eye(len(groups)), np.ones(len(levels))), 1, 1),  # one level each
+            LinearConstraint(gain.ravel()[None] / scale, goal / scale - 1e-12, np.inf),
+        ],
+    )
+    if solved.x is None:
+        raise InvalidInput(f"no choice of the levels {[round(level, 3) for level in levels]} gives up enough")
+    return [levels[int(pick)] for pick in solved.x.reshape(loss.shape).argmax(1)]
+
+
+def _from_table(path: str, groups: Sequence[Group]) -> tuple[list[float], list[list[float]]]:
+    """Levels, and each group's measured losses at them, from a `sensitivity.json`; nothing removed loses nothing."""
+    rows = read_json_object(expand(path)).get("rows")
+    try:
+        measured = {
+            (str(row["name"]), float(row["sparsity"])): float(row["kl"])
+            for row in rows  # type: ignore[union-attr]
+            if row["part"] == "layer"
+        }
+    except (TypeError, KeyError, ValueError) as error:
+        raise CorruptFile(f"{path} is no table of `sparity sensitivity` ({error!r})") from error
+    levels = sorted({0.0} | {level for _, level in measured})
+    losses = []
+    for group in groups:
+        if len(group.sites) > 1:
+            raise InvalidInput("knapsack: a table holds single layers; leave `per: block` out")
+        name = group.sites[0].name
+        missing = [level for level in levels if level and (name, level) not in measured]
+        if missing:
+            raise InvalidInput(f"{path} has no measurement of {name} at sparsity {missing[0]:g}: measure this model")
+        losses.append([measured[name, level] if level else 0.0 for level in levels])
+    return levels, losses
