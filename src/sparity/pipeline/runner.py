@@ -100,8 +100,7 @@ def execute(
             raise InvalidInput("resume needs the output folder of the run that is to be continued")
         temporary = tempfile.TemporaryDirectory(prefix="sparity-")
     path = expand(named) if named is not None else Path(temporary.name) / "model"  # type: ignore[union-attr]
-    if job.folder is not None and job.folder.resolve().is_relative_to(path.resolve()):
-        raise InvalidInput(f"output {path}: the dense model lies there and would be lost; choose another output")
+    check_output(job, path)
     threads = torch.get_num_threads()
     try:
         with RunFolder.open(path, job.identity(), force, resume) as folder:
@@ -112,6 +111,12 @@ def execute(
     finally:
         torch.set_num_threads(threads)
     return Result(report, path, job.device, temporary)
+
+
+def check_output(job: Job, path: Path) -> None:
+    """Refuse an output that would take the place of the dense model."""
+    if job.folder is not None and job.folder.resolve().is_relative_to(path.resolve()):
+        raise InvalidInput(f"output {path}: the dense model lies there and would be lost; choose another output")
 
 
 def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:
