@@ -54,8 +54,9 @@ def read_recipe_file(file: str | Path, what: str = "recipe") -> dict[str, Any]:
         InvalidInput: no such file, or no mapping in it.
         CorruptFile: it is not YAML.
     """
+    kinds = "a YAML file, a mapping or a Recipe" if what == "recipe" else "a YAML file or a mapping"
     if not isinstance(file, str | Path):
-        raise InvalidInput(f"a {what} is a YAML file, a mapping or a {what.capitalize()}, not {type(file).__name__}")
+        raise InvalidInput(f"a {what} is {kinds}, not {type(file).__name__}")
     path = expand(file)
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that no file can have
         raise InvalidInput(f"{what} {path} does not exist")

@@ -61,7 +61,7 @@ class Sweep:
     @classmethod
     def read(
         cls,
-        sweep: "str | Path | Mapping[str, Any] | Sweep",
+        sweep: str | Path | Mapping[str, Any],
         overrides: list[str] | None = None,
         model: str | None = None,
     ) -> "Sweep":
@@ -75,10 +75,7 @@ class Sweep:
         Raises:
             InvalidInput: anything that is not as `docs/sweep.md` says, in one message that names the place.
         """
-        if isinstance(sweep, Sweep):
-            sweep = {"base": sweep.base, "vary": sweep.settings}
-        in_memory = isinstance(sweep, Mapping)
-        where = "sweep" if in_memory else str(sweep)
+        where = "sweep" if isinstance(sweep, Mapping) else str(sweep)
         content = dict(sweep) if isinstance(sweep, Mapping) else read_recipe_file(sweep, "sweep")
         _check_keys(content, where)
         vary = dict(content["vary"]) if isinstance(content["vary"], Mapping) else content["vary"]

@@ -167,8 +167,9 @@ class _Scale:
         """Around the values, with round ticks; logarithmic when they lie far apart."""
         positive = [value for value in values if value > 0]
         if positive and max(positive) > LOG_BEYOND * min(positive) and min(values) >= 0:
-            ticks = _log_ticks(max(min(positive), max(positive) / 10**DECADES), max(positive))
-            return cls(ticks[0], ticks[-1], start, end, True, ticks)
+            every = _log_ticks(max(min(positive), max(positive) / 10**DECADES), max(positive))
+            tens = tuple(tick for tick in every if f"{tick:e}".startswith("1.000000e"))
+            return cls(every[0], every[-1], start, end, True, every if len(every) <= TICK_LABELS + 2 else tens)
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         if high - low < 1e-9 * max(abs(high), 1e-9):
             low, high = low - (abs(low) or 1.0) / 10, high + (abs(high) or 1.0) / 10
@@ -193,16 +194,12 @@ def _narrowest(values: Sequence[float]) -> float:
 
 
 def _log_ticks(low: float, high: float) -> tuple[float, ...]:
-    """1, 2 and 5 times the powers of ten around the range; only the powers when that would be too many."""
+    """1, 2 and 5 times the powers of ten, the first not above the range and the last not below it."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1,)):
-        every = [float(f"{factor}e{power}") for power in powers for factor in factors]
-        first = max(tick for tick in every if tick <= low * (1 + 1e-9))
-        last = min(tick for tick in every if tick >= high * (1 - 1e-9))
-        ticks = tuple(tick for tick in every if first <= tick <= last)
-        if len(ticks) <= TICK_LABELS + 2:
-            break
-    return ticks
+    every = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
+    first = max(tick for tick in every if tick <= low * (1 + 1e-9))
+    last = min(tick for tick in every if tick >= high * (1 - 1e-9))
+    return tuple(tick for tick in every if first <= tick <= last)
 
 
 def _missing(line: Line, x: float) -> bool:

@@ -20,10 +20,11 @@ def page(title: str, sections: Iterable[str], machine: Mapping[str, Any]) -> str
     )
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], dense_first: bool = False) -> str:
-    """A table whose heads are text and whose cells are HTML."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], dense_first: bool = False, labels: int = 1) -> str:
+    """A table whose heads are text and whose cells are HTML; the first `labels` columns hold words."""
+    look = ["" if not 0 < column < labels else ' class="label"' for column in range(len(heads))]
+    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for kind, name in zip(look, heads, strict=True))
+    lines = ["".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(look, row, strict=True)) for row in rows]
     opening = ['<tr class="dense">' if dense_first and not place else "<tr>" for place in range(len(lines))]
     body = "".join(f"{start}{line}</tr>" for start, line in zip(opening, lines, strict=True))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -59,7 +59,7 @@ def _table(report: SweepReport) -> str:
             cells += [_limits(row)] * judged
             cells += [_or_empty(row.seconds, format.seconds), _or_empty(row.peak_memory, format.size)]
         rows.append(cells)
-    return f"<section><h2>Every combination</h2>{table(heads, rows, dense_first=bool(report.texts))}</section>"
+    return f"<section><h2>Every combination</h2>{table(heads, rows, bool(report.texts), len(report.axes))}</section>"
 
 
 def _dense(report: SweepReport, width: int) -> list[str]:

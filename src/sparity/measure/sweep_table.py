@@ -13,8 +13,7 @@ from sparity.measure.table import ABSENT, GRADES
 def render_sweep_table(report: SweepReport) -> Table:
     """Axes, realised sparsity, then what was measured: all of it on one text, perplexity and its change on several."""
     texts = report.texts
-    title = describe_sweep(report) + (f" Perplexity on {texts[0][0]}." if len(texts) == 1 else "")
-    table = Table(title=Text(title, "bold"), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for head in report.heads():
         table.add_column(Text(head), overflow="fold")
     names = ["realised", *(["perplexity", "change", "KL", "top-1"] if len(texts) == 1 else [])]
@@ -30,7 +29,8 @@ def render_sweep_table(report: SweepReport) -> Table:
 
 
 def print_sweep(report: SweepReport, console: Console) -> None:
-    """Print the table, the dense model's perplexities, and every message of a failure."""
+    """Print what was varied, the table, the dense model's perplexities, and every message of a failure."""
+    console.print(Text(describe_sweep(report), "bold"), soft_wrap=True)
     console.print(render_sweep_table(report))
     dense: dict[tuple[str, int], dict[str, None]] = {}
     for row in report.rows:

@@ -44,7 +44,7 @@ class SweepResult:
 
 
 def sweep(
-    sweep: str | Path | Mapping[str, Any] | Sweep,
+    sweep: str | Path | Mapping[str, Any],
     *,
     model: str | Path | nn.Module | None = None,
     output: str | Path | None = None,
@@ -58,7 +58,7 @@ def sweep(
     the others go on.
 
     Args:
-        sweep: a YAML file, a dictionary or a `Sweep`.
+        sweep: a YAML file or a dictionary.
         model: a folder, a Hugging Face name or a model in memory (not changed), in place of the base recipe's.
         output: the folder of the table. Without one it lies in a temporary folder that lives as long as the result.
         device: "cpu", "cuda", ... or "auto".
