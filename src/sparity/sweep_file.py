@@ -257,6 +257,6 @@ def _combine(base: Recipe, settings: dict[str, dict[str, Settings]], where: str)
 
 def _shown(value: Any) -> str:
     """A value as a message shows it: one line, not too long, without what a terminal would act on."""
-    text = value if isinstance(value, str) and value.isprintable() else ascii(value)
+    text = value if isinstance(value, str) and value.strip() and value.isprintable() else ascii(value)
     text = re.sub(r"\s+", " ", text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

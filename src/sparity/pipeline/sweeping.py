@@ -130,7 +130,7 @@ def _check(sweep: Sweep, path: Path, module: nn.Module | None, device: str) -> d
     Returns:
         What makes two sweeps the same: base recipe, axes, and what the combinations read.
     """
-    read: dict[str, dict[str, Any]] = {}
+    read: dict[str, list[Any]] = {}
     for combination in sweep.combinations:
         try:
             job = prepare(combination.recipe, module, device)
@@ -140,20 +140,16 @@ def _check(sweep: Sweep, path: Path, module: nn.Module | None, device: str) -> d
         found = {key: value for key, value in job.identity().items() if key != "recipe"}
         found["texts"] = [token_hash(text.ids) for text in job.texts]
         for key, value in found.items():
-            read.setdefault(key, {})[combination.words] = value
-    same = {key: _one_if_equal(values) for key, values in read.items()}
+            known = read.setdefault(key, [])
+            if value not in known:
+                known.append(value)
     vary = {
         axis: {label: {key: _short(value) for key, value in sets.items()} for label, sets in labels.items()}
         for axis, labels in sweep.settings.items()
     }
-    # read as it will be read back: through JSON
-    identity: dict[str, Any] = json.loads(json.dumps(plain({"base": sweep.base.identity(), "vary": vary, **same})))
-    return identity
-
-
-def _one_if_equal(values: dict[str, Any]) -> Any:
-    found = list(values.values())
-    return found[0] if all(value == found[0] for value in found) else values
+    identity = plain({"base": sweep.base.identity(), "vary": vary, "read": read})
+    known: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
+    return known
 
 
 def _short(value: Any) -> str:
