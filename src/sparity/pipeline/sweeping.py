@@ -148,8 +148,8 @@ def _check(sweep: Sweep, path: Path, module: nn.Module | None, device: str) -> d
         for axis, labels in sweep.settings.items()
     }
     identity = plain({"base": sweep.base.identity(), "vary": vary, "read": read})
-    known: dict[str, Any] = json.loads(json.dumps(identity))  # as it will be read back
-    return known
+    as_read_back: dict[str, Any] = json.loads(json.dumps(identity))
+    return as_read_back
 
 
 def _short(value: Any) -> str:
