@@ -174,9 +174,12 @@ def test_the_terminal_has_a_row_per_combination(report):
     assert lines == [
         "4 combinations of method (2) and sparsity (2); 1 failed.",
         "method sparsity realised docs code time",
-        "wanda 0.3 43.8 % 12.50 +25.0 % 25.00 +150.0 % 2.5 s",
-        "wanda 0.5 43.8 % 20.00 +100.0 % 40.00 +300.0 % 2.5 s",
-        "ria 0.3 43.8 % 11.00 +10.0 % 22.00 +120.0 % 2.5 s",
+        "wanda 0.3 43.8 % 12.50 25.00 2.5 s",
+        "+25.0 % +150.0 %",
+        "wanda 0.5 43.8 % 20.00 40.00 2.5 s",
+        "+100.0 % +300.0 %",
+        "ria 0.3 43.8 % 11.00 22.00 2.5 s",
+        "+10.0 % +120.0 %",
         "ria 0.5 failed - - -",
         "",
         "The dense model has a perplexity of 10.00 on docs, 10.00 on code.",
@@ -191,3 +194,15 @@ def test_one_text_leaves_room_for_every_measure(report):
     assert lines[2] == ["wanda", "0.3", "43.8", "%", "12.50", "+25.0", "%", "0.2500", "75.0", "%", "2.5", "s"]
     assert lines[3] == ["ria", "0.5", "failed", "-", "-", "-", "-", "-"]
     assert not re.search("…", printed(one, 80))
+
+
+def test_four_texts_fit_80_columns(report):
+    texts = ("stories", "a text of a long name.json", "maths", "code")
+    axes = (Axis("calibrated on", ("stories",)), Axis("method", ("sparsegpt",)))
+    wide = replace(report, axes=axes, rows=(row("stories", "sparsegpt", texts=texts, perplexity=1234.5),))
+    text = printed(wide, 80)
+    table = text.split("\n\n")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in text
+    (line,) = (line.split() for line in table.splitlines() if line.startswith("stories"))
+    assert line == ["stories", "sparsegpt", "43.8", "%", "1,234", "2,469", "3,704", "4,938", "2.5", "s"]

@@ -31,6 +31,8 @@ COLOURS = tuple(
 )
 DASHES = ("", "7 4", "2 4")  # a colour's second and third use
 LEFT, RIGHT, TOP, HEIGHT = 80.0, 210.0, 40.0, 320.0
+WIDEST = 330.0  # the room on the right when names are long
+BESIDE = 36.0  # from the plot to a name
 ROW = FONT + 4.0  # of the lines' names
 DECADES = 6  # a logarithmic axis shows no more; what is smaller lies on its lower edge
 NARROWEST = 26.0  # between two labels of the x axis
@@ -62,21 +64,21 @@ def line_plot(
         number: writes values of the y axis.
         level: the name and height of a horizontal line to compare with.
     """
+    longest = max((len(line.name) for line in lines), default=0) + 1
+    edge = WIDTH - min(max(BESIDE + longest * CHARACTER, RIGHT), WIDEST)
     xs = sorted({x for line in lines for x in line.points})
     values = [y for line in lines for y in line.points.values() if math.isfinite(y)] + ([level[1]] if level else [])
     height = max(HEIGHT, ROW * (len(lines) + 1))
-    across = _Scale.of_values(xs, LEFT, WIDTH - RIGHT)
+    across = _Scale.of_values(xs, LEFT, edge)
     upward = _Scale.of_heights(values, TOP + height, TOP)
     parts = [
         draw_text(0, 20, y_name + (", log scale" if upward.logarithmic else ""), faint=True),
-        draw_text(
-            WIDTH - RIGHT, TOP + height + 44, x_name + (", log scale" if across.logarithmic else ""), "end", True
-        ),
+        draw_text(edge, TOP + height + 44, x_name + (", log scale" if across.logarithmic else ""), "end", True),
     ]
     for tick in upward.ticks:
         y = upward.place(tick)
         parts += [
-            draw_line(LEFT - 8, y, WIDTH - RIGHT, y, 0.15),
+            draw_line(LEFT - 8, y, edge, y, 0.15),
             draw_text(LEFT - 16, y + 4, _tick_words(tick), "end", True),
         ]
     last = -math.inf
@@ -91,8 +93,8 @@ def line_plot(
         y = upward.place(level[1])
         look = f'stroke="{DENSE}" stroke-width="1.5" stroke-dasharray="4 4"'
         words = f"<title>{escape(f'{level[0]}: {number(level[1])}')}</title>"
-        parts.append(f'<path d="M{LEFT:.1f} {y:.1f}H{WIDTH - RIGHT:.1f}" {look}>{words}</path>')
-        names.append((WIDTH - RIGHT, y, level[0], DENSE))
+        parts.append(f'<path d="M{LEFT:.1f} {y:.1f}H{edge:.1f}" {look}>{words}</path>')
+        names.append((edge, y, level[0], DENSE))
     for place_in_order, line in enumerate(lines):
         colour = COLOURS[place_in_order % len(COLOURS)]
         dash = DASHES[place_in_order // len(COLOURS) % len(DASHES)]
@@ -101,7 +103,7 @@ def line_plot(
         parts += [_mark(line, x, spots[x], x_name, number, colour) for x in spots]
         if spots and line.name:
             names.append((*spots[max(spots)], line.name, colour))
-    parts += _names(names, TOP, TOP + height)
+    parts += _names(names, edge, TOP, TOP + height)
     said = "; ".join(
         f"{line.name or y_name}: " + ", ".join(f"{number(y)} at {x:g}" for x, y in sorted(line.points.items()))
         for line in lines
@@ -235,7 +237,7 @@ def _mark(
     return f'<path d="M{spot[0] - 6:.1f} {spot[1] + 6:.1f}h12l-6 -11z" fill="{colour}">{words}</path>'
 
 
-def _names(names: Sequence[tuple[float, float, str, str]], top: float, bottom: float) -> list[str]:
+def _names(names: Sequence[tuple[float, float, str, str]], edge: float, top: float, bottom: float) -> list[str]:
     """The names right of the plot, each as near to its line's end as the others allow, with a swatch and a leader."""
     ordered = sorted(names, key=lambda item: item[1])
     places: list[float] = []
@@ -246,12 +248,11 @@ def _names(names: Sequence[tuple[float, float, str, str]], top: float, bottom: f
         places[index] = min(places[index], limit)
         limit = places[index] - ROW
     parts = []
-    edge = WIDTH - RIGHT
     for (x, y, name, colour), place in zip(ordered, places, strict=True):
         parts.append(f'<path d="M{x + 6:.1f} {y:.1f}L{edge + 22:.1f} {place:.1f}" stroke="{colour}" '
                      'stroke-opacity="0.45" fill="none"/>')  # fmt: skip
         parts.append(f'<circle cx="{edge + 26:.1f}" cy="{place:.1f}" r="4" fill="{colour}"/>')
-        parts.append(draw_text(edge + 36, place + 4, cut(name, RIGHT - 36)))
+        parts.append(draw_text(edge + BESIDE, place + 4, cut(name, WIDTH - edge - BESIDE)))
     return parts
 
 

@@ -9,19 +9,21 @@ from sparity.measure.sweep_page import describe_sweep
 from sparity.measure.sweep_report import Row, SweepReport, quality_of
 from sparity.measure.table import ABSENT, GRADES
 
+LABEL = 12  # columns that a label has without being folded
+
 
 def render_sweep_table(report: SweepReport) -> Table:
     """Axes, realised sparsity, then what was measured: all of it on one text, perplexity and its change on several."""
     texts = report.texts
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for head in report.heads():
-        table.add_column(Text(head), overflow="fold")
+    for head, axis in zip(report.heads(), report.axes, strict=True):
+        table.add_column(Text(head), overflow="fold", min_width=min(max(map(len, (head, *axis.labels))), LABEL))
     names = ["realised", *(["perplexity", "change", "KL", "top-1"] if len(texts) == 1 else [])]
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     if len(texts) > 1:
         for text, _ in texts:
-            table.add_column(Text(text), justify="right", overflow="fold", min_width=13)
+            table.add_column(Text(text), justify="right", overflow="fold", min_width=8)
     table.add_column("time", justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(*(Text(label) for label in row.labels), *_cells(row, report))
@@ -58,5 +60,5 @@ def _cells(row: Row, report: SweepReport) -> list[Text]:
         if len(texts) == 1:
             cells += [perplexity, change, Text(format.divergence(item.kl)), Text(format.percent(item.top1))]
         else:
-            cells.append(Text.assemble(perplexity, " ", change))
+            cells.append(Text.assemble(perplexity, "\n", change))
     return [*cells, ABSENT if row.seconds is None else Text(format.seconds(row.seconds))]
