@@ -17,6 +17,7 @@ LEVELS = (
     ("measure",),
     ("recipe_file",),
     ("recipe",),
+    ("sweep_file",),
     ("pipeline",),
     ("integrations", "serve", "cli"),
 )

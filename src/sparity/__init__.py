@@ -17,6 +17,8 @@ _HOMES = {
     "prune_weight": "sparity.static.prune_weight",
     "register": "sparity.registry",
     "run": "sparity.pipeline",
+    "sensitivity": "sparity.pipeline.sensitivity",
+    "sweep": "sparity.pipeline.sweeping",
 }
 __all__ = [
     "Recipe",
@@ -27,12 +29,16 @@ __all__ = [
     "prune_weight",
     "register",
     "run",
+    "sensitivity",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
     from sparity.errors import SparityError
     from sparity.models.loading import load
     from sparity.pipeline import Result, run
+    from sparity.pipeline.sensitivity import sensitivity
+    from sparity.pipeline.sweeping import sweep
     from sparity.quality.perplexity import perplexity
     from sparity.recipe import Recipe
     from sparity.registry import register

@@ -172,17 +172,23 @@ class Recipe(_Section):
     output: Output = Field(default_factory=Output)
 
     @classmethod
-    def read(cls, recipe: "str | Path | Mapping[str, Any] | Recipe", overrides: list[str] | None = None) -> "Recipe":
+    def read(
+        cls,
+        recipe: "str | Path | Mapping[str, Any] | Recipe",
+        overrides: list[str] | None = None,
+        where: str = "recipe",
+    ) -> "Recipe":
         """A checked recipe from a YAML file or a dictionary, with `a.b=c` overrides applied.
+
+        `where` is what messages call a recipe that is no file.
 
         Raises:
             InvalidInput: an unknown key, a value of the wrong kind; the message names the place.
         """
         if isinstance(recipe, Recipe):
             content: Any = recipe.model_dump(exclude_unset=True)
-            where = "recipe"
         elif isinstance(recipe, Mapping):
-            content, where = copy.deepcopy(dict(recipe)), "recipe"
+            content = copy.deepcopy(dict(recipe))
         else:
             content, where = read_recipe_file(recipe), str(recipe)
         for override in overrides or ():

@@ -5,11 +5,11 @@ import os
 import resource
 
 import pytest
-from safetensors import SafetensorError
 
 import sparity
 from sparity.errors import SparityError
 from sparity.files import write_atomically, write_text
+from sparity.models import shards
 
 
 def weights(folder):
@@ -46,17 +46,15 @@ def full_at(monkeypatch):
 
             patch.setattr("sparity.files.os.fsync", fsync)
         else:
-            from sparity.pipeline import folder
+            save = shards._write
 
-            save = folder.save_file
-
-            def save_file(tensors, path, metadata):
+            def write(file, tensors, metadata):
                 if full():
-                    path.write_bytes(b"half")
-                    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-                save(tensors, path, metadata)
+                    file.write(b"half")
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                save(file, tensors, metadata)
 
-            patch.setattr(folder, "save_file", save_file)
+            patch.setattr(shards, "_write", write)
 
     return arm
 
@@ -70,9 +68,9 @@ def full_at(monkeypatch):
         ("fsync", 15, 1),
         ("fsync", 24, 3),  # the files beside the shards
         ("fsync", 30, 3),
-        ("safetensors", 1, 0),
-        ("safetensors", 2, 0),
-        ("safetensors", 4, 2),
+        ("shards", 1, 0),
+        ("shards", 2, 0),
+        ("shards", 4, 2),
     ],
 )
 def test_a_full_disk(solving, tmp_path, monkeypatch, full_at, whole, by, count, blocks):

@@ -159,11 +159,11 @@ def table(tmp_path, rows):
 def test_a_table_is_read_instead_of_measuring(tmp_path):
     losses = {"a": {0.25: 0.1, 0.75: 0.2}, "b": {0.25: 1.0, 0.75: 9.0}}
     rows = [
-        {"part": "layer", "name": name, "sparsity": share, "kl": kl}
+        {"part": "layer", "projections": [name], "sparsity": share, "kl": kl}
         for name, found in losses.items()
         for share, kl in found.items()
     ]
-    rows.append({"part": "attention", "name": "block 0", "sparsity": 0.25, "kl": 7.0})
+    rows.append({"part": "attention", "projections": ["a", "b"], "sparsity": 0.25, "kl": 7.0})
     budget = build("knapsack", table=table(tmp_path, rows))
     assert not budget.measures
     sites = [Site("a", 1.0), Site("b", 1.0)]
@@ -171,10 +171,13 @@ def test_a_table_is_read_instead_of_measuring(tmp_path):
     assert budget.allocate(sites, 0.375) == pytest.approx({"a": 0.75, "b": 0.0})
     with pytest.raises(InvalidInput, match="gives up enough"):
         budget.allocate(sites, 0.9)
-    with pytest.raises(InvalidInput, match=r"no measurement of c at sparsity 0\.25"):
+    with pytest.raises(InvalidInput, match=r"no measurement of c: measure this model"):
         budget.allocate([*sites, Site("c", 1.0)], 0.5)
-    with pytest.raises(InvalidInput, match="a table holds single layers"):
+    with pytest.raises(InvalidInput, match="a table holds layers"):
         build("knapsack", table=budget.table, per="block").allocate([*sites, Site("c", 1.0, depth=1)], 0.5)
+    rows.append({"part": "layer", "projections": ["c"], "sparsity": 0.5, "kl": 1.0})
+    with pytest.raises(InvalidInput, match=r"no measurement of a at sparsity 0\.5"):
+        build("knapsack", table=table(tmp_path, rows)).allocate(sites, 0.5)
     for content in ("{}", '{"rows": 3}', '{"rows": [{}]}', '{"rows": [{"part": "layer", "name": "a"}]}', "[]", "x"):
         (tmp_path / "sensitivity.json").write_text(content)
         with pytest.raises(CorruptFile, match=r"sensitivity\.json"):

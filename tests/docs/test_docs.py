@@ -17,11 +17,12 @@ import sparity
 from sparity import recipe as schema
 from sparity import registry
 from sparity.cli.main import VERBS, app
-from sparity.measure import report
+from sparity.measure import report, sweep_report
 from sparity.models.families import llama
 from sparity.pipeline.job import prepare
 from sparity.recipe import Recipe
 from sparity.static.scores import wanda
+from sparity.sweep_file import Sweep, SweepFile
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -160,6 +161,19 @@ def test_the_format_page_names_every_field_of_the_report_and_of_the_record(tmp_p
         assert any(path.match(pattern) for pattern in patterns) or path.name == "special_tokens_map.json", path.name
 
 
+def test_the_sweep_page_names_every_key_column_and_field():
+    text = (ROOT / "docs/sweep.md").read_text()
+    listed = [cells[0] for cells in rows(section(text, "## The file").split("An axis of")[0])[2:]]
+    assert listed == [f"`{key}`" for key in SweepFile.model_fields]
+    fields = {cells[0]: code(cells[1]) for cells in rows(section(text, "### sweep.json"))[2:]}
+    for name, kind in (("sweep", sweep_report.SweepReport), ("axis", sweep_report.Axis), ("row", sweep_report.Row)):
+        assert sorted(fields[name]) == sorted(field.name for field in dataclasses.fields(kind))
+    columns = section(text, "### sweep.json").split("The columns of `sweep.csv` are the axes, then ")[1]
+    assert tuple(code(columns)) == sweep_report.COLUMNS
+    files = [cells[0] for cells in rows(section(text, "## What it writes").split("###")[0])[2:]]
+    assert files == ["`sweep.json`", "`sweep.csv`", "`sweep.html`"]
+
+
 def code(text):
     return re.findall(r"`([^`]+)`", text)
 
@@ -171,6 +185,9 @@ def test_every_recipe_in_a_document_is_valid(document, tmp_path):
             continue
         path = tmp_path / f"{number}.yaml"
         path.write_text(text)
+        if "\nvary:" in text:
+            assert Sweep.read(path).combinations
+            continue
         small = ["calibration.samples=1", "calibration.length=8"] if "calibration:" in text else []
         prepare(Recipe.read(path, small), device="cpu")  # names, options, targets and texts are checked here
 
@@ -227,6 +244,14 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
         exec(compile(example, "README.md", "exec"), names)
     assert re.match(r"perplexity [\d.]+ -> [\d.]+ \(\w+\), KL [\d.]+\n[\d.]+\n$", capsys.readouterr().out)
     assert names["quality"].perplexity > names["quality"].dense_perplexity
+
+
+def test_the_examples_of_the_sweep_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks(ROOT / "docs/sweep.md", "python")
+    exec(compile(example, "sweep.md", "exec"), {})
+    assert re.fullmatch(r"0\.25 [\d.]+\n0\.5 [\d.]+\n", capsys.readouterr().out)
+    assert sorted(path.name for path in Path("magnitude-sweep").iterdir()) == ["sweep.csv", "sweep.html", "sweep.json"]
 
 
 def test_the_examples_of_contributing_work(monkeypatch):

@@ -36,7 +36,7 @@ def trials(token_files, tmp_path):
         job = prepare(chosen, model, "cpu")
         with RunFolder.open(tmp_path / "out", job.identity(), force=False, resume=True) as folder:
             store = dense_statistics(job, folder, Silence())
-            return Trials(job, folder, store, samples), store, job
+            return Trials(job, folder, store, job.tokens[:samples]), store, job
 
     return build
 

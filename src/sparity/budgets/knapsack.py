@@ -44,7 +44,9 @@ class Knapsack(MeasuredBudget):
             measure, levels = self.objective_of(objective), self.levels(target)
             losses = [[measure(group.shares(level)) if level else 0.0 for level in levels] for group in groups]
         else:
-            levels, losses = _from_table(self.table, groups)
+            if self.per == "block":
+                raise InvalidInput("knapsack: a table holds layers; leave `per: block` out")
+            groups, levels, losses = _from_table(self.table, sites)
         chosen = _choose(groups, levels, losses, self._goal(sites, target), self._saved)
         shares = {site.name: level for group, level in zip(groups, chosen, strict=True) for site in group.sites}
         if self.cost == "parameters":
@@ -91,25 +93,27 @@ def _choose(
     return [levels[int(pick)] for pick in solved.x.reshape(loss.shape).argmax(1)]
 
 
-def _from_table(path: str, groups: Sequence[Group]) -> tuple[list[float], list[list[float]]]:
-    """Levels, and each group's measured losses at them, from a `sensitivity.json`; nothing removed loses nothing."""
+def _from_table(path: str, sites: Sequence[Site]) -> tuple[list[Group], list[float], list[list[float]]]:
+    """The groups that a `sensitivity.json` measured, levels, and their losses; nothing removed loses nothing."""
     rows = read_json_object(expand(path)).get("rows")
+    losses: dict[tuple[str, ...], dict[float, float]] = {}
     try:
-        measured = {
-            (str(row["name"]), float(row["sparsity"])): float(row["kl"])
-            for row in rows  # type: ignore[union-attr]
-            if row["part"] == "layer"
-        }
+        for row in rows:  # type: ignore[union-attr]
+            if row["part"] == "layer":
+                measured = losses.setdefault(tuple(map(str, row["projections"])), {0.0: 0.0})
+                measured[float(row["sparsity"])] = float(row["kl"])
     except (TypeError, KeyError, ValueError) as error:
         raise CorruptFile(f"{path} is no table of `sparity sensitivity` ({error!r})") from error
-    levels = sorted({0.0} | {level for _, level in measured})
-    losses = []
-    for group in groups:
-        if len(group.sites) > 1:
-            raise InvalidInput("knapsack: a table holds single layers; leave `per: block` out")
-        name = group.sites[0].name
-        missing = [level for level in levels if level and (name, level) not in measured]
-        if missing:
-            raise InvalidInput(f"{path} has no measurement of {name} at sparsity {missing[0]:g}: measure this model")
-        losses.append([measured[name, level] if level else 0.0 for level in levels])
-    return levels, losses
+    levels = sorted({level for measured in losses.values() for level in measured})
+    by_name, groups, found = {site.name: site for site in sites}, [], []
+    for names, measured in losses.items():
+        members = tuple(by_name.pop(name) for name in names if name in by_name)
+        if members:
+            absent = [level for level in levels if level not in measured]
+            if absent:
+                raise InvalidInput(f"{path} has no measurement of {names[0]} at sparsity {absent[0]:g}")
+            groups.append(Group(members))
+            found.append([measured[level] for level in levels])
+    if by_name:
+        raise InvalidInput(f"{path} has no measurement of {next(iter(by_name))}: measure this model")
+    return groups, levels, found

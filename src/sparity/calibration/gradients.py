@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sparity.calibration.statistics import GRADIENTS
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
-from sparity.files import write_atomically
 from sparity.models import Block, BlockInputs, Decoder
+from sparity.models.shards import write_tensors
 
 FP32 = 4
 MIN_LENGTH = 3
@@ -197,8 +197,7 @@ def _slope(folder: Path, index: int) -> Path:
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(stored, temporary))
+    write_tensors(path, tensors)
 
 
 def _load(path: Path, name: str) -> Tensor:

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparity.calibration.gradients import read_gradients
 from sparity.calibration.gram import PANEL
 from sparity.calibration.statistics import GRADIENTS, STATISTICS, Statistics
 from sparity.errors import CorruptFile, InvalidInput, RunConflict
-from sparity.files import file_hash, read_json_object, write_atomically, write_json
+from sparity.files import file_hash, read_json_object, write_json
 from sparity.models import Block, Decoder, InputSite
+from sparity.models.shards import write_tensors
 
 FORMAT = 1
 MANIFEST = "statistics.json"
@@ -63,10 +63,8 @@ class StatisticsStore:
 
     def save(self, index: int, gathered: Mapping[str, Statistics]) -> None:
         """Write the statistics of block `index` by the names of its input sites."""
-        tensors: dict[str, Tensor] = {}
-        for site, statistics in gathered.items():
-            tensors |= {key: tensor.cpu().contiguous() for key, tensor in _stored(site, statistics)}
-        write_atomically(self.folder / _name(index), lambda temporary: save_file(tensors, temporary))
+        tensors = {key: tensor for site, statistics in gathered.items() for key, tensor in _stored(site, statistics)}
+        write_tensors(self.folder / _name(index), tensors)
 
     def close(self, identity: Mapping[str, Any], needs: Collection[str]) -> None:
         """Write the manifest over all that was saved: the store is complete."""
@@ -98,6 +96,16 @@ class StatisticsStore:
         except (SafetensorError, OSError) as error:
             raise CorruptFile(f"{path} is damaged ({error}){DAMAGED}") from error
         return statistics
+
+    def tokens(self, index: int) -> dict[str, int]:
+        """How many tokens each input site of block `index` saw; of an expert's site, how many were routed to it."""
+        path = self._sound(_name(index))
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.startswith("tokens.")]  # noqa: SIM118 - not a mapping
+                return {name.removeprefix("tokens."): int(file.get_tensor(name)) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise CorruptFile(f"{path} is damaged ({error}){DAMAGED}") from error
 
     def gradients(self, block: Block, needs: Collection[str]) -> dict[str, dict[str, Tensor]]:
         """Projection -> statistic -> `[out, in]`; see `read_gradients`."""

@@ -15,12 +15,16 @@ from sparity.cli.plan import plan
 from sparity.cli.prune import prune
 from sparity.cli.run import run
 from sparity.cli.schema import schema
+from sparity.cli.sensitivity import sensitivity
+from sparity.cli.sweep import sweep
 from sparity.cli.verify import verify
 
 VERBS: dict[str, Callable[..., Any]] = {
     "prune": prune,
     "run": run,
     "plan": plan,
+    "sensitivity": sensitivity,
+    "sweep": sweep,
     "eval": evaluate,
     "verify": verify,
     "methods": methods,

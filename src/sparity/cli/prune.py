@@ -7,6 +7,7 @@ import typer
 
 from sparity.cli import console
 from sparity.cli.console import Json, Quiet
+from sparity.cli.sections import calibration_section
 
 
 def prune(
@@ -47,13 +48,6 @@ def prune(
 
         stage: dict[str, Any] = {"pattern": pattern, "solver": solver}
         stage |= {key: value for key, value in {"score": score, "sparsity": sparsity}.items() if value is not None}
-        calibration: dict[str, Any] = {"text": text, "field": field, "samples": samples, "seed": seed, "batch": batch}
-        if text is None:
-            calibration |= {"text": "python-docs:calibration", "documents": "joined"}
-        elif text.endswith(".npy"):
-            calibration = {"tokens": text, "batch": batch}
-        if length is not None:
-            calibration["length"] = length
         measured: dict[str, Any] = {"perplexity": measure or ["python-docs:held-out"]}
         if measure is None and windows is None:
             windows = 16
@@ -64,7 +58,7 @@ def prune(
             {
                 "model": model,
                 "dtype": dtype,
-                "calibration": calibration,
+                "calibration": calibration_section(text, field, samples, length, seed, batch),
                 "stages": [{"prune": stage}],
                 "measure": measured,
             }

@@ -1,10 +1,23 @@
-"""`sparity schema`: the recipe's JSON schema, for editors."""
+"""`sparity schema`: the JSON schema of recipes or of sweeps, for editors."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
 
 from sparity.cli import console
 
 
-def schema() -> None:
-    """Print the JSON schema of recipes; editors complete and check recipes with it."""
-    from sparity.recipe import Recipe
+class File(StrEnum):
+    """What has a schema."""
 
-    console.print_json(Recipe.model_json_schema())
+    recipe = "recipe"
+    sweep = "sweep"
+
+
+def schema(file: Annotated[File, typer.Argument(help="recipe or sweep.")] = File.recipe) -> None:
+    """Print the JSON schema of recipes, or of sweeps; editors complete and check files with it."""
+    from sparity.recipe import Recipe
+    from sparity.sweep_file import SweepFile
+
+    console.print_json((Recipe if file is File.recipe else SweepFile).model_json_schema())

@@ -114,7 +114,7 @@ def _loading() -> str:
 
 
 def _machine(report: Report) -> str:
-    facts = "\n".join(f"- {_inline(name)}: {_inline(value)}" for name, value in words.describe_machine(report))
+    facts = "\n".join(f"- {_inline(name)}: {_inline(value)}" for name, value in words.describe_machine(report.machine))
     return f"## Machine and versions\n\n{facts}" if facts else ""
 
 

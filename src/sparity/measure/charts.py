@@ -6,16 +6,25 @@ from dataclasses import dataclass
 from html import escape
 
 from sparity.measure import format
+from sparity.measure.drawing import (
+    CHARACTER,
+    DENSE,
+    FONT,
+    SPARSE,
+    WIDTH,
+    cut,
+    draw_line,
+    draw_text,
+    round_ticks,
+    scale_legend,
+    strength,
+    svg,
+)
 from sparity.measure.report import Spread
 
-WIDTH = 840
-FONT = 13
-CHARACTER = 0.56 * FONT  # a generous mean width of a sans-serif character
-DENSE, SPARSE = "var(--dense, #8d939e)", "var(--sparse, #2f6fde)"
 LOG_BEYOND = 10.0  # a change, or a multiple of the smallest one, from where a linear axis would hide the rest
 LINEAR_WITHIN = 0.01  # a logarithmic axis of changes is linear around zero, so that it can show none at all
 SMALLEST_CHANGE = 0.001
-TICK_LABELS = 6
 
 
 @dataclass(frozen=True)
@@ -45,63 +54,76 @@ def grouped_bars(title: str, groups: Sequence[BarGroup], unit: str, number: Call
     top = 58.0
     series = list(dict.fromkeys(name for group in groups for name in group.bars))
     finite = [bars.high for group in groups for bars in group.bars.values() if math.isfinite(bars.high)]
-    ticks = _ticks(0.0, max(finite, default=1.0) or 1.0)
+    ticks = round_ticks(0.0, max(finite, default=1.0) or 1.0)
     scale = (WIDTH - left - right) / ticks[-1]
     step = len(series) * bar + pad
     bottom = top + len(groups) * step
-    parts = [_legend(series, left), _text(WIDTH - right, 20, unit, "end", faint=True)]
+    parts = [_legend(series, left), draw_text(WIDTH - right, 20, unit, "end", faint=True)]
     for tick in ticks:
         x = left + tick * scale
-        parts += [_line(x, top - 8, x, bottom - pad + 8, 0.15), _text(x, top - 14, f"{tick:g}", "middle", faint=True)]
+        parts += [
+            draw_line(x, top - 8, x, bottom - pad + 8, 0.15),
+            draw_text(x, top - 14, f"{tick:g}", "middle", faint=True),
+        ]
     said = []
     for place, group in enumerate(groups):
         y = top + place * step
         middle = y + len(series) * bar / 2
-        parts.append(_text(left - 14, middle - (5 if group.note else -4), _cut(group.label, left - 20), "end"))
+        parts.append(draw_text(left - 14, middle - (5 if group.note else -4), cut(group.label, left - 20), "end"))
         if group.note:
-            parts.append(_text(left - 14, middle + 12, _cut(group.note, left - 20), "end", faint=True))
+            parts.append(draw_text(left - 14, middle + 12, cut(group.note, left - 20), "end", faint=True))
         for row, name in enumerate(series):
             if name in group.bars:
                 parts.append(_bar(left, y + row * bar, bar, scale, group.bars[name], row == 0, number))
                 said.append(f"{group.label}, {name}: {format.spread(group.bars[name], number)}")
-    return _svg(title, "; ".join(said), bottom - pad + 16, parts)
+    return svg(title, "; ".join(said), bottom - pad + 16, parts)
 
 
-def heat_map(title: str, cells: Mapping[tuple[int, str], float], blocks: int, scale: tuple[float, float]) -> str:
-    """Blocks from left to right, roles from top to bottom; the fraction in a cell sets the strength of its colour.
+def heat_map(
+    title: str,
+    cells: Mapping[tuple[int, str], float],
+    blocks: int,
+    scale: tuple[float, float],
+    number: Callable[[float], str] = format.percent,
+) -> str:
+    """Blocks from left to right, roles from top to bottom; the value in a cell sets the strength of its colour.
 
     Args:
-        title: what the fractions are.
-        cells: fraction by block and role; cells that are missing stay empty.
+        title: what the values are.
+        cells: value by block and role; cells that are missing stay empty.
         blocks: number of blocks of the model.
-        scale: the fractions of the faintest and of the strongest colour.
+        scale: the values of the faintest and of the strongest colour.
+        number: writes a value; fractions are written in percent, without the sign where it is narrow.
     """
     left, top, height = 100.0, 44.0, 24.0
     roles = list(dict.fromkeys(role for _, role in cells))
     columns = max([blocks, *(block + 1 for block, _ in cells)])
     width = (WIDTH - left - 8) / max(columns, 1)
-    parts = [_scale_legend(scale)]
-    parts += [_text(left - 10, top + row * height + 16, _cut(role, left - 12), "end") for row, role in enumerate(roles)]
+    parts = [scale_legend(scale, number)]
+    parts += [
+        draw_text(left - 10, top + row * height + 16, cut(role, left - 12), "end") for row, role in enumerate(roles)
+    ]
     for (block, role), value in cells.items():
         x, y = left + block * width, top + roles.index(role) * height
         gap = 1 if width > 5 else 0
-        about = f"<title>{escape(f'block {block}, {role}: {format.percent(value)}')}</title>"
+        about = f"<title>{escape(f'block {block}, {role}: {number(value)}')}</title>"
         parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width - gap:.1f}" height="{height - 1:.1f}" rx="{gap * 2}" '
-            f'fill="{SPARSE}" fill-opacity="{_strength(value, scale):.2f}">{about}</rect>'
+            f'fill="{SPARSE}" fill-opacity="{strength(value, scale):.2f}">{about}</rect>'
         )
         if width >= 4.5 * CHARACTER:
-            parts.append(_text(x + (width - gap) / 2, y + 16, f"{value * 100:.1f}", "middle", small=True))
+            words = f"{value * 100:.1f}" if number is format.percent else number(value)
+            parts.append(draw_text(x + (width - gap) / 2, y + 16, words, "middle", small=True))
     bottom = top + len(roles) * height
     every = next(step for step in (1, 2, 5, 10, 20, 50, 100, columns) if step * width >= 26 or step >= columns)
     parts += [
-        _text(left + (block + 0.5) * width, bottom + 16, str(block), "middle", faint=True)
+        draw_text(left + (block + 0.5) * width, bottom + 16, str(block), "middle", faint=True)
         for block in range(0, columns, every)
     ]
-    parts.append(_text(left - 10, bottom + 16, "block", "end", faint=True))
+    parts.append(draw_text(left - 10, bottom + 16, "block", "end", faint=True))
     values = cells.values()
     span = f", from {format.percent(min(values))} to {format.percent(max(values))}" if cells else ""
-    return _svg(title, f"{len(roles)} roles in {columns} blocks{span}", bottom + 26, parts)
+    return svg(title, f"{len(roles)} roles in {columns} blocks{span}", bottom + 26, parts)
 
 
 def scatter(title: str, points: Sequence[Point]) -> str:
@@ -114,10 +136,10 @@ def scatter(title: str, points: Sequence[Point]) -> str:
     changes = [point.change for point in every if math.isfinite(point.change)]
     sizes = [max(abs(change), SMALLEST_CHANGE) for change in changes[1:]] or [SMALLEST_CHANGE]
     logarithmic = max(sizes) > LOG_BEYOND * min(*sizes, 1.0)
-    ticks = _change_ticks(min(changes), max(changes)) if logarithmic else _ticks(min(changes), max(*changes, 0.01))
+    ticks = _change_ticks(min(changes), max(changes)) if logarithmic else round_ticks(min(changes), max(*changes, 0.01))
     low, high = _height(min(*changes, ticks[0]), logarithmic), _height(max(*changes, ticks[-1]), logarithmic)
     high += 0.08 * (high - low)
-    x_ticks = _ticks(0.0, max(point.sparsity for point in every) or 1.0)
+    x_ticks = round_ticks(0.0, max(point.sparsity for point in every) or 1.0)
     x_scale = (WIDTH - left - right) / x_ticks[-1]
 
     def y_of(change: float) -> float:
@@ -125,19 +147,19 @@ def scatter(title: str, points: Sequence[Point]) -> str:
         return top + height * (1 - share)
 
     parts = [
-        _text(0, 20, f"change of perplexity{', log scale' if logarithmic else ''}", faint=True),
-        _text(WIDTH - right, top + height + 44, "realised sparsity", "end", faint=True),
+        draw_text(0, 20, f"change of perplexity{', log scale' if logarithmic else ''}", faint=True),
+        draw_text(WIDTH - right, top + height + 44, "realised sparsity", "end", faint=True),
     ]
     for tick in ticks:
         y = y_of(tick)
         percent = f"{tick * 100:+,.4g} %" if tick else "0 %"
         label = format.multiple(1 + tick) if logarithmic and tick > 1 else percent
-        parts += [_line(left, y, WIDTH - right, y, 0.15), _text(left - 14, y + 4, label, "end", faint=True)]
+        parts += [draw_line(left, y, WIDTH - right, y, 0.15), draw_text(left - 14, y + 4, label, "end", faint=True)]
     for tick in x_ticks:
         x = left + tick * x_scale
         parts += [
-            _line(x, top, x, top + height, 0.08),
-            _text(x, top + height + 22, f"{tick * 100:g} %", "middle", faint=True),
+            draw_line(x, top, x, top + height, 0.08),
+            draw_text(x, top + height + 22, f"{tick * 100:g} %", "middle", faint=True),
         ]
     spots = [(left + point.sparsity * x_scale, y_of(point.change)) for point in every]
     for point, (x, y) in zip(every, spots, strict=True):
@@ -145,7 +167,7 @@ def scatter(title: str, points: Sequence[Point]) -> str:
     names = [point.label + ("" if math.isfinite(point.change) else " (inf)") for point in every]
     parts += _labels(spots, names, top, top + height)
     said = [f"{p.label}: {format.percent(p.sparsity)} sparse, perplexity {format.change(p.change)}" for p in every[1:]]
-    return _svg(title, "; ".join(said), top + height + 54, parts)
+    return svg(title, "; ".join(said), top + height + 54, parts)
 
 
 def _mark(point: Point, x: float, y: float, colour: str) -> str:
@@ -161,7 +183,7 @@ def _labels(spots: Sequence[tuple[float, float]], names: Sequence[str], top: flo
     taken = [(x - 7, x + 7, y) for x, y in spots]
     parts = []
     for (x, y), name in sorted(zip(spots, names, strict=True), key=lambda item: -item[0][1]):
-        text = _cut(name, WIDTH / 3)
+        text = cut(name, WIDTH / 3)
         side = -1 if x + 12 + len(text) * CHARACTER > WIDTH else 1
         start, end = sorted((x + side * 12, x + side * (12 + len(text) * CHARACTER)))
         beside = [other for left, right, other in taken if start < right and left < end]
@@ -170,8 +192,8 @@ def _labels(spots: Sequence[tuple[float, float]], names: Sequence[str], top: flo
         place = next((place for place in inside if all(abs(place - other) >= line for other in beside)), y)
         taken.append((start, end, place))
         if place != y:
-            parts.append(_line(x, y, x + side * 11, place, 0.4))
-        parts.append(_text(x + side * 12, place + 4, text, "start" if side > 0 else "end"))
+            parts.append(draw_line(x, y, x + side * 11, place, 0.4))
+        parts.append(draw_text(x + side * 12, place + 4, text, "start" if side > 0 else "end"))
     return parts
 
 
@@ -180,14 +202,14 @@ def _bar(
 ) -> str:
     words = format.spread(values, number)
     if not all(map(math.isfinite, (values.median, values.low, values.high))):
-        return _text(left + 6, y + height - 4, words)
+        return draw_text(left + 6, y + height - 4, words)
     low, high, middle = left + values.low * scale, left + values.high * scale, y + height / 2
     whisker = f"M{low:.1f} {middle:.1f}H{high:.1f}M{low:.1f} {middle - 4:.1f}v8M{high:.1f} {middle - 4:.1f}v8"
     return (
         f'<rect x="{left:.1f}" y="{y + 1:.1f}" width="{values.median * scale:.1f}" height="{height - 2:.1f}" rx="2" '
         f'fill="{DENSE if dense else SPARSE}"><title>{escape(words)}</title></rect>'
         f'<path d="{whisker}" stroke="currentColor" stroke-width="1.5" fill="none"/>'
-        + _text(high + 8, y + height - 4, number(values.median))
+        + draw_text(high + 8, y + height - 4, number(values.median))
     )
 
 
@@ -195,37 +217,9 @@ def _legend(series: Sequence[str], left: float) -> str:
     parts, x = [], left
     for number, name in enumerate(series):
         parts.append(f'<rect x="{x:.1f}" y="9" width="13" height="13" rx="2" fill="{SPARSE if number else DENSE}"/>')
-        parts.append(_text(x + 19, 20, name))
+        parts.append(draw_text(x + 19, 20, name))
         x += 40 + len(name) * CHARACTER
     return "".join(parts)
-
-
-def _scale_legend(scale: tuple[float, float]) -> str:
-    low, high = scale
-    shades = [low + (high - low) * step / 8 for step in range(9)]
-    x = WIDTH - 8 - 70 - len(shades) * 14
-    swatches = "".join(
-        f'<rect x="{x + number * 14:.1f}" y="9" width="14" height="14" fill="{SPARSE}" '
-        f'fill-opacity="{_strength(shade, scale):.2f}"/>'
-        for number, shade in enumerate(shades)
-    )
-    return _text(x - 8, 21, format.percent(low), "end") + swatches + _text(WIDTH - 70, 21, format.percent(high))
-
-
-def _strength(value: float, scale: tuple[float, float]) -> float:
-    """Opacity of a cell; it ends well below one so that text on it stays readable in light and dark."""
-    low, high = scale
-    share = (value - low) / (high - low) if high > low else 0.0
-    return 0.07 + 0.6 * min(max(share, 0.0), 1.0)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers around the range, the last one not below `high`."""
-    rough = (high - low) / (TICK_LABELS - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def _change_ticks(low: float, high: float) -> list[float]:
@@ -237,27 +231,3 @@ def _change_ticks(low: float, high: float) -> list[float]:
 
 def _height(change: float, logarithmic: bool) -> float:
     return math.asinh(change / LINEAR_WITHIN) if logarithmic else change
-
-
-def _cut(text: str, width: float) -> str:
-    most = int(width / CHARACTER)
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, opacity: float) -> str:
-    place = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {place} stroke="currentColor" stroke-opacity="{opacity}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", faint: bool = False, small: bool = False) -> str:
-    look = ' fill-opacity="0.72"' if faint else ""
-    look += f' font-size="{FONT - 2}"' if small else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{look}>{escape(text)}</text>'
-
-
-def _svg(title: str, description: str, height: float, parts: Sequence[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-        f'aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="{FONT}" fill="currentColor">'
-        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"
-    )

@@ -1,10 +1,10 @@
 """The report as one self-contained web page: no script, nothing fetched, light and dark."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from importlib import resources
 
 from sparity.measure import charts, format, words
+from sparity.measure.page import details, figure, page, table
 from sparity.measure.report import Candidate, Quality, Report, Speed
 
 GRADES = {"excellent": "good", "good": "good", "acceptable": "fair", "poor": "bad"}
@@ -14,16 +14,9 @@ NARROWEST_SCALE = 0.1  # of sparsity: smaller differences between layers should 
 
 def render_html(report: Report) -> str:
     """The whole page; write it to a file and open it, it needs nothing else."""
-    style = resources.files("sparity.measure").joinpath("page.css").read_text(encoding="utf-8")
     sections = [_summary(report), _comparison(report), _quality_plots(report), _speed_plots(report)]
     sections += [_candidate(report, candidate) for candidate in report.candidates]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(report.model)}: sparse beside dense</title><style>{style}</style></head>"
-        f"<body><main>{''.join(sections)}{_machine(report)}</main></body></html>\n"
-    )
+    return page(f"{report.model}: sparse beside dense", sections, report.machine)
 
 
 def _summary(report: Report) -> str:
@@ -110,7 +103,7 @@ def _size_table(report: Report) -> str:
         "peak memory",
         "calibration tokens",
     ]
-    return _table(heads, rows, dense_first=True)
+    return table(heads, rows, dense_first=True)
 
 
 def _quality_table(measured: Sequence[tuple[Candidate, Quality]]) -> str:
@@ -128,9 +121,7 @@ def _quality_table(measured: Sequence[tuple[Candidate, Quality]]) -> str:
                 format.percent(item.top1),
             ]
         )
-    return _table(
-        ["model", "perplexity", "change", "grade", "KL, nats per token", "same top-1"], rows, dense_first=True
-    )
+    return table(["model", "perplexity", "change", "grade", "KL, nats per token", "same top-1"], rows, dense_first=True)
 
 
 def _speed_table(timed: Sequence[tuple[Candidate, Speed]]) -> str:
@@ -147,7 +138,7 @@ def _speed_table(timed: Sequence[tuple[Candidate, Speed]]) -> str:
             row.append(f'<span class="{kind}">{format.speed_ratio(ratio)}</span>{low_high}')
         rows.append(row)
     heads = ["model", "decode tokens/s, dense", "sparse", "ratio", "time to first token, dense", "sparse", "ratio"]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _quality_plots(report: Report) -> str:
@@ -155,7 +146,7 @@ def _quality_plots(report: Report) -> str:
     for (text, window), measured in words.gather_quality(report).items():
         points = [charts.Point(candidate.name, candidate.sparsity, item.change) for candidate, item in measured]
         caption = f"{text}, windows of {window:,} tokens"
-        figures.append(_figure(caption, charts.scatter(f"Perplexity against sparsity on {text}", points)))
+        figures.append(figure(caption, charts.scatter(f"Perplexity against sparsity on {text}", points)))
     return f"<section><h2>Quality against sparsity</h2>{''.join(figures)}</section>" if figures else ""
 
 
@@ -179,10 +170,10 @@ def _speed_plots(report: Report) -> str:
         )
         for name, speed in timed
     ]
-    figures = _figure(
+    figures = figure(
         "Decoding: longer bars are faster", charts.grouped_bars("Decode speed", decode, "tokens/s", format.rate)
     )
-    figures += _figure(
+    figures += figure(
         "Time to first token: shorter bars are faster",
         charts.grouped_bars("Time to first token", first, "seconds", format.seconds),
     )
@@ -200,11 +191,11 @@ def _candidate(report: Report, candidate: Candidate) -> str:
         drawn = charts.heat_map(
             f"Realised sparsity of {candidate.name}", sparsity, report.blocks, (low - slack, high + slack)
         )
-        parts.append(_figure("Realised sparsity by block and role", drawn))
+        parts.append(figure("Realised sparsity by block and role", drawn))
     loss = words.average_cells(candidate, "loss")
     if loss:
         drawn = charts.heat_map(f"Loss of {candidate.name}", loss, report.blocks, (0.0, max(loss.values())))
-        parts.append(_figure("Share of the output's energy lost on calibration text", drawn))
+        parts.append(figure("Share of the output's energy lost on calibration text", drawn))
     rows = [
         [
             escape(layer.name),
@@ -218,8 +209,8 @@ def _candidate(report: Report, candidate: Candidate) -> str:
         for layer in candidate.layers
     ]
     heads = ["matrix", "role", "block", "shape", "target", "realised", "loss"]
-    parts.append(_details(words.count(len(rows), "pruned matrix"), _table(heads, rows)))
-    parts.append(_details("Recipe", f"<pre>{escape(format.recipe_yaml(candidate.recipe))}</pre>"))
+    parts.append(details(words.count(len(rows), "pruned matrix"), table(heads, rows)))
+    parts.append(details("Recipe", f"<pre>{escape(format.recipe_yaml(candidate.recipe))}</pre>"))
     return "".join([*parts, "</section>"])
 
 
@@ -229,30 +220,6 @@ def _verdicts(candidate: Candidate) -> str:
         for verdict in candidate.verdicts
     )
     return f'<ul class="verdicts">{"".join(items)}</ul>' if candidate.verdicts else ""
-
-
-def _machine(report: Report) -> str:
-    facts = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in words.describe_machine(report)
-    )
-    return f"<footer><h2>Machine and versions</h2><dl>{facts}</dl></footer>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], dense_first: bool = False) -> str:
-    """A table whose heads are text and whose cells are HTML."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
-    opening = ['<tr class="dense">' if dense_first and not place else "<tr>" for place in range(len(lines))]
-    body = "".join(f"{start}{line}</tr>" for start, line in zip(opening, lines, strict=True))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _figure(caption: str, drawing: str) -> str:
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{drawing}</figure>"
-
-
-def _details(summary: str, body: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
 def _verdict(passed: bool) -> str:

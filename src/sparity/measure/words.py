@@ -1,7 +1,8 @@
 """The findings of a report as sentences, the same on the page, in the table and in the model card."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from sparity.measure import format
 from sparity.measure.report import Candidate, Quality, Report, Speed
@@ -127,10 +128,10 @@ def average_cells(candidate: Candidate, quantity: Literal["sparsity", "loss"]) -
     return {cell: total / weight for cell, (total, weight) in sums.items() if weight}
 
 
-def describe_machine(report: Report) -> list[tuple[str, str]]:
+def describe_machine(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The machine's facts as (name, value) in words."""
     facts = []
-    for name, value in report.machine.items():
+    for name, value in machine.items():
         if name.endswith("_bytes") and isinstance(value, int | float):
             facts.append((name.removesuffix("_bytes").replace("_", " "), format.size(value)))
         else:

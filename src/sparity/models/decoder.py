@@ -4,7 +4,7 @@ import copy
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.families.base import Family
 from sparity.models.layout import Layout
+from sparity.models.shards import LazyTensors
 from sparity.models.source import CheckpointSource, ModuleSource, Source
 
 log = logging.getLogger(__name__)
+
+PIECE = 1 << 24  # numbers that are checked at once
 
 
 class Decoder:
@@ -130,20 +133,20 @@ class Decoder:
 
         return logits
 
-    def rest(self) -> dict[str, Tensor]:
-        """Every stored tensor outside the blocks, under its stored name, in the decoder's dtype.
+    def rest(self) -> Mapping[str, Tensor]:
+        """Every stored tensor outside the blocks, under its stored name, in the decoder's dtype, read when asked for.
 
-        Raises:
-            NumericalError: a tensor that the model uses holds NaN or infinite numbers.
+        Asking raises `NumericalError` for a tensor that the model uses and that holds NaN or infinite numbers.
         """
         inside = tuple(f"{self.block_name(index)}." for index in range(len(self)))
         stored_inside = self._layout.stored(inside)
-        outside = [name for name in self.source.shapes() if name not in stored_inside]
-        rest: dict[str, Tensor] = {}
-        for name, value in self.source.read(outside).items():
-            tensor = self._cast(name, value).cpu().contiguous()
-            rest.update(self._layout.split(name, tensor) if name in self._layout else {name: tensor})
-        return rest
+        outside = {self._layout.on_disk(name): name for name in self.source.shapes() if name not in stored_inside}
+
+        def read(stored: str) -> Tensor:
+            name = outside[stored]
+            return self._cast(name, self.source.read([name])[name])
+
+        return LazyTensors(outside, read)
 
     def export(self, block: Block) -> dict[str, Tensor]:
         """Every stored tensor of a block under its stored name, contiguous and on the CPU."""
@@ -161,7 +164,7 @@ class Decoder:
         parent, _, last = blocks_path.rpartition(".")
         stubs = [_Stub(listener, i, block) for i, block in enumerate(model.get_submodule(blocks_path).children())]
         setattr(model.get_submodule(parent), last, nn.ModuleList(stubs))
-        self._fill(model, prefix)
+        self._fill(model, prefix, copy=False)
         for name, twin in self.skeleton.all_tied_weights_keys.items():  # type: ignore[union-attr, operator]
             if name.startswith(prefix) and name not in self._layout:  # a head that is stored as the embedding
                 owner, _, leaf = name.removeprefix(prefix).rpartition(".")
@@ -176,14 +179,15 @@ class Decoder:
         if more:
             log.warning("blocks %s of the checkpoint are not part of the configured model: copied as they are", more)
 
-    def _fill(self, module: nn.Module, prefix: str) -> None:
+    def _fill(self, module: nn.Module, prefix: str, copy: bool = True) -> None:
+        """Give a module its tensors; without `copy` they may be the source's own, and must not be written to."""
         names = [name for name in module.state_dict() if prefix + name in self._layout]
         parts = self._layout.parts(prefix + name for name in names)
         tensors = {part: self._cast(part, value) for part, value in self.source.read(parts).items()}
         for name in names:
             owner_path, _, leaf = name.rpartition(".")
             owner = module.get_submodule(owner_path)
-            tensor = self._layout.join(prefix + name, tensors).to(self.device, copy=True)
+            tensor = self._layout.join(prefix + name, tensors).to(self.device, copy=copy)
             if leaf in owner._parameters:
                 owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
             else:
@@ -294,4 +298,6 @@ def _main_dtype(source: Source) -> torch.dtype:
 
 
 def _count_not_finite(tensor: Tensor) -> int:
-    return int((~torch.isfinite(tensor)).sum())
+    """In pieces, since a check of the whole would take twice the tensor's memory."""
+    pieces = torch.split(tensor.reshape(-1), PIECE)
+    return sum(piece.numel() - int(torch.isfinite(piece).sum()) for piece in pieces)

@@ -58,6 +58,11 @@ class Layout:
         kept = self._family.stored_as(name, self._config) if self._in_memory else self._kept[name]
         return kept.split(tensor) if isinstance(kept, Fused) else {kept: tensor}
 
+    def on_disk(self, name: str) -> str:
+        """The name of a tensor that is stored whole, or of one that the model does not know, in a checkpoint."""
+        stored = self._family.stored_as(name, self._config) if self._in_memory else name
+        return stored if isinstance(stored, str) else name
+
     def _find(self, name: str, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> str | Fused | None:
         on_disk = self._family.stored_as(name, self._config)
         if isinstance(on_disk, Fused):

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sparity.errors import CorruptFile, InvalidInput
+from sparity.models.shards import CODES
 
 
 class Source(ABC):
@@ -163,9 +164,7 @@ def read_header(path: Path) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
 
 
 def _dtype(code: str, path: Path, name: str) -> torch.dtype:
-    known = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-             "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-             "BOOL": torch.bool}  # fmt: skip
+    known = {name: dtype for dtype, name in CODES.items()}
     if code not in known:
         raise InvalidInput(f"{path}: {name} is stored as {code}; start from the model's unquantised weights")
     return known[code]

@@ -32,8 +32,9 @@ def with_measured_targets(job: Job, folder: RunFolder, store: StatisticsStore | 
             targets = decide_targets(job.prune, job.pruning, job.decoder, scores=scores)
         elif job.budget.measures:
             listener.phase("measuring what sparsity costs")
+            assert job.tokens is not None
             samples = job.budget.samples if isinstance(job.budget, MeasuredBudget) else None
-            with Trials(job, folder, store, samples) as trials:
+            with Trials(job, folder, store, job.tokens[:samples]) as trials:
                 targets = decide_targets(job.prune, job.pruning, job.decoder, objective=trials.kl)
             listener.phase("pruning")
         else:

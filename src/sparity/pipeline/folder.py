@@ -9,19 +9,19 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparity.calibration.mapped import create_tensor, flush, open_tensor
 from sparity.errors import CorruptFile, InvalidInput, RunConflict, SparityError
-from sparity.files import file_hash, flush_folder, lock, make_folder, read_json_object, write_atomically, write_json
+from sparity.files import file_hash, flush_folder, lock, make_folder, read_json_object, write_json
+from sparity.models.shards import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +99,9 @@ class RunFolder:
             raise CorruptFile(f"{path} is damaged (threads: {threads!r}): {START_OVER}")
         return threads
 
-    def save_shard(self, name: str, tensors: dict[str, Tensor]) -> None:
+    def save_shard(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write one shard of the checkpoint."""
-        _save_tensors(self.path / name, tensors)
+        write_tensors(self.path / name, tensors, {"format": "pt"})
 
     def room(self, blocks: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory in a file for the hidden states behind `blocks` blocks; those before the last of them stay whole."""
@@ -218,10 +218,6 @@ class RunFolder:
 def _hidden_name(blocks: int) -> str:
     """The file of the hidden states behind `blocks` blocks: two take turns, so that one is always whole."""
     return f"hidden-{blocks % 2}.bin"
-
-
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:

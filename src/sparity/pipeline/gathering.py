@@ -11,17 +11,21 @@ from sparity.calibration.tokens import token_hash
 from sparity.files import expand
 from sparity.pipeline.folder import RunFolder
 from sparity.pipeline.inputs import block_inputs
-from sparity.pipeline.job import Job
+from sparity.pipeline.job import Job, with_small
 from sparity.pipeline.listener import Listener
 
 
-def dense_statistics(job: Job, folder: RunFolder, listener: Listener) -> StatisticsStore | None:
+def dense_statistics(
+    job: Job, folder: RunFolder, listener: Listener, needs: frozenset[str] | None = None
+) -> StatisticsStore | None:
     """The store that the job reads, filled unless it is already; None for a job that reads none.
 
+    `needs` takes the place of what the job would read by itself.
     It is the folder that the recipe names, or one in the run's own state. Gathering is a run of its own, which
     continues where a killed one stopped.
     """
-    if not job.stored_needs:
+    needs = job.stored_needs if needs is None else with_small(needs)
+    if not needs:
         return None
     assert job.tokens is not None
     kept = job.recipe.calibration.store if job.recipe.calibration else None
@@ -31,7 +35,6 @@ def dense_statistics(job: Job, folder: RunFolder, listener: Listener) -> Statist
         "dtype": str(job.decoder.dtype),
         "calibration tokens": token_hash(job.tokens),
     }
-    needs = job.stored_needs
     if path.exists():
         store = StatisticsStore.open(path, identity)
         if needs <= store.needs:

@@ -77,8 +77,7 @@ class Job:
             found |= frozenset(self.budget.needs)
             if self.prune.order == "independent":
                 found |= self.needs | self.gradients
-        # the small statistics cost nothing, and other methods may want them
-        return found | {"mean", "column_norm"} if found else found
+        return with_small(found)
 
     def dense_model(self) -> Any:
         """The dense model, ready to be measured."""
@@ -122,6 +121,11 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
     job = Job(recipe, decoder, pruning, targets, tokens, texts, device, name, folder, module)
     _check_store(job)
     return job
+
+
+def with_small(needs: frozenset[str]) -> frozenset[str]:
+    """What a store of these statistics holds: the small ones cost nothing, and other methods may want them."""
+    return needs | {"mean", "column_norm"} if needs else needs
 
 
 def _check_store(job: Job) -> None:

@@ -93,9 +93,7 @@ def execute(
             raise InvalidInput("resume needs the output folder of the run that is to be continued")
         temporary = tempfile.TemporaryDirectory(prefix="sparity-")
     path = expand(named) if named is not None else Path(temporary.name) / "model"  # type: ignore[union-attr]
-    if job.folder is not None and job.folder.resolve().is_relative_to(path.resolve()):
-        raise InvalidInput(f"output {path}: the dense model lies there and would be lost; choose another output")
-    _check_store(job, path)
+    check_output(job, path)
     threads = torch.get_num_threads()
     try:
         with RunFolder.open(path, job.identity(), force, resume) as folder:
@@ -108,14 +106,17 @@ def execute(
     return Result(report, path, job.device, temporary)
 
 
-def _check_store(job: Job, output: Path) -> None:
-    """A statistics store in the output's folder, or around it, would be replaced together with it."""
+def check_output(job: Job, path: Path) -> None:
+    """Refuse an output that would take the place of the dense model, or of the store that keeps its statistics."""
+    output = path.resolve()
+    if job.folder is not None and job.folder.resolve().is_relative_to(output):
+        raise InvalidInput(f"output {path}: the dense model lies there and would be lost; choose another output")
     kept = job.recipe.calibration.store if job.recipe.calibration else None
-    if kept is None:
-        return
-    store, places = expand(kept).resolve(), (output.resolve(), output.resolve().with_name(output.name + ".partial"))
-    if any(store.is_relative_to(place) or place.is_relative_to(store) for place in places):
-        raise InvalidInput(f"calibration.store: {kept} and the output {output} must lie apart")
+    places = (output, output.with_name(output.name + ".partial"))
+    if kept is not None:
+        store = expand(kept).resolve()
+        if any(store.is_relative_to(place) or place.is_relative_to(store) for place in places):
+            raise InvalidInput(f"calibration.store: {kept} and the output {path} must lie apart")
 
 
 def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:

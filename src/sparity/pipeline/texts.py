@@ -1,6 +1,8 @@
 """From a recipe's text sections to token ids."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,18 @@ from sparity.quality.perplexity import split_windows
 from sparity.recipe import Calibration, Measure, Text
 
 DEFAULT_WINDOW = 2048
+
+_tokenised: ContextVar[dict[tuple[str, ...], Tensor] | None] = ContextVar("_tokenised", default=None)
+
+
+@contextmanager
+def tokenised_once() -> Iterator[None]:
+    """Within the context every text is read and tokenised once, however many jobs ask for it."""
+    token = _tokenised.set({})
+    try:
+        yield
+    finally:
+        _tokenised.reset(token)
 
 
 @dataclass(frozen=True)
@@ -36,10 +50,14 @@ def calibration_tokens(calibration: Calibration, tokenizer: Any, config: Any) ->
         return tokens
     if tokenizer is None:
         raise InvalidInput("the model has no tokenizer: give token ids as `calibration: {tokens: FILE.npy}`")
-    documents = read_documents(calibration.text or "", calibration.field, tokenizer if calibration.chat else None)
     length = context_window(config, calibration.length)
     windows = Windows(calibration.samples, length, calibration.seed, calibration.documents)
-    tokens = draw_windows(documents, tokenizer, windows)
+
+    def draw() -> Tensor:
+        documents = read_documents(calibration.text or "", calibration.field, tokenizer if calibration.chat else None)
+        return draw_windows(documents, tokenizer, windows)
+
+    tokens = _once(tokenizer, calibration.model_dump_json(exclude={"batch"}) + str(length), draw)
     hf.check_vocabulary(tokens, config, "this model's tokenizer")
     return tokens
 
@@ -67,12 +85,26 @@ def measured_text(
     else:
         if tokenizer is None:
             raise InvalidInput("the model has no tokenizer: measure on token ids (a .npy file)")
-        documents = read_documents(text.text or "", text.field)
-        encoded = tokenizer("\n\n".join(documents), verbose=False)["input_ids"]
-        ids = torch.tensor(encoded, dtype=torch.int64)
+        ids = _once(tokenizer, text.model_dump_json(exclude={"name"}), lambda: _whole_text(text, tokenizer))
         name = text.text if isinstance(text.text, str) else "text"
     cut = split_windows(model, ids, window)[:windows]
     return MeasuredText(text.name or name, cut.flatten(), window)
+
+
+def _whole_text(text: Text, tokenizer: Any) -> Tensor:
+    documents = read_documents(text.text or "", text.field)
+    return torch.tensor(tokenizer("\n\n".join(documents), verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def _once(tokenizer: Any, source: str, read: Callable[[], Tensor]) -> Tensor:
+    """What `read` gives, or gave before within `tokenised_once` for the same tokenizer and source."""
+    known = _tokenised.get()
+    if known is None:
+        return read()
+    key = (str(tokenizer.name_or_path), source)
+    if key not in known:
+        known[key] = read()
+    return known[key]
 
 
 def context_window(config: Any, wanted: int | None) -> int:

@@ -1,4 +1,4 @@
-"""What sparsity costs, measured: the dense model with some of its projections pruned, on calibration sequences."""
+"""What sparsity costs, measured: the dense model with some of its projections pruned, on a few sequences."""
 
 import json
 from collections import OrderedDict
@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sparity.calibration import Statistics
+from sparity.calibration.cosine import mean_cosine
 from sparity.calibration.mapped import create_tensor
 from sparity.calibration.store import StatisticsStore
 from sparity.errors import NumericalError
@@ -40,10 +42,9 @@ class Trials:
     dense inputs; these and the dense logits lie in files of the folder.
     """
 
-    def __init__(self, job: Job, folder: RunFolder, store: StatisticsStore | None, samples: int | None = None) -> None:
-        assert job.tokens is not None
+    def __init__(self, job: Job, folder: RunFolder, store: StatisticsStore | None, tokens: Tensor) -> None:
         self._job, self._folder, self._store = job, folder, store
-        self._tokens = job.tokens[:samples]
+        self._tokens = tokens  # [samples, length]
         self._known: dict[str, list[float]] = {}
         self._pruned: OrderedDict[tuple[str, float], Tensor] = OrderedDict()
         self._blocks: dict[int, Block] = {}
@@ -76,6 +77,12 @@ class Trials:
             self._known[key] = [trial.kl, trial.perplexity]
             self._folder.remember("trials", self._known)
         return Trial(*self._known[key])
+
+    def cosines(self) -> list[float]:
+        """The mean cosine of each dense block's inputs and outputs, over all tokens."""
+        if not self._prepared:
+            self._prepare()
+        return [mean_cosine(before, behind) for before, behind in pairwise(self._hidden)]
 
     def _run(self, changed: Mapping[str, float]) -> Trial:
         if not self._prepared:

@@ -80,10 +80,15 @@ class Pruning:
         return frozenset(self.score.needs) if self.across_layers else frozenset()
 
     @property
+    def method(self) -> str:
+        """Score and solver in words, such as "wanda + sparsegpt"."""
+        solver = "" if self.solver.name == "mask_only" else f" + {self.solver.name}"
+        return self.solver.name if self._solver_scores else f"{self.score.name}{solver}"
+
+    @property
     def words(self) -> str:
         """The method in words, such as "wanda, 2 of 4 kept"."""
-        solver = "" if self.solver.name == "mask_only" else f" + {self.solver.name}"
-        name = self.solver.name if self._solver_scores else f"{self.score.name}{solver}"
+        name = self.method
         share = "" if self.pattern.sparsity is not None else f", {self.sparsity:.0%}"
         group = ", one threshold" if self.across_layers else ""
         return f"{name}{share}, {self.pattern.words}{group}"
