@@ -7,7 +7,7 @@ import torch
 
 from families import tiny_configs
 from sparity.calibration import gradients as module
-from sparity.calibration.gradients import gather_gradients, gradient_bytes, read_gradients
+from sparity.calibration.gradients import gather_gradients, gradient_bytes, gradient_file, read_gradients
 from sparity.calibration.statistics import GRADIENTS
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.models import Decoder
@@ -43,7 +43,7 @@ def everything(decoder, folder, needs=GRADIENTS):
     found = {}
     for index in range(len(decoder)):
         with decoder.block(index) as block:
-            found.update(read_gradients(folder, block, needs))
+            found.update(read_gradients(gradient_file(folder, block.index), block, needs))
     return found
 
 
@@ -182,7 +182,7 @@ def test_bad_input(family_models, tmp_path):
     with pytest.raises(InvalidInput, match="at least 3 tokens, got 2"):
         gather_gradients(decoder, TOKENS[:, :2], GRADIENTS, tmp_path)
     with decoder.block(0) as block, pytest.raises(CorruptFile, match=r"gradients-0\.safetensors is missing or damaged"):
-        read_gradients(tmp_path, block, GRADIENTS)
+        read_gradients(gradient_file(tmp_path, block.index), block, GRADIENTS)
     broken = copy.deepcopy(family_models["llama"])
     with torch.no_grad():
         broken.lm_head.weight.fill_(1e30)

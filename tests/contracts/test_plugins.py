@@ -9,7 +9,7 @@ import references
 from sparity import registry
 from sparity.budgets.base import Site, allocate
 from sparity.calibration import Statistics
-from sparity.calibration.statistics import GRADIENTS, STATISTICS
+from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS
 from sparity.errors import InvalidInput
 from sparity.static.patterns.base import build_pattern
 from sparity.static.pruning import Pruning
@@ -28,7 +28,8 @@ def layer(rows=12, columns=16, seed=0):
     statistics = Statistics.gather("layer", STATISTICS)
     statistics.add(inputs)
     gradients = torch.randn(3, rows, columns, generator=generator)
-    known = {"gradient": gradients.mean(0), "gradient_square": gradients.square().mean(0)}
+    squares = gradients.square().mean(0)
+    known = {"gradient": gradients.mean(0), "gradient_square": squares, REGIONAL: squares}
     return weight, inputs, statistics.with_gradients(known)
 
 
@@ -52,7 +53,7 @@ def test_a_score_is_float32_of_the_weights_shape_deterministic_and_pure(name):
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_asks_only_for_statistics_that_exist_and_refuses_to_go_without(name):
     score = registry.get("score", name)
-    assert set(score.needs) <= {*STATISTICS, *GRADIENTS}
+    assert set(score.needs) <= {*STATISTICS, *GRADIENTS, REGIONAL}
     if score.needs:
         with pytest.raises(InvalidInput, match="was not gathered"):
             score().score(layer()[0], Statistics.gather("layer", ()))

@@ -17,7 +17,7 @@ import sparity
 from sparity import recipe as schema
 from sparity import registry
 from sparity.cli.main import VERBS, app
-from sparity.measure import report, sweep_report
+from sparity.measure import report, sensitivity_report, sweep_report
 from sparity.models.families import llama
 from sparity.pipeline.job import prepare
 from sparity.recipe import Recipe
@@ -172,6 +172,17 @@ def test_the_sweep_page_names_every_key_column_and_field():
     assert tuple(code(columns)) == sweep_report.COLUMNS
     files = [cells[0] for cells in rows(section(text, "## What it writes").split("###")[0])[2:]]
     assert files == ["`sweep.json`", "`sweep.csv`", "`sweep.html`"]
+
+
+def test_the_sensitivity_page_names_every_field():
+    text = (ROOT / "docs/sensitivity.md").read_text()
+    whole, row = (
+        [code(cells[0])[0] for cells in rows(part)[2:]] for part in section(text, "## The file").split("A row:")
+    )
+    assert whole == ["format", *(field.name for field in dataclasses.fields(sensitivity_report.SensitivityReport))]
+    assert row == [field.name for field in dataclasses.fields(sensitivity_report.Sensitivity)]
+    blocks_row = next(cells for cells in rows(text) if cells[0] == "`blocks`")
+    assert code(blocks_row[1]) == [field.name for field in dataclasses.fields(sensitivity_report.BlockFacts)]
 
 
 def code(text):

@@ -43,6 +43,7 @@ AGAIN = [
     {"score": "ria", "budget": "owl"},
     {"score": "taylor"},
     {"score": "gblm", "solver": "sparsegpt"},
+    {"score": "wanda_plus_plus"},
 ]
 
 
@@ -50,6 +51,7 @@ def test_every_method_reads_one_store_and_gives_what_it_gives_without(run, tmp_p
     expected = [weight_files(run(prune, f"plain-{i}", store=None).path) for i, prune in enumerate(AGAIN)]
     run({"score": "gblm", "solver": "sparsegpt", "budget": "owl"}, "first")
     run({"score": "taylor", "solver": "sparsegpt"}, "second")  # reads more, so the store is gathered anew
+    run({"score": "wanda_plus_plus"}, "third")
     before = contents(tmp_path / "store")
     monkeypatch.setattr(Block, "run", None)  # a forward pass fails
     monkeypatch.setattr(Decoder, "inputs", None)
@@ -184,7 +186,7 @@ def test_the_plan_tells_its_bytes(run, tmp_path, token_files, tiny_llama_folder,
     job = prepare(recipe, str(tiny_llama_folder))
     told = plan(job).store_bytes
     assert told == store_bytes(job.decoder, {"mean", "column_norm"} | job.needs)
-    assert 0 <= real - told < 3 * 4096
+    assert 0 <= real - told < 3 * 8192  # the headers
 
 
 def test_gram_matrices_wider_than_a_panel_are_whole_again(monkeypatch, tmp_path):

@@ -44,7 +44,7 @@ def gather_gradients(decoder: Decoder, tokens: Tensor, needs: Collection[str], f
     """
     check_length(tokens)
     blocks = range(len(decoder))
-    if not all(_result(folder, index).exists() for index in blocks):
+    if not all(gradient_file(folder, index).exists() for index in blocks):
         _gather(decoder, tokens, needs, folder)
     for index in blocks:  # what a process that was killed while it cleaned up left over
         _input(folder, index).unlink(missing_ok=True)
@@ -63,13 +63,17 @@ def check_length(tokens: Tensor) -> None:
         )
 
 
-def read_gradients(folder: Path, block: Block, needs: Collection[str]) -> dict[str, dict[str, Tensor]]:
-    """Projection -> statistic -> `[out, in]` in float32, on the block's device.
+def gradient_file(folder: Path, index: int) -> Path:
+    """What `gather_gradients` writes for block `index`."""
+    return folder / f"gradients-{index}.safetensors"
+
+
+def read_gradients(path: Path, block: Block, needs: Collection[str]) -> dict[str, dict[str, Tensor]]:
+    """Projection -> statistic -> `[out, in]` in float32, on the block's device, from the block's file.
 
     Raises:
         CorruptFile: the file is missing, truncated or of something else.
     """
-    path = _result(folder, block.index)
     device = next(block.module.parameters()).device
     names = {(p.name, need): f"{need}.{p.name}" for p in block.projections for need in needs}
     stored = _read(path, names.values())
@@ -105,7 +109,7 @@ def _gather(decoder: Decoder, tokens: Tensor, needs: Collection[str], folder: Pa
     for index in reversed(range(reached)):
         with decoder.block(index) as block:
             sums = _go_back(block, inputs, _load(_input(folder, index), "hidden"), slope, needs)
-        _save(_result(folder, index), sums)
+        _save(gradient_file(folder, index), sums)
         if index:
             _save(_slope(folder, index), {"gradient": slope})
         _slope(folder, index + 1).unlink()
@@ -160,7 +164,7 @@ def _go_back(
         leaf = hidden[sample : sample + 1].to(device).requires_grad_()
         torch.autograd.backward(block.output(inputs, leaf), slope[sample : sample + 1].to(device))
         slope[sample : sample + 1].copy_(leaf.grad)  # type: ignore[arg-type]  # it has one after backward
-        for name, gradient in _gradients(block):
+        for name, gradient in projection_gradients(block):
             mean_loss = gradient.float() / (length - 1)
             for need, part in zip(GRADIENTS, (mean_loss, mean_loss.square()), strict=True):
                 if need in needs:
@@ -175,16 +179,12 @@ def _go_back(
     return {key: total.cpu() for key, total in sums.items()}
 
 
-def _gradients(block: Block) -> Iterator[tuple[str, Tensor]]:
+def projection_gradients(block: Block) -> Iterator[tuple[str, Tensor]]:
     """Each projection's gradient; one that no token reached has none, which counts as zero."""
     for projection in block.projections:
         gradient = projection.gradient
         if gradient is not None:
             yield projection.name, gradient
-
-
-def _result(folder: Path, index: int) -> Path:
-    return folder / f"gradients-{index}.safetensors"
 
 
 def _input(folder: Path, index: int) -> Path:

@@ -18,8 +18,10 @@ INFINITE = 0x7F80  # the first of them that holds no finite numbers
 
 # What a score or solver may ask for -> the raw sum that it is made of.
 STATISTICS = {"mean": "sum", "column_norm": "sum_of_squares", "gram": "gram", "histogram": "histogram"}
-# Statistics of a projection's own gradient [out, in] over sequences: its mean, and the mean of its squares.
+# Statistics of a projection's own gradient [out, in] over sequences: of the loss its mean and the mean of its squares,
+# of the norm of the block's output the mean of its squares.
 GRADIENTS = ("gradient", "gradient_square")
+REGIONAL = "regional_gradient_square"
 
 DAMPING = 0.01  # share of the mean diagonal that is added to it before a factorisation
 MAX_DAMPING = 1.0
@@ -32,7 +34,7 @@ class Statistics:
     Args:
         site: the name used in messages.
         needs: which of `STATISTICS` to gather.
-        gradients: those of `GRADIENTS` that are known, each `[out, in]`.
+        gradients: those of `GRADIENTS` and `REGIONAL` that are known, each `[out, in]`.
     """
 
     site: str
@@ -86,7 +88,7 @@ class Statistics:
         return Statistics(self.site, self.needs, self.sequences + other.sequences, self.tokens + other.tokens, sums)
 
     def with_gradients(self, gradients: Mapping[str, Tensor]) -> "Statistics":
-        """The same sums, shared and not copied, with the gradients of one projection: names of `GRADIENTS`."""
+        """The same sums, shared and not copied, with one projection's gradients: `GRADIENTS` or `REGIONAL`."""
         return replace(self, gradients=gradients)
 
     @property
@@ -98,6 +100,11 @@ class Statistics:
     def gradient_square(self) -> Tensor:
         """`[out, in]`: the mean over sequences of the squared gradient."""
         return self._gradient("gradient_square")
+
+    @property
+    def regional_gradient_square(self) -> Tensor:
+        """`[out, in]`: the mean over sequences of the squared gradient of the norm of the block's output."""
+        return self._gradient(REGIONAL)
 
     @property
     def column_norm(self) -> Tensor:

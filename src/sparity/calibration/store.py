@@ -2,7 +2,8 @@
 
     STORE/statistics.json                 what they belong to, which there are, and the hash of every file
     STORE/statistics-00000.safetensors    raw sums of block 0: `NAME.SITE`, and `tokens.SITE`, `sequences.SITE`
-    STORE/gradients-0.safetensors         its gradients, where they were asked for
+    STORE/gradients-0.safetensors         its gradients of the loss, where they were asked for
+    STORE/regional-gradients-0.safetensors  those of its own output
 
 A Gram matrix lies there as panels of its upper triangle, `gram.SITE.COLUMN`.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sparity.calibration.gradients import read_gradients
 from sparity.calibration.gram import PANEL
-from sparity.calibration.statistics import GRADIENTS, STATISTICS, Statistics
+from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS, Statistics
 from sparity.errors import CorruptFile, InvalidInput, RunConflict
 from sparity.files import file_hash, read_json_object, write_json
 from sparity.models import Block, Decoder, InputSite
@@ -66,6 +67,10 @@ class StatisticsStore:
         tensors = {key: tensor for site, statistics in gathered.items() for key, tensor in _stored(site, statistics)}
         write_tensors(self.folder / _name(index), tensors)
 
+    def save_regional(self, index: int, gradients: Mapping[str, Tensor]) -> None:
+        """Write the gradients of the norm of block `index`'s output by projection."""
+        write_tensors(self.folder / _regional(index), {f"{REGIONAL}.{name}": part for name, part in gradients.items()})
+
     def close(self, identity: Mapping[str, Any], needs: Collection[str]) -> None:
         """Write the manifest over all that was saved: the store is complete."""
         files = sorted(self.folder.glob("*.safetensors"))
@@ -85,7 +90,7 @@ class StatisticsStore:
         """
         path = self._sound(_name(block.index))
         device = next(block.module.parameters()).device
-        statistics = Statistics.gather(site.name, self.needs - frozenset(GRADIENTS))
+        statistics = Statistics.gather(site.name, self.needs - {*GRADIENTS, REGIONAL})
         try:
             with safe_open(path, framework="pt") as file:
                 statistics.tokens = int(file.get_tensor(f"tokens.{site.name}"))
@@ -108,9 +113,15 @@ class StatisticsStore:
             raise CorruptFile(f"{path} is damaged ({error}){DAMAGED}") from error
 
     def gradients(self, block: Block, needs: Collection[str]) -> dict[str, dict[str, Tensor]]:
-        """Projection -> statistic -> `[out, in]`; see `read_gradients`."""
-        self._sound(f"gradients-{block.index}.safetensors")
-        return read_gradients(self.folder, block, needs)
+        """Projection -> statistic -> `[out, in]`, in float32 on the block's device."""
+        found: dict[str, dict[str, Tensor]] = {}
+        of_loss = set(needs) & set(GRADIENTS)
+        files = [(f"gradients-{block.index}.safetensors", of_loss), (_regional(block.index), set(needs) - of_loss)]
+        for name, wanted in files:
+            if wanted:
+                for projection, parts in read_gradients(self._sound(name), block, wanted).items():
+                    found.setdefault(projection, {}).update(parts)
+        return found
 
     def _sound(self, name: str) -> Path:
         """The path of a file whose hash is the recorded one; each is checked once."""
@@ -123,7 +134,7 @@ class StatisticsStore:
 
 
 def store_bytes(decoder: Decoder, needs: Collection[str]) -> int:
-    """The size of a store of these statistics, gradients not counted, to within a few kilobytes per block."""
+    """The size of a store of these statistics, gradients not counted, without the headers of its files."""
     sites = [site for index in range(len(decoder)) for site in decoder.sites(index)]
     columns = [site.projections[0].weight.shape[1] for site in sites]
     sizes = {"mean": FP32, "column_norm": FP32, "gram": 0, "histogram": 0}
@@ -141,6 +152,10 @@ def _panel_numbers(width: int) -> int:
 
 def _name(index: int) -> str:
     return f"statistics-{index:05d}.safetensors"
+
+
+def _regional(index: int) -> str:
+    return f"regional-gradients-{index}.safetensors"
 
 
 def _stored(site: str, statistics: Statistics) -> Iterator[tuple[str, Tensor]]:

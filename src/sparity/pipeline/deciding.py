@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparity.budgets.base import MeasuredBudget
 from sparity.calibration import walk
-from sparity.calibration.statistics import GRADIENTS
+from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.calibration.store import StatisticsStore
 from sparity.pipeline.folder import RunFolder
 from sparity.pipeline.inputs import block_inputs
@@ -51,7 +51,7 @@ def _observed_targets(job: Job, folder: RunFolder, store: StatisticsStore | None
 
 def _scores(job: Job, store: StatisticsStore | None) -> Iterator[tuple[str, Tensor]]:
     """Every projection of the dense model with its scores; an expert that saw no token has none."""
-    gradients = frozenset(job.pruning.score.needs) & frozenset(GRADIENTS)
+    gradients = frozenset(job.pruning.score.needs) & {*GRADIENTS, REGIONAL}
     for step in walk(job.decoder, NO_INPUTS[0], (), known=None if store is None else store.read):
         found = store.gradients(step.block, gradients) if gradients and store is not None else {}
         for site, statistics in step.sites():

@@ -6,6 +6,8 @@ import torch
 
 from sparity.calibration import walk
 from sparity.calibration.gradients import gather_gradients
+from sparity.calibration.regional import regional_gradients
+from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.calibration.store import StatisticsStore
 from sparity.calibration.tokens import token_hash
 from sparity.files import expand
@@ -53,15 +55,18 @@ def dense_statistics(
 
 def _gather(job: Job, gathering: RunFolder, needs: frozenset[str], listener: Listener) -> None:
     store, done = StatisticsStore(gathering.path), gathering.progress.blocks
-    if gradients := job.gradients & needs:
+    gradients = needs & frozenset(GRADIENTS)
+    if gradients:
         assert job.tokens is not None
         gather_gradients(job.decoder, job.tokens, gradients, gathering.path)
     if done == len(job.decoder):
         return
-    of_inputs = needs - job.gradients
-    inputs, hidden, room = block_inputs(job, gathering)
+    of_inputs = needs - gradients - {REGIONAL}
+    inputs, hidden, room = block_inputs(job, gathering, REGIONAL in needs)
     started = time.perf_counter()
     for step in walk(job.decoder, inputs, of_inputs, order="independent", start=done, hidden=hidden, room=room):
+        if REGIONAL in needs:
+            store.save_regional(step.block.index, regional_gradients(step.block, inputs, step.hidden))
         store.save(step.block.index, {site.name: statistics for site, statistics in step.sites()})
         step.finish()
         finished = step.block.index + 1

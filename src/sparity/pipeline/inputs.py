@@ -1,5 +1,7 @@
 """The hidden states of a walk, in files of the folder that the walk fills."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,11 @@ from sparity.pipeline.folder import RunFolder
 from sparity.pipeline.job import Job
 
 
-def block_inputs(job: Job, folder: RunFolder) -> tuple[BlockInputs, Tensor | None, Room]:
+def block_inputs(job: Job, folder: RunFolder, regional: bool = False) -> tuple[BlockInputs, Tensor | None, Room]:
     """What `walk` wants: the inputs of the blocks, the hidden states that were committed last, and room for more.
 
-    The inputs are empty when the job has no calibration tokens.
+    The inputs are empty when the job has no calibration tokens. With `regional` the blocks can be run one sequence at a
+    time, whatever the batch.
     """
     decoder, tokens = job.decoder, job.tokens
     shape = (0, 0, 0) if tokens is None else decoder.hidden_shape(tokens)
@@ -25,4 +28,8 @@ def block_inputs(job: Job, folder: RunFolder) -> tuple[BlockInputs, Tensor | Non
     done = folder.progress.blocks
     batch = job.recipe.calibration.batch if job.recipe.calibration else 1
     spare = room(done + 1 if done else 0)  # the file that is not committed
-    return decoder.inputs(tokens, batch, spare), folder.hidden(shape, decoder.dtype), room
+    inputs = decoder.inputs(tokens, batch, spare)
+    if regional and batch > 1:  # gradients of a block's output are those of single sequences
+        single = decoder.inputs(tokens[:1], 1)
+        inputs = replace(inputs, arguments={**inputs.arguments, **single.arguments})
+    return inputs, folder.hidden(shape, decoder.dtype), room

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sparity import registry
 from sparity.budgets.base import Budget
 from sparity.calibration.gradients import check_length
-from sparity.calibration.statistics import GRADIENTS
+from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.calibration.tokens import token_hash
 from sparity.errors import InvalidInput
 from sparity.measure.machine import package_version
@@ -55,7 +55,7 @@ class Job:
     def needs(self) -> frozenset[str]:
         """The statistics of inputs to gather on the walk."""
         needs = self.pruning.needs | (frozenset({"gram"}) if self.recipe.measure.layer_loss else frozenset())
-        return needs - self.gradients
+        return needs - self.gradients - {REGIONAL}
 
     @property
     def gradients(self) -> frozenset[str]:
@@ -72,12 +72,17 @@ class Job:
         """The statistics of the dense model to keep on disk: for other runs, or because this one reads them twice."""
         found = self.pruning.dense_needs | (self.pruning.needs if self.budget.measures else frozenset())
         if found and self.prune.order == "independent":
-            found |= self.needs | self.gradients
+            found |= self.needs | self.gradients | self.regional
         if self.recipe.calibration is not None and self.recipe.calibration.store is not None:
             found |= frozenset(self.budget.needs)
             if self.prune.order == "independent":
-                found |= self.needs | self.gradients
+                found |= self.needs | self.gradients | self.regional
         return with_small(found)
+
+    @property
+    def regional(self) -> frozenset[str]:
+        """The gradient statistics of single blocks, gathered when the block is reached."""
+        return self.pruning.needs & {REGIONAL}
 
     def dense_model(self) -> Any:
         """The dense model, ready to be measured."""

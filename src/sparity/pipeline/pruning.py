@@ -12,11 +12,13 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.calibration import Statistics, Step, walk
-from sparity.calibration.gradients import gather_gradients, read_gradients
+from sparity.calibration.gradients import gather_gradients, gradient_file, read_gradients
+from sparity.calibration.regional import regional_gradients
+from sparity.calibration.statistics import REGIONAL
 from sparity.calibration.store import StatisticsStore
 from sparity.errors import CorruptFile, NumericalError
 from sparity.measure.report import Layer
-from sparity.models import Block, BlockInputs
+from sparity.models import BlockInputs
 from sparity.models.source import read_header
 from sparity.pipeline.folder import START_OVER, RunFolder
 from sparity.pipeline.inputs import block_inputs
@@ -47,14 +49,14 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener, store: Statist
     if progress.blocks == 0:
         folder.save_shard(shard_name(1, total + 1), decoder.rest())
     torch.set_num_threads(folder.threads)
-    stored_gradients = store if store is not None and job.gradients <= store.needs else None
+    kept = store if store is not None and job.gradients <= store.needs else None
     if not job.prunes_from_store:
         store = None
-    if job.gradients and job.tokens is not None and stored_gradients is None:
+    if job.gradients and job.tokens is not None and kept is None:
         listener.phase("gradients")
         gather_gradients(decoder, job.tokens, job.gradients, folder.state)
         listener.phase("pruning")
-    inputs, hidden, room = block_inputs(job, folder) if job.needs and store is None else NO_INPUTS
+    inputs, hidden, room = block_inputs(job, folder, bool(job.regional)) if job.needs and store is None else NO_INPUTS
     steps = walk(
         decoder,
         inputs,
@@ -68,7 +70,7 @@ def prune_blocks(job: Job, folder: RunFolder, listener: Listener, store: Statist
     )
     started = time.perf_counter()
     for step in steps:
-        gradients = _gradients(job, folder, stored_gradients, step.block)
+        gradients = _gradients(job, folder, kept, step)
         layers = _prune_block(job, step, gradients)
         if job.needs:
             step.finish()
@@ -94,13 +96,19 @@ def _check_finished(folder: Path, blocks: int, total: int) -> None:
 
 
 def _gradients(
-    job: Job, folder: RunFolder, store: StatisticsStore | None, block: Block
-) -> dict[str, dict[str, Tensor]]:
-    if not job.gradients:
-        return {}
-    if store is not None:
-        return store.gradients(block, job.gradients)
-    return read_gradients(folder.state, block, job.gradients)
+    job: Job, folder: RunFolder, store: StatisticsStore | None, step: Step
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """Projection -> gradient statistic -> `[out, in]`: of the loss, from disk, and of the block as it is reached."""
+    found: dict[str, dict[str, Tensor]] = {}
+    if store is not None:  # gradients of the loss are the dense model's; a block's own are too where its inputs are
+        wanted = job.gradients | (job.regional if job.prunes_from_store else frozenset())
+        found = store.gradients(step.block, wanted)
+    elif job.gradients:
+        found = read_gradients(gradient_file(folder.state, step.block.index), step.block, job.gradients)
+    if job.regional and not job.prunes_from_store:
+        for name, gradient in regional_gradients(step.block, step.inputs, step.hidden).items():
+            found.setdefault(name, {})[REGIONAL] = gradient
+    return found
 
 
 def _prune_block(job: Job, step: Step, gradients: Mapping[str, Mapping[str, Tensor]]) -> list[Layer]:

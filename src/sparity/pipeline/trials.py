@@ -177,7 +177,7 @@ class Trials:
         return self._store.read(block, site)
 
     def _gradients(self, block: Block) -> Mapping[str, Mapping[str, Tensor]]:
-        wanted = self._job.gradients
+        wanted = self._job.gradients | self._job.regional
         return self._store.gradients(block, wanted) if wanted and self._store is not None else {}
 
     def _keep(self, name: str, share: float, weight: Tensor) -> None:

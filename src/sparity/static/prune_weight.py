@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.calibration import Statistics
-from sparity.calibration.statistics import GRADIENTS, STATISTICS
+from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS
 from sparity.errors import InvalidInput, NumericalError, suggestion
 from sparity.static.patterns.base import build_pattern
 from sparity.static.pruning import DEFAULT_SCORE, Pruning
@@ -30,7 +30,7 @@ def prune_weight(
     Args:
         weight: `[out, in]`, any floating type.
         inputs: what the matrix is multiplied with, `[tokens, in]` (one sequence) or `[samples, tokens, in]`.
-        gradients: the loss's gradients, `[out, in]` or `[samples, out, in]`, for scores that read them.
+        gradients: the gradients that the score is about, `[out, in]` or `[samples, out, in]`.
         score: how much a weight matters; None is the solver's own ("obs" for "sparsegpt"), else "wanda".
         pattern: "unstructured", "N:M" with N kept of M, or "block:ROWSxCOLUMNS".
         sparsity: the share of weights to remove, in [0, 1); None is 0.5, or what the pattern says.
@@ -82,7 +82,7 @@ def prune_weight(
 
 def _statistics(pruning: Pruning, inputs: Tensor | None, gradients: Tensor | None) -> Statistics:
     of_inputs = pruning.needs & set(STATISTICS)
-    of_gradients = pruning.needs & set(GRADIENTS)
+    of_gradients = pruning.needs & {*GRADIENTS, REGIONAL}
     statistics = Statistics.gather("weight", of_inputs)
     for needed, given, name in ((of_inputs, inputs, "inputs"), (of_gradients, gradients, "gradients")):
         if needed and given is None:
@@ -95,7 +95,8 @@ def _statistics(pruning: Pruning, inputs: Tensor | None, gradients: Tensor | Non
     if gradients is None:
         return statistics
     samples = gradients.detach().float().reshape(-1, *gradients.shape[-2:])  # [samples, out, in]
-    return statistics.with_gradients({"gradient": samples.mean(0), "gradient_square": samples.square().mean(0)})
+    squares = samples.square().mean(0)
+    return statistics.with_gradients({"gradient": samples.mean(0), "gradient_square": squares, REGIONAL: squares})
 
 
 def _check(weight: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> None:

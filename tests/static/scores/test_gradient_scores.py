@@ -18,7 +18,8 @@ def scores(name, gradients=GRADIENTS):
     """What the score itself says, on statistics made as `prune_weight` makes them."""
     statistics = Statistics.gather("here", ["column_norm"])
     statistics.add(INPUTS)
-    known = {"gradient": gradients.mean(0), "gradient_square": gradients.square().mean(0)}
+    squares = gradients.square().mean(0)
+    known = {"gradient": gradients.mean(0), "gradient_square": squares, "regional_gradient_square": squares}
     return registry.build("score", name).score(WEIGHT, statistics.with_gradients(known)).tolist()
 
 
@@ -38,11 +39,12 @@ def test_obd_by_hand():
     assert scores("obd") == [[25.0, 16.0], [225.0, 1.0]]  # norm^2 w^2: 25*1, 4*4, 25*9, 4*0.25
 
 
+@pytest.mark.parametrize("name", ["gblm", "wanda_plus_plus"])
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 100.0])
-def test_gblm_by_hand(alpha):
+def test_the_blends_by_hand(name, alpha):
     root = 5**0.5
     expected = [[alpha * 2 + 5, 2 * (alpha * root + 2)], [3 * (alpha + 5), 0.5 * (alpha * 3 + 2)]]
-    assert scores({"gblm": {"alpha": alpha}}) == [pytest.approx(row) for row in expected]
+    assert scores({name: {"alpha": alpha}}) == [pytest.approx(row) for row in expected]
 
 
 def kept(score, **arguments):
@@ -67,6 +69,7 @@ def test_groups():
         "taylor": "layer",
         "obd": "layer",
         "gblm": "row",
+        "wanda_plus_plus": "row",
     }.items():
         assert registry.get("score", name).compare_within == group
 
