@@ -1,5 +1,4 @@
 // The C interface: which instruction set runs, how the work is split over threads, and where inputs are prepared.
-#include <math.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -93,23 +92,11 @@ int sparity_isa_use(int rank) {
   return SPARITY_OK;
 }
 
-void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t* out, float* scales) {
-  for (int64_t token = 0; token < tokens; ++token, x += columns, out += columns) {
-    int largest = 0;  // bfloat16 without its sign is ordered like an integer
-    for (int64_t column = 0; column < columns; ++column) {
-      const int size = x[column] & 0x7fff;
-      largest = size > largest ? size : largest;
-    }
-    float scale = to_float(uint16_t(largest)) / 127.0f;
-    if (largest >= 0x7f80) {  // infinity or NaN
-      memset(out, 0, size_t(columns));
-      scales[token] = NAN;
-      continue;
-    }
-    if (scale < 1.17549435e-38f) scale = largest ? 1.17549435e-38f : 1.0f;
-    for (int64_t column = 0; column < columns; ++column) out[column] = int8_t(rintf(to_float(x[column]) / scale));
-    scales[token] = scale;
-  }
+void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t* out, float* scales, int threads) {
+  const Kernels& isa = kernels();
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t token = 0; token < tokens; ++token)
+    isa.quantize(x + token * columns, columns, out + token * columns, scales + token);
 }
 
 int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wide, int64_t tokens, int threads) {
@@ -126,9 +113,10 @@ int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wi
   float* scales = reinterpret_cast<float*>(memory + prepared);
   if (quantized) {
     auto* bytes = reinterpret_cast<int8_t*>(scales + tokens);
-    sparity_quantize(x, tokens, columns, bytes, scales);
-    for (int64_t token = 0; token < tokens; ++token)
+    for (int64_t token = 0; token < tokens; ++token) {
+      isa.quantize(x + token * columns, columns, bytes + token * columns, scales + token);
       isa.prepare_ints(bytes + token * columns, columns, stride, memory + token * stride * element);
+    }
   } else {
     for (int64_t token = 0; token < tokens; ++token) {
       isa.prepare_floats(x + token * columns, columns, stride, memory + token * stride * element);
@@ -158,6 +146,16 @@ int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void
     isa.unpack_tile(*weight, row / tile_rows, end - row < tile_rows ? end - row : tile_rows,
                     static_cast<char*>(out) + (row - begin) * weight->columns * element);
   return SPARITY_OK;
+}
+
+uint64_t sparity_read(const void* memory, int64_t bytes, int threads) {
+  const Kernels& isa = kernels();
+  const int64_t words = bytes / 8, share = words / (int64_t(threads) * 16) + 1;
+  uint64_t sum = 0;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(+ : sum)
+  for (int64_t begin = 0; begin < words; begin += share)
+    sum += isa.read(static_cast<const uint64_t*>(memory) + begin, begin + share < words ? share : words - begin);
+  return sum;
 }
 
 void* sparity_allocate(int64_t bytes) {

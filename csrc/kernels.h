@@ -24,6 +24,10 @@ struct Kernels {
   int64_t float_bytes, int_bytes;  // bytes of one prepared input
   void (*prepare_floats)(const uint16_t* x, int64_t columns, int64_t stride, void* out);
   void (*prepare_ints)(const int8_t* x, int64_t columns, int64_t stride, void* out);
+  // One token as int8; NaN as scale and zeros when it is not finite.
+  void (*quantize)(const uint16_t* x, int64_t columns, int8_t* out, float* scale);
+  // Reads whole vectors and does nothing with them: the speed of memory.
+  uint64_t (*read)(const uint64_t* words, int64_t count);
   // The rows of units [begin, end): tiles of 4 rows, or rows of blocks.
   void (*gemv)(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
                int64_t end);

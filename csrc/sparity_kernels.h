@@ -51,7 +51,11 @@ SPARITY_EXPORT int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, 
 SPARITY_EXPORT int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void* out, int threads);
 
 // x: bfloat16 [tokens, columns] -> int8 out and its scale per token; NaN as scale marks a token that is not finite.
-SPARITY_EXPORT void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t* out, float* scales);
+SPARITY_EXPORT void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t* out, float* scales,
+                                     int threads);
+
+// Reads memory as the kernels do and gives the sum of its 64-bit words: what benchmarks measure the kernels' speed by.
+SPARITY_EXPORT uint64_t sparity_read(const void* memory, int64_t bytes, int threads);
 
 // Memory on large pages where the system has them; null when there is none. Freed with the same number of bytes.
 SPARITY_EXPORT void* sparity_allocate(int64_t bytes);

@@ -129,7 +129,7 @@ def test_quantised_inputs_equal_the_reference(isa, value):
     x[2] *= 1e-37
     x[3, 7] = float("inf")
     values, scales = torch.empty(4, 130, dtype=torch.int8), torch.empty(4)
-    native.library().sparity_quantize(x.data_ptr(), 4, 130, values.data_ptr(), scales.data_ptr())
+    native.library().sparity_quantize(x.data_ptr(), 4, 130, values.data_ptr(), scales.data_ptr(), 1)
     wanted_values, wanted_scales = reference.quantize_tokens(x)
     assert torch.equal(values[:3], wanted_values[:3])
     assert torch.equal(scales[:3], wanted_scales[:3])

@@ -44,7 +44,7 @@ def test_the_environment_chooses():
 @NATIVE
 def test_a_file_that_is_no_library_is_not_used(tmp_path):
     (tmp_path / "broken.so").write_text("not a library")
-    assert say(SPARITY_LIBRARY=str(tmp_path / "broken.so")).startswith("broken.so cannot be loaded")
+    assert say(SPARITY_LIBRARY=str(tmp_path / "broken.so")).startswith("broken.so cannot be used")
 
 
 @NATIVE
@@ -68,6 +68,13 @@ def test_without_the_library_pytorch_does_it(monkeypatch):
     with pytest.raises(InvalidInput, match="no compiled kernels: for this test"):
         native.library()
     native.unavailable.cache_clear()
+
+
+def test_reading_sums_every_word(isa):
+    words = torch.arange(1000, dtype=torch.int64) * 2**50
+    for count in (0, 1, 31, 1000):
+        wanted = int(words[:count].sum()) % 2**64
+        assert native.library().sparity_read(words.data_ptr(), count * 8, 3) == wanted
 
 
 @NATIVE

@@ -38,4 +38,6 @@ def test_prefill(isa, name, tokens, monkeypatch):
         quantized = build_format(name).pack(weight, "int8")
         values = build_format(name).decode(quantized)
         wanted = reference.gemv_int8(values, quantized.tensors["scales"], x)
-        assert torch.equal(prepare(quantized)(x), wanted.bfloat16())
+        result = prepare(quantized)(x)
+        assert result.dtype == torch.bfloat16
+        assert ((result.double() - wanted).abs() <= wanted.abs() * 2**-8).all()

@@ -113,11 +113,11 @@ def _load() -> ctypes.CDLL | str:
     try:
         found = ctypes.CDLL(str(path))
         version = found.sparity_abi()
+        if version != ABI:
+            return f"{path.name} has the interface {version}, this Sparity needs {ABI}: install it again"
+        _declare(found)
     except (OSError, AttributeError) as error:
-        return f"{path.name} cannot be loaded ({error})"
-    if version != ABI:
-        return f"{path.name} has the interface {version}, this Sparity needs {ABI}: install it again"
-    _declare(found)
+        return f"{path.name} cannot be used ({error}): install Sparity again"
     _use(found, os.environ.get("SPARITY_ISA") or found.sparity_isa_name(found.sparity_isa_best()).decode())
     return found
 
@@ -130,7 +130,8 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_isa_use": (whole, (whole,)),
         "sparity_gemv": (whole, (pointer, pointer, pointer, whole, long, whole)),
         "sparity_unpack": (whole, (pointer, long, long, pointer, whole)),
-        "sparity_quantize": (None, (pointer, long, long, pointer, pointer)),
+        "sparity_quantize": (None, (pointer, long, long, pointer, pointer, whole)),
+        "sparity_read": (ctypes.c_uint64, (pointer, long, whole)),
         "sparity_allocate": (pointer, (long,)),
         "sparity_free": (None, (pointer, long)),
     }
