@@ -2,10 +2,10 @@
 
     python benchmarks/gemv.py [--shapes 4096x4096,4096x14336] [--batches 1,4] [--rounds 15] [--threads 2]
 
-Each case has a set of weights that is larger than the last cache, so that every call reads from memory; the cases take
-turns within a round. A case's time in a round is its fastest call, because a thread that loses its core to something else
-costs milliseconds; a ratio is the other side's time over this one's within a round. Given are the medians over all rounds
-with the lowest and the highest. `bound` is what the bytes alone would allow over dense bfloat16.
+Each case has a set of weights that is larger than the last cache, so that every call reads from memory; the cases
+take turns within a round. A case's time in a round is its fastest call, because a thread that loses its core to
+something else costs milliseconds; a ratio is the other side's time over this one's within a round. Given are the
+medians over all rounds with the lowest and the highest. `bound` is what the bytes alone would allow over dense bfloat16.
 """
 
 import argparse
