@@ -5,7 +5,7 @@
 Each case has a set of weights that is larger than the last cache, so that every call reads from memory; the cases
 take turns within a round. A case's time in a round is its fastest call, because a thread that loses its core to
 something else costs milliseconds; a ratio is the other side's time over this one's within a round. Given are the
-medians over all rounds with the lowest and the highest. `bound` is what the bytes alone would allow over dense bfloat16.
+medians over all rounds with the lowest and the highest. `bound` is what the bytes alone would allow over dense bf16.
 """
 
 import argparse
