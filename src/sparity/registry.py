@@ -19,6 +19,7 @@ from sparity.errors import InvalidInput, suggestion
 PACKAGES = {
     "budget": "sparity.budgets",
     "family": "sparity.models.families",
+    "format": "sparity.engine.formats",
     "pattern": "sparity.static.patterns",
     "score": "sparity.static.scores",
     "solver": "sparity.static.solvers",
@@ -43,7 +44,8 @@ def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
 def names(kind: str) -> list[str]:
     """All plug-ins of a kind, sorted: Sparity's own, those of installed packages, and those registered by hand."""
     package = import_module(PACKAGES[_known_kind(kind)])
-    own = {module.name for module in pkgutil.iter_modules(package.__path__)} - {"base"}
+    files = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
+    own = set(files) - {"base"}
     by_hand = {name for plugin_kind, name in _registered if plugin_kind == kind}
     return sorted(own | by_hand | {name for plugin_kind, name in _entry_points() if plugin_kind == kind})
 

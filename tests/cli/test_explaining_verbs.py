@@ -8,7 +8,7 @@ import yaml
 from sparity import registry
 from sparity.recipe import Recipe
 
-KINDS = ("budget", "family", "pattern", "score", "solver")
+KINDS = ("budget", "family", "format", "pattern", "score", "solver")
 PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 
 
@@ -35,7 +35,7 @@ def test_explain(sparity, kind, name):
     assert " ".join(entry["text"].split()) in " ".join(shown.out.split())
     for option in entry["options"]:
         assert f"  {option}: " in shown.out
-    if kind != "family":
+    if kind not in ("family", "format"):
         recipe = Recipe.read(yaml.safe_load(entry["recipe"]))
         value = getattr(recipe.stages[0].prune, kind)
         assert registry.get(kind, name).name == name

@@ -39,9 +39,16 @@ def examine() -> dict[str, Any]:
     for extra, packages in EXTRAS.items():
         absent = [name for name in packages if importlib.util.find_spec(name) is None]
         found[f"extra {extra}"] = f"missing: pip install 'sparity[{extra}]'" if absent else "installed"
-    found["sparse kernels"] = "none in this release: exports are plain and run at dense speed"
+    found["sparse kernels"] = f"{_kernels()}; exports are plain and do not use them yet"
     found["bundled model"] = _bundled_model()
     return found
+
+
+def _kernels() -> str:
+    from sparity.engine.kernels import native
+
+    reason = native.unavailable()
+    return f"PyTorch instead: {reason}" if reason else f"compiled, {native.instruction_set()}"
 
 
 def _bundled_model() -> str:

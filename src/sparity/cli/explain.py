@@ -13,7 +13,9 @@ from sparity.cli.console import Json
 
 
 def explain(
-    name: Annotated[str, typer.Argument(help="A score, pattern, solver, budget or family.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="A score, pattern, solver, budget, family or format.", show_default=False)
+    ],
     json: Json = False,
 ) -> None:
     """Explain a plug-in: where it comes from, what it does, its options with defaults, and a recipe to start from."""
@@ -88,5 +90,7 @@ def _find(name: str) -> list[tuple[str, type]]:
 def _recipe(kind: str, name: str) -> str:
     if kind == "family":
         return "  model: FOLDER   # a model of this family; nothing else to say"
+    if kind == "format":
+        return "  # a format says how a weight is stored; no recipe names one yet"
     value = {"n_of_m": '"2:4"', "block": '"block:16x16"'}.get(name, name)
     return f"  stages:\n  - prune: {{{kind}: {value}}}"

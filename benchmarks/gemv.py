@@ -1,0 +1,156 @@
+"""GEMV: every kernel against our dense one, PyTorch's, and the speed of memory.
+
+    python benchmarks/gemv.py [--shapes 4096x4096,4096x14336] [--batches 1,4] [--rounds 15] [--threads 2]
+
+Each case has a set of weights that is larger than the last cache, so that every call reads from memory; the cases
+take turns within a round. A case's time in a round is its fastest call, because a thread that loses its core to
+something else costs milliseconds; a ratio is the other side's time over this one's within a round. Given are the
+medians over all rounds with the lowest and the highest. `bound` is what the bytes alone would allow over dense bf16.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+
+import torch
+
+from sparity.engine.formats import build_format
+from sparity.engine.kernels import native
+from sparity.engine.kernels.gemv.cpu import gemv
+from sparity.engine.kernels.native_weight import NativeWeight, on_large_pages
+from sparity.measure.machine import describe
+
+CASES = {  # name -> format, values, share of zeros
+    "dense bf16": ("dense", "same", 0.0),
+    "bitmask bf16 50 %": ("bitmask", "same", 0.5),
+    "bitmask bf16 70 %": ("bitmask", "same", 0.7),
+    "2:4 bf16": ("two_of_four", "same", 0.5),
+    "block 16x16 bf16 50 %": ("block", "same", 0.5),
+    "dense int8": ("dense", "int8", 0.0),
+    "bitmask int8 50 %": ("bitmask", "int8", 0.5),
+    "bitmask int8 70 %": ("bitmask", "int8", 0.7),
+    "2:4 int8": ("two_of_four", "int8", 0.5),
+}
+DENSE, DENSE_INT8, TORCH, READ = "dense bf16", "dense int8", "PyTorch bf16", "memory, read only"
+CACHE = 160 << 20  # bytes of weights per case
+
+
+def weight(name, rows, columns, sparsity, generator):
+    """A random weight in the pattern of a format."""
+    dense = torch.randn(rows, columns, generator=generator).bfloat16()
+    if name == "two_of_four":
+        order = torch.rand(rows, columns // 4, 4, generator=generator).argsort(-1)
+        return dense.masked_fill_((order >= 2).flatten(1), 0)
+    if name == "block":
+        gone = torch.rand(-(-rows // 16), -(-columns // 16), generator=generator) < sparsity
+        gone = gone.repeat_interleave(16, 0).repeat_interleave(16, 1)
+        return dense.masked_fill_(gone[:rows, :columns], 0)
+    return dense.masked_fill_(torch.rand(rows, columns, generator=generator) < sparsity, 0) if sparsity else dense
+
+
+def seconds(call, items):
+    """The fastest call over a set of weights."""
+    found = []
+    for item in items:
+        begun = time.perf_counter()
+        call(item)
+        found.append(time.perf_counter() - begun)
+    return min(found)
+
+
+def spread(numbers):
+    return {"median": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}
+
+
+def prepared(rows, columns):
+    """Case -> its set of weights and the bytes of one."""
+    generator = torch.Generator().manual_seed(0)
+    sets = {}
+    for case, (name, values, sparsity) in CASES.items():
+        first = weight(name, rows, columns, sparsity, generator)
+        packed = build_format(name).pack(first, values)
+        count = max(2, -(-CACHE // packed.nbytes))
+        sets[case] = ([NativeWeight(packed) for _ in range(count)], packed.nbytes)
+    size = rows * columns * 2
+    count = max(2, -(-CACHE // size))
+    plain = weight("dense", rows, columns, 0.0, generator)
+    sets[TORCH] = ([plain.clone() for _ in range(count)], size)
+    memory = on_large_pages(torch.ones(size, dtype=torch.uint8))
+    sets[READ] = ([memory, *(on_large_pages(memory) for _ in range(count - 1))], size)
+    return sets
+
+
+def measure(sets, rows, columns, batch, rounds):
+    x = torch.randn(batch, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
+    out = torch.empty(batch, rows, dtype=torch.bfloat16)
+    calls = {case: lambda item: gemv(item, x, out) for case in CASES}
+    calls[TORCH] = lambda item: torch.nn.functional.linear(x, item)
+    calls[READ] = lambda item: native.library().sparity_read(item.data_ptr(), item.numel(), native.threads())
+    times = {case: [] for case in calls}
+    for number in range(rounds + 1):
+        for case in list(calls) if number % 2 else reversed(list(calls)):
+            taken = seconds(calls[case], sets[case][0])
+            if number:  # the first round warms up
+                times[case].append(taken)
+    results = {}
+    for case, taken in times.items():
+        size = sets[case][1]
+        results[case] = {
+            "microseconds": spread([one * 1e6 for one in taken]),
+            "bytes": size,
+            "gigabytes_per_second": spread([size / one / 1e9 for one in taken]),
+            "bound": sets[DENSE][1] / size,
+            **{f"over {other}": ratio(times[other], taken) for other in (DENSE, DENSE_INT8, TORCH)},
+            "of memory speed": spread(
+                [size / one / (sets[READ][1] / read) for one, read in zip(taken, times[READ], strict=True)]
+            ),
+        }
+    return results
+
+
+def ratio(others, taken):
+    return spread([other / one for other, one in zip(others, taken, strict=True)])
+
+
+def main():
+    """Measure and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="4096x4096,14336x4096,4096x14336")
+    parser.add_argument("--batches", default="1,4")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = {}
+    for shape in options.shapes.split(","):
+        rows, columns = map(int, shape.split("x"))
+        sets = prepared(rows, columns)
+        for batch in map(int, options.batches.split(",")):
+            name = f"{shape}, batch {batch}"
+            results[name] = measure(sets, rows, columns, batch, options.rounds)
+            print(name, file=sys.stderr)
+            for case, found in results[name].items():
+                shown = [f"{key} {found[key]['median']:.2f}" for key in found if key.startswith("o")]
+                print(f"  {case:22} {found['microseconds']['median']:7.0f} us", *shown, sep="  ", file=sys.stderr)
+    content = {
+        "command": f"python benchmarks/gemv.py --shapes {options.shapes} --batches {options.batches} "
+        f"--rounds {options.rounds} --threads {options.threads}",
+        "machine": describe(),
+        "instruction_set": native.instruction_set(),
+        "load": os.getloadavg(),
+        "results": results,
+    }
+    text = json.dumps(content, indent=1)
+    if options.out:
+        with open(options.out, "w") as file:
+            file.write(text + "\n")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+// The loops of every kernel, over an instruction set `Isa`:
+//   Floats  32 bfloat16 weights ready to multiply;    Sum  float32 partial sums;    X  one prepared input
+//   Bytes   64 int8 weights ready to multiply;        Total  int32 partial sums;    Q  one prepared input
+// Everything has internal linkage, because each instruction set compiles it with other flags.
+#pragma once
+
+#include <math.h>
+
+#include "kernels.h"
+#include "numbers.h"
+
+namespace {
+
+using sparity::Inputs;
+using sparity::kGroup;
+using sparity::kTileRows;
+using sparity::Outputs;
+
+constexpr int64_t kAhead = 1536;  // bytes that a stream is fetched ahead
+
+inline void store(const Outputs& out, int64_t at, float value) {
+  if (out.wide)
+    static_cast<float*>(out.y)[at] = value;
+  else
+    static_cast<uint16_t*>(out.y)[at] = to_bfloat16(value);
+}
+
+inline void store_scaled(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
+                         int64_t exact) {
+  const double scale = double(weight.scales[row]) * double(in.scales[token]);
+  store(out, token * weight.rows + row, float(double(exact) * scale));
+}
+
+// The last tile or row of blocks may reach beyond the matrix.
+inline void store_inside(const SparityMatrix& weight, const Outputs& out, int64_t token, int64_t row, float value) {
+  if (row < weight.rows) store(out, token * weight.rows + row, value);
+}
+
+// ---- where the weights of a tile come from: `floats` and `bytes` give them row by row, group by group
+
+// Kept values one after another. `Safe` never reads beyond the last value, and is slower.
+template <class Isa, bool Safe>
+struct Masked {
+  const uint8_t* masks;
+  const void* values;
+  const void* end;
+
+  Masked(const SparityMatrix& weight, int64_t tile, int64_t element)
+      : masks(weight.masks + tile * ((weight.columns + kGroup - 1) / kGroup) * kTileRows * 8),
+        values(static_cast<const char*>(weight.values) + weight.offsets[tile] * element),
+        end(static_cast<const char*>(weight.values) + weight.kept * element) {}
+
+  inline void ahead() const {
+    __builtin_prefetch(masks + kAhead / 4);
+    for (int line = 0; line < 4; ++line) __builtin_prefetch(static_cast<const char*>(values) + kAhead + 64 * line);
+  }
+
+  inline void floats(int64_t group, int row, typename Isa::Floats& low, typename Isa::Floats& high) {
+    const uint64_t mask = load_word(masks + (group * kTileRows + row) * 8);
+    const auto* at = static_cast<const uint16_t*>(values);
+    const int first = __builtin_popcountll(mask & 0xffffffffu);
+    const int all = __builtin_popcountll(mask);
+    if (Safe) {
+      uint16_t copy[96] = {};
+      memcpy(copy, at, size_t(all) * 2);
+      low = Isa::expand_floats(uint32_t(mask), copy);
+      high = Isa::expand_floats(uint32_t(mask >> 32), copy + first);
+    } else {
+      low = Isa::expand_floats(uint32_t(mask), at);
+      high = Isa::expand_floats(uint32_t(mask >> 32), at + first);
+    }
+    values = at + all;
+  }
+
+  inline typename Isa::Bytes bytes(int64_t group, int row) {
+    const uint64_t mask = load_word(masks + (group * kTileRows + row) * 8);
+    const auto* at = static_cast<const int8_t*>(values);
+    const int all = __builtin_popcountll(mask);
+    values = at + all;
+    if (Safe) {
+      int8_t copy[128] = {};
+      memcpy(copy, at, size_t(all));
+      return Isa::expand_bytes(mask, copy);
+    }
+    return Isa::expand_bytes(mask, at);
+  }
+};
+
+// Two values of every four, each at its own place.
+template <class Isa>
+struct Paired {
+  const uint8_t* masks;
+  const void* values;
+
+  Paired(const SparityMatrix& weight, int64_t tile, int64_t element) {
+    const int64_t groups = (weight.columns + kGroup - 1) / kGroup;
+    masks = weight.masks + tile * groups * kTileRows * 8;
+    values = static_cast<const char*>(weight.values) + tile * groups * kTileRows * (kGroup / 2) * element;
+  }
+
+  inline void ahead() const {}
+
+  inline void floats(int64_t group, int row, typename Isa::Floats& low, typename Isa::Floats& high) {
+    const int64_t place = group * kTileRows + row;
+    const uint64_t mask = load_word(masks + place * 8);
+    const auto* at = static_cast<const uint16_t*>(values) + place * (kGroup / 2);
+    __builtin_prefetch(at + kAhead / 2);
+    low = Isa::expand_half_floats(uint32_t(mask), at);
+    high = Isa::expand_half_floats(uint32_t(mask >> 32), at + 16);
+  }
+
+  inline typename Isa::Bytes bytes(int64_t group, int row) {
+    const int64_t place = group * kTileRows + row;
+    const auto* at = static_cast<const int8_t*>(values) + place * (kGroup / 2);
+    __builtin_prefetch(at + kAhead);
+    return Isa::expand_half_bytes(load_word(masks + place * 8), at);
+  }
+};
+
+// ---- one tile times `Tokens` inputs
+
+template <class Isa, int Tokens, class Source>
+inline void tile_floats(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t tile,
+                        Source source) {
+  using X = typename Isa::X;
+  const int64_t groups = (weight.columns + kGroup - 1) / kGroup;
+  const X* x = static_cast<const X*>(in.x) + token * in.stride;
+  typename Isa::Sum sums[kTileRows][Tokens] = {};
+  for (int64_t group = 0; group < groups; ++group) {
+    source.ahead();
+#pragma GCC unroll 4
+    for (int row = 0; row < kTileRows; ++row) {
+      typename Isa::Floats low, high;
+      source.floats(group, row, low, high);
+#pragma GCC unroll 4
+      for (int t = 0; t < Tokens; ++t) {
+        const X* at = x + t * in.stride + group * kGroup;
+        sums[row][t] = Isa::multiply(sums[row][t], low, at);
+        sums[row][t] = Isa::multiply(sums[row][t], high, at + 32);
+      }
+    }
+  }
+  for (int row = 0; row < kTileRows && tile * kTileRows + row < weight.rows; ++row)
+    for (int t = 0; t < Tokens; ++t)
+      store(out, (token + t) * weight.rows + tile * kTileRows + row, Isa::sum(sums[row][t]));
+}
+
+template <class Isa, int Tokens, class Source>
+inline void tile_bytes(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t tile,
+                       Source source) {
+  using Q = typename Isa::Q;
+  const int64_t groups = (weight.columns + kGroup - 1) / kGroup;
+  const Q* x = static_cast<const Q*>(in.x) + token * in.stride;
+  typename Isa::Total totals[kTileRows][Tokens] = {};
+  typename Isa::Total plain[kTileRows] = {};  // the sum of the weights, where inputs are shifted to be unsigned
+  for (int64_t group = 0; group < groups; ++group) {
+    source.ahead();
+#pragma GCC unroll 4
+    for (int row = 0; row < kTileRows; ++row) {
+      const typename Isa::Bytes weights = source.bytes(group, row);
+      if (Isa::kShift) plain[row] = Isa::add_up(plain[row], weights);
+#pragma GCC unroll 4
+      for (int t = 0; t < Tokens; ++t)
+        totals[row][t] = Isa::multiply(totals[row][t], weights, x + t * in.stride + group * kGroup);
+    }
+  }
+  for (int row = 0; row < kTileRows && tile * kTileRows + row < weight.rows; ++row)
+    for (int t = 0; t < Tokens; ++t)
+      store_scaled(weight, in, out, token + t, tile * kTileRows + row, Isa::total(totals[row][t], plain[row]));
+}
+
+template <class Isa, class Source>
+inline void all_tokens_floats(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
+                              int64_t tile, const Source& source) {
+  int64_t token = 0;
+  for (; token + 4 <= tokens; token += 4) tile_floats<Isa, 4>(weight, in, out, token, tile, source);
+  if (tokens - token == 3) tile_floats<Isa, 3>(weight, in, out, token, tile, source);
+  if (tokens - token == 2) tile_floats<Isa, 2>(weight, in, out, token, tile, source);
+  if (tokens - token == 1) tile_floats<Isa, 1>(weight, in, out, token, tile, source);
+}
+
+template <class Isa, class Source>
+inline void tile_all_tokens(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
+                            int64_t tile) {
+  const Source source(weight, tile, weight.scales ? 1 : 2);
+  if (!weight.scales) return all_tokens_floats<Isa>(weight, in, out, tokens, tile, source);
+  int64_t token = 0;
+  for (; token + 4 <= tokens; token += 4) tile_bytes<Isa, 4>(weight, in, out, token, tile, source);
+  if (tokens - token == 3) tile_bytes<Isa, 3>(weight, in, out, token, tile, source);
+  if (tokens - token == 2) tile_bytes<Isa, 2>(weight, in, out, token, tile, source);
+  if (tokens - token == 1) tile_bytes<Isa, 1>(weight, in, out, token, tile, source);
+}
+
+// Whether a kernel may read whole vectors from this tile on.
+inline bool has_room(const SparityMatrix& weight, int64_t tile) { return weight.offsets[tile + 1] + 64 <= weight.kept; }
+
+#include "block.h"
+#include "dense.h"
+
+template <class Isa>
+void gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
+          int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) {
+    switch (weight.format) {
+      case SPARITY_DENSE:
+        dense_tile<Isa>(weight, in, out, tokens, unit);
+        break;
+      case SPARITY_TWO_OF_FOUR:
+        tile_all_tokens<Isa, Paired<Isa>>(weight, in, out, tokens, unit);
+        break;
+      case SPARITY_BITMASK:
+        if (has_room(weight, unit))
+          tile_all_tokens<Isa, Masked<Isa, false>>(weight, in, out, tokens, unit);
+        else
+          tile_all_tokens<Isa, Masked<Isa, true>>(weight, in, out, tokens, unit);
+        break;
+      default:
+        block_row<Isa>(weight, in, out, tokens, unit);
+    }
+  }
+}
+
+// ---- unpacking
+
+template <class Isa, class Source>
+inline void unpack_from(const SparityMatrix& weight, int64_t tile, int64_t rows, void* out) {
+  const int64_t element = weight.scales ? 1 : 2, columns = weight.columns;
+  Source source(weight, tile, element);
+  for (int64_t group = 0; group * kGroup < columns; ++group) {
+    const int64_t width = columns - group * kGroup < kGroup ? columns - group * kGroup : kGroup;
+    for (int row = 0; row < kTileRows; ++row) {  // also rows beyond the end: a stream must be read on
+      char copy[kGroup * 2];
+      char* at = static_cast<char*>(out) + (row * columns + group * kGroup) * element;
+      char* to = row < rows && width == kGroup ? at : copy;
+      if (weight.scales) {
+        Isa::store_bytes(source.bytes(group, row), reinterpret_cast<int8_t*>(to));
+      } else {
+        typename Isa::Floats low, high;
+        source.floats(group, row, low, high);
+        Isa::store_floats(low, reinterpret_cast<uint16_t*>(to));
+        Isa::store_floats(high, reinterpret_cast<uint16_t*>(to) + 32);
+      }
+      if (row < rows && to == copy) memcpy(at, copy, size_t(width * element));
+    }
+  }
+}
+
+template <class Isa>
+void unpack_tile(const SparityMatrix& weight, int64_t tile, int64_t rows, void* out) {
+  if (weight.format == SPARITY_TWO_OF_FOUR)
+    unpack_from<Isa, Paired<Isa>>(weight, tile, rows, out);
+  else if (has_room(weight, tile))
+    unpack_from<Isa, Masked<Isa, false>>(weight, tile, rows, out);
+  else
+    unpack_from<Isa, Masked<Isa, true>>(weight, tile, rows, out);
+}
+
+// ---- inputs
+
+template <class Isa>
+void prepare_floats(const uint16_t* x, int64_t columns, int64_t stride, void* out) {
+  auto* to = static_cast<typename Isa::X*>(out);
+  for (int64_t column = 0; column < columns; ++column) to[column] = Isa::input(x[column]);
+  for (int64_t column = columns; column < stride; ++column) to[column] = 0;
+}
+
+template <class Isa>
+void prepare_ints(const int8_t* x, int64_t columns, int64_t stride, void* out) {
+  auto* to = static_cast<typename Isa::Q*>(out);
+  for (int64_t column = 0; column < columns; ++column) to[column] = typename Isa::Q(x[column] + Isa::kShift);
+  for (int64_t column = columns; column < stride; ++column) to[column] = 0;
+}
+
+// Plain loops, which the compiler makes into vectors of each instruction set.
+inline void quantize(const uint16_t* x, int64_t columns, int8_t* out, float* scale) {
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  int32_t largest = 0;  // bfloat16 without its sign is ordered like a whole number
+  for (int64_t column = 0; column < columns; ++column) {
+    const int32_t size = x[column] & 0x7fff;
+    largest = size > largest ? size : largest;
+  }
+  if (largest >= 0x7f80) {  // infinity or NaN
+    memset(out, 0, size_t(columns));
+    *scale = NAN;
+    return;
+  }
+  float step = to_float(uint16_t(largest)) / 127.0f;
+  if (step < kSmallestNormal) step = largest ? kSmallestNormal : 1.0f;
+  for (int64_t column = 0; column < columns; ++column)
+    out[column] = int8_t(int32_t(rintf(to_float(x[column]) / step)));
+  *scale = step;
+}
+
+// In four independent sums, which the compiler makes into vectors.
+inline uint64_t read(const uint64_t* words, int64_t count) {
+  uint64_t sums[32] = {};
+  int64_t at = 0;
+  for (; at + 32 <= count; at += 32) {
+    for (int line = 0; line < 4; ++line) __builtin_prefetch(words + at + kAhead / 8 + 8 * line);
+    for (int i = 0; i < 32; ++i) sums[i] += words[at + i];
+  }
+  for (; at < count; ++at) sums[0] += words[at];
+  uint64_t sum = 0;
+  for (uint64_t part : sums) sum += part;
+  return sum;
+}
+
+template <class Isa>
+constexpr sparity::Kernels kernels() {
+  return {sizeof(typename Isa::X), sizeof(typename Isa::Q), prepare_floats<Isa>, prepare_ints<Isa>, quantize, read,
+          gemv<Isa>,               unpack_tile<Isa>};
+}
+
+}  // namespace

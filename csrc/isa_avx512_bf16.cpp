@@ -1,0 +1,101 @@
+// AVX-512 with BF16 (dot products of pairs), VBMI2 (values spread by mask) and VNNI (dot products of bytes).
+#include <immintrin.h>
+
+#include "gemv.h"
+
+namespace {
+
+// vpexpand waits for the old value of its destination although it zeroes it, so the register is cleared first. Inline
+// assembly also keeps the compiler from folding the load into it: that form is slow on Zen.
+inline __m512i expand_words(__mmask32 mask, __m512i kept) {
+  __m512i out;
+  asm("vpxord %0, %0, %0\n\tvpexpandw %1, %0%{%2%}%{z%}" : "=&v"(out) : "v"(kept), "Yk"(mask));
+  return out;
+}
+
+inline __m512i expand_all_bytes(__mmask64 mask, __m512i kept) {
+  __m512i out;
+  asm("vpxord %0, %0, %0\n\tvpexpandb %1, %0%{%2%}%{z%}" : "=&v"(out) : "v"(kept), "Yk"(mask));
+  return out;
+}
+
+struct Avx512Bf16 {
+  using X = uint16_t;
+  using Q = uint8_t;
+  static constexpr int kShift = 128;  // vpdpbusd wants one unsigned side
+
+  struct Floats {
+    __m512i at;
+  };
+  struct Sum {
+    __m512 at;
+  };
+  struct Bytes {
+    __m512i at;
+  };
+  struct Total {
+    __m512i at;
+  };
+
+  static X input(uint16_t bits) { return bits; }
+  static float output(X x) { return to_float(x); }
+
+  static inline Floats load_floats(const uint16_t* from) { return {_mm512_loadu_si512(from)}; }
+  static inline Floats expand_floats(uint32_t mask, const uint16_t* from) {
+    return {expand_words(mask, _mm512_loadu_si512(from))};
+  }
+  static inline Floats expand_half_floats(uint32_t mask, const uint16_t* from) {
+    const __m256i kept = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return {expand_words(mask, _mm512_castsi256_si512(kept))};
+  }
+  static inline void store_floats(const Floats& values, uint16_t* to) { _mm512_storeu_si512(to, values.at); }
+  static inline Sum multiply(Sum sum, const Floats& weights, const X* x) {
+    sum.at = _mm512_dpbf16_ps(sum.at, (__m512bh)weights.at, (__m512bh)_mm512_loadu_si512(x));
+    return sum;
+  }
+  static inline Sum multiply_half(Sum sum, const uint16_t* weights, const X* x) {
+    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    sum.at = _mm512_dpbf16_ps(sum.at, (__m512bh)_mm512_zextsi256_si512(w), (__m512bh)_mm512_zextsi256_si512(v));
+    return sum;
+  }
+  using PairSum = Sum;
+  static inline PairSum multiply_pair(PairSum sums, const Floats& weights, const X* x) {  // two rows of 16 weights
+    const __m256i inputs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    sums.at = _mm512_dpbf16_ps(sums.at, (__m512bh)weights.at, (__m512bh)_mm512_broadcast_i64x4(inputs));
+    return sums;
+  }
+  static inline void sum_pair(const PairSum& sums, float& upper, float& lower) {
+    upper = _mm512_mask_reduce_add_ps(0x00ff, sums.at);
+    lower = _mm512_mask_reduce_add_ps(0xff00, sums.at);
+  }
+  static inline float sum(const Sum& sum) { return _mm512_reduce_add_ps(sum.at); }
+
+  static inline Bytes load_bytes(const int8_t* from) { return {_mm512_loadu_si512(from)}; }
+  static inline Bytes expand_bytes(uint64_t mask, const int8_t* from) {
+    return {expand_all_bytes(mask, _mm512_loadu_si512(from))};
+  }
+  static inline Bytes expand_half_bytes(uint64_t mask, const int8_t* from) {
+    const __m256i kept = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return {expand_all_bytes(mask, _mm512_castsi256_si512(kept))};
+  }
+  static inline void store_bytes(const Bytes& values, int8_t* to) { _mm512_storeu_si512(to, values.at); }
+  static inline Total multiply(Total total, const Bytes& weights, const Q* x) {
+    total.at = _mm512_dpbusd_epi32(total.at, _mm512_loadu_si512(x), weights.at);
+    return total;
+  }
+  static inline Total add_up(Total total, const Bytes& weights) {
+    total.at = _mm512_dpbusd_epi32(total.at, _mm512_set1_epi8(1), weights.at);
+    return total;
+  }
+  // What the shift added comes off in each lane: modulo 2^32, so a lane may overflow on the way.
+  static inline int64_t total(const Total& total, const Total& plain) {
+    const __m512i lanes = _mm512_sub_epi32(total.at, _mm512_slli_epi32(plain.at, 7));
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(lanes)),
+                                                    _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(lanes, 1))));
+  }
+};
+
+}  // namespace
+
+const sparity::Kernels sparity::avx512_bf16_kernels = kernels<Avx512Bf16>();

@@ -1,0 +1,90 @@
+// Plain C++: the slowest and the plainest; every other instruction set is tested against the same reference.
+#include "gemv.h"
+
+namespace {
+
+struct Scalar {
+  using X = float;
+  using Q = int16_t;
+  static constexpr int kShift = 0;
+
+  struct Floats {
+    float at[32];
+  };
+  struct Sum {
+    float at[8];
+  };
+  struct Bytes {
+    int8_t at[64];
+  };
+  using Total = int32_t;
+
+  static X input(uint16_t bits) { return to_float(bits); }
+  static float output(X x) { return x; }
+
+  static Floats load_floats(const uint16_t* from) {
+    Floats out;
+    for (int i = 0; i < 32; ++i) out.at[i] = to_float(from[i]);
+    return out;
+  }
+  static Floats expand_floats(uint32_t mask, const uint16_t* from) {
+    Floats out;
+    for (int i = 0; i < 32; ++i) out.at[i] = mask >> i & 1 ? to_float(*from++) : 0.0f;
+    return out;
+  }
+  static Floats expand_half_floats(uint32_t mask, const uint16_t* from) { return expand_floats(mask, from); }
+  static void store_floats(const Floats& values, uint16_t* to) {
+    for (int i = 0; i < 32; ++i) {
+      uint32_t word;
+      memcpy(&word, &values.at[i], 4);
+      to[i] = uint16_t(word >> 16);
+    }
+  }
+  static Sum multiply(Sum sum, const Floats& weights, const X* x) {
+    for (int i = 0; i < 32; ++i) sum.at[i % 8] += weights.at[i] * x[i];
+    return sum;
+  }
+  static Sum multiply_half(Sum sum, const uint16_t* weights, const X* x) {
+    for (int i = 0; i < 16; ++i) sum.at[i % 8] += to_float(weights[i]) * x[i];
+    return sum;
+  }
+  struct PairSum {
+    Sum rows[2];
+  };
+  static PairSum multiply_pair(PairSum sums, const Floats& weights, const X* x) {  // two rows of 16 weights
+    for (int i = 0; i < 32; ++i) sums.rows[i / 16].at[i % 8] += weights.at[i] * x[i % 16];
+    return sums;
+  }
+  static void sum_pair(const PairSum& sums, float& upper, float& lower) {
+    upper = sum(sums.rows[0]);
+    lower = sum(sums.rows[1]);
+  }
+  static float sum(const Sum& sum) {
+    float out = 0;
+    for (float part : sum.at) out += part;
+    return out;
+  }
+
+  static Bytes load_bytes(const int8_t* from) {
+    Bytes out;
+    memcpy(out.at, from, 64);
+    return out;
+  }
+  static Bytes expand_bytes(uint64_t mask, const int8_t* from) {
+    Bytes out;
+    for (int i = 0; i < 64; ++i) out.at[i] = mask >> i & 1 ? *from++ : int8_t(0);
+    return out;
+  }
+  static Bytes expand_half_bytes(uint64_t mask, const int8_t* from) { return expand_bytes(mask, from); }
+  static void store_bytes(const Bytes& values, int8_t* to) { memcpy(to, values.at, 64); }
+  static Total multiply(Total total, const Bytes& weights, const Q* x) {
+    for (int i = 0; i < 64; ++i) total += int32_t(weights.at[i]) * x[i];
+    return total;
+  }
+  static Total add_up(Total total, const Bytes&) { return total; }
+  static int64_t total(Total total, Total) { return total; }
+};
+
+}  // namespace
+
+const sparity::Kernels sparity::scalar_kernels = kernels<Scalar>();

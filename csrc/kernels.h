@@ -1,0 +1,45 @@
+// What an instruction set provides, and what dispatch.cpp gives to it.
+#pragma once
+
+#include "sparity_kernels.h"
+
+namespace sparity {
+
+constexpr int64_t kTileRows = 4;
+constexpr int64_t kGroup = 64;  // columns
+
+// Inputs as a kernel reads them: [tokens, stride], zeros behind the columns.
+struct Inputs {
+  const void* x;        // what Kernels::prepare wrote
+  int64_t stride;       // elements from token to token
+  const float* scales;  // int8: per token, NaN where the token is not finite
+};
+
+struct Outputs {
+  void* y;
+  bool wide;
+};
+
+struct Kernels {
+  int64_t float_bytes, int_bytes;  // bytes of one prepared input
+  void (*prepare_floats)(const uint16_t* x, int64_t columns, int64_t stride, void* out);
+  void (*prepare_ints)(const int8_t* x, int64_t columns, int64_t stride, void* out);
+  // One token as int8; NaN as scale and zeros when it is not finite.
+  void (*quantize)(const uint16_t* x, int64_t columns, int8_t* out, float* scale);
+  // Reads whole vectors and does nothing with them: the speed of memory.
+  uint64_t (*read)(const uint64_t* words, int64_t count);
+  // The rows of units [begin, end): tiles of 4 rows, or rows of blocks.
+  void (*gemv)(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
+               int64_t end);
+  // One tile (from `tile` on, 4 rows or fewer) as rows of out [rows, columns].
+  void (*unpack_tile)(const SparityMatrix& weight, int64_t tile, int64_t rows, void* out);
+};
+
+extern const Kernels scalar_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+extern const Kernels avx512_bf16_kernels;
+#endif
+
+}  // namespace sparity

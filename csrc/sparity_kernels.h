@@ -1,0 +1,66 @@
+// The C interface of Sparity's kernels. Nothing here checks its input: the caller has checked every packed matrix.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define SPARITY_EXPORT __declspec(dllexport)
+#else
+#define SPARITY_EXPORT __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { SPARITY_ABI = 1 };
+enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3 };
+enum { SPARITY_OK = 0, SPARITY_UNSUPPORTED = 1 };
+
+// One weight [rows, columns], stored as docs/format.md says. Values are bfloat16, or int8 when scales is not null.
+typedef struct {
+  int64_t rows, columns;
+  const void* values;
+  const uint8_t* masks;          // bitmask, two_of_four
+  const int64_t* offsets;        // bitmask: tiles + 1; block: block rows + 1
+  const int32_t* block_columns;  // block: [kept]
+  const float* scales;           // int8: [rows]
+  int64_t block_rows, block_width;
+  int64_t kept;                  // entries of values (blocks of them in the format block)
+  int32_t format;
+} SparityMatrix;
+
+// The number of this interface; a library of another number is not used.
+SPARITY_EXPORT int sparity_abi(void);
+
+// Instruction sets by rank, "scalar" first; null beyond the last one.
+SPARITY_EXPORT const char* sparity_isa_name(int rank);
+// The highest rank that this processor can run.
+SPARITY_EXPORT int sparity_isa_best(void);
+// Chooses the instruction set of all later calls; SPARITY_UNSUPPORTED when the processor lacks it.
+SPARITY_EXPORT int sparity_isa_use(int rank);
+
+// y[token, row] = sum over columns of weight[row, column] * x[token, column], for `tokens` >= 1.
+// x: bfloat16 [tokens, columns]; y: [tokens, rows], bfloat16 or (wide) float32. Sums are float32; int8 weights meet
+// inputs that are quantised per token (see reference.py). The result does not depend on `threads`.
+SPARITY_EXPORT int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wide, int64_t tokens,
+                                int threads);
+
+// Rows [begin, end) of the weight as they are stored, bfloat16 or int8, into out [end - begin, columns].
+// begin is a multiple of 4 (of block_rows in the format block).
+SPARITY_EXPORT int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void* out, int threads);
+
+// x: bfloat16 [tokens, columns] -> int8 out and its scale per token; NaN as scale marks a token that is not finite.
+SPARITY_EXPORT void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t* out, float* scales,
+                                     int threads);
+
+// Reads memory as the kernels do and gives the sum of its 64-bit words: what benchmarks measure the kernels' speed by.
+SPARITY_EXPORT uint64_t sparity_read(const void* memory, int64_t bytes, int threads);
+
+// Memory on large pages where the system has them; null when there is none. Freed with the same number of bytes.
+SPARITY_EXPORT void* sparity_allocate(int64_t bytes);
+SPARITY_EXPORT void sparity_free(void* memory, int64_t bytes);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,131 @@
+"""Packed matrices in a safetensors file: `docs/format.md`, "Packed matrices", is the specification."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparity.engine.formats.base import format_of
+from sparity.engine.formats.storage.packed import Packed
+from sparity.engine.formats.storage.values import DTYPE_NAMES, dtype_name
+from sparity.errors import CorruptFile, InvalidInput, SparityError
+from sparity.files import write_atomically
+
+VERSION = 1
+HEADER = "sparity"
+
+
+def write(path: Path, matrices: Mapping[str, Packed]) -> None:
+    """Write packed matrices, by name, as one file; complete or not at all.
+
+    Raises:
+        InvalidInput: two names would give the same tensor.
+        SparityError: the file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, packed in matrices.items():
+        for part, tensor in packed.tensors.items():
+            key = f"{name}.{part}"
+            if key in tensors:
+                raise InvalidInput(f'two matrices would store the tensor "{key}"; rename one')
+            tensors[key] = tensor
+    header = {HEADER: json.dumps({"version": VERSION, "matrices": {n: describe(p) for n, p in matrices.items()}})}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def read(path: Path) -> dict[str, Packed]:
+    """The packed matrices of a file, by name, every hash and every content checked.
+
+    Raises:
+        CorruptFile: truncated, altered, of a later version, or with contents that contradict each other.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            entries = _entries(path, file.metadata() or {})
+            wanted = {f"{name}.{part}" for name, entry in entries.items() for part in _parts(path, name, entry)}
+            if wanted != set(file.keys()):
+                raise CorruptFile(f"{path}: tensors and header differ in {sorted(wanted ^ set(file.keys()))[:3]}")
+            found = {key: file.get_tensor(key) for key in wanted}
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{path} cannot be read: {error}") from error
+    return {
+        name: restore(f"{path}, {name}", entry, {part: found[f"{name}.{part}"] for part in entry["hashes"]})
+        for name, entry in entries.items()
+    }
+
+
+def describe(packed: Packed) -> dict[str, Any]:
+    """What the header says about one matrix: format, options, shape, type, hash of each tensor and of the entry."""
+    entry = {
+        "format": packed.format,
+        "options": dict(packed.options),
+        "shape": list(packed.shape),
+        "dtype": dtype_name(packed.dtype),
+        "hashes": {part: tensor_hash(tensor) for part, tensor in packed.tensors.items()},
+    }
+    return {**entry, "hash": entry_hash(entry)}
+
+
+def restore(where: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
+    """The matrix that a header entry describes; `where` begins the message when it does not hold together.
+
+    Raises:
+        CorruptFile: an unknown format, a wrong hash, or tensors that contradict each other.
+    """
+    try:
+        rows, columns = entry["shape"]
+        options = entry["options"]
+        if not all(type(number) is int for number in (rows, columns, *options.values())):
+            raise CorruptFile(f"{where}: shape and options must be whole numbers")
+        packed = Packed(str(entry["format"]), (rows, columns), DTYPE_NAMES[entry["dtype"]], tensors, options)
+        hashes = {part: str(value) for part, value in entry["hashes"].items()}
+        if entry["hash"] != entry_hash({key: value for key, value in entry.items() if key != "hash"}):
+            raise CorruptFile(f"{where}: its header entry was altered (its SHA-256 differs); fetch the file again")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptFile(f"{where}: its header entry makes no sense ({error!r})") from error
+    try:
+        form = format_of(packed)
+    except InvalidInput as error:
+        raise CorruptFile(f"{where}: {error}") from error
+    for part, tensor in tensors.items():
+        if tensor_hash(tensor) != hashes.get(part):
+            raise CorruptFile(f'{where}: the tensor "{part}" was altered (its SHA-256 differs); fetch the file again')
+    try:
+        form.check(packed)
+    except SparityError as error:
+        raise CorruptFile(f"{where}: {error}") from error
+    return packed
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 of a contiguous tensor's bytes, in hexadecimal."""
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def entry_hash(entry: Mapping[str, Any]) -> str:
+    """SHA-256 of a header entry without its own hash: JSON with sorted keys and no spaces."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _entries(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        header = json.loads(metadata[HEADER])
+        version, matrices = header["version"], header["matrices"]
+        if version == VERSION and isinstance(matrices, dict):
+            return matrices
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CorruptFile(f'{path} holds no packed matrices: its "{HEADER}" header cannot be read') from error
+    raise CorruptFile(f"{path}: packed matrices of version {version!r}; this Sparity reads {VERSION}")
+
+
+def _parts(path: Path, name: str, entry: Any) -> list[str]:
+    hashes = entry.get("hashes") if isinstance(entry, dict) else None
+    if not isinstance(hashes, dict):
+        raise CorruptFile(f"{path}, {name}: its header entry names no tensors")
+    return list(hashes)

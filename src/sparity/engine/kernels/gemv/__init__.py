@@ -1,0 +1,1 @@
+"""A weight times a few inputs: what decoding spends its time on."""

@@ -1,0 +1,87 @@
+"""A packed matrix where the compiled kernels can read it: checked once, on large pages when it is large."""
+
+import ctypes
+import weakref
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sparity.engine.formats import Packed, format_of
+from sparity.engine.kernels import native
+from sparity.errors import InvalidInput
+
+FORMATS = {"dense": 0, "bitmask": 1, "two_of_four": 2, "block": 3}
+LARGE = 1 << 21  # bytes of one large page
+_NOTHING = torch.zeros(1)
+INT8_COLUMNS = 1 << 20  # beyond, sums of int8 products could leave int32
+
+
+def declines(packed: Packed) -> str | None:
+    """Why the compiled kernels do not take this matrix, or None when they do."""
+    if reason := native.unavailable():
+        return reason
+    if packed.format not in FORMATS:
+        return f"no kernel for the format {packed.format}"
+    if packed.dtype != torch.bfloat16:
+        return f"kernels take bfloat16, not {str(packed.dtype).removeprefix('torch.')}"
+    if packed.format == "block" and (packed.quantized or packed.options["columns"] % 16):
+        return "block kernels take bfloat16 values in blocks whose width is a multiple of 16"
+    if packed.quantized and packed.shape[1] >= INT8_COLUMNS:
+        return f"int8 kernels take fewer than {INT8_COLUMNS} columns"
+    return None
+
+
+class NativeWeight:
+    """One weight, ready for `gemv.cpu` and `prefill.cpu`.
+
+    `packed` holds its tensors, moved to large pages where that pays: drop the matrix that was given, so that the weight
+    is in memory once.
+    """
+
+    def __init__(self, packed: Packed) -> None:
+        """Check and move `packed`.
+
+        Raises:
+            InvalidInput: the kernels do not take it, see `declines`.
+            CorruptFile: it contradicts itself.
+        """
+        if reason := declines(packed):
+            raise InvalidInput(f"{packed.format} {packed.shape[0]} x {packed.shape[1]}: {reason}")
+        format_of(packed).check(packed)
+        self.packed = replace(packed, tensors={name: on_large_pages(part) for name, part in packed.tensors.items()})
+        parts = self.packed.tensors
+        # a null pointer may not even be moved by 0, so an empty tensor is given an address
+        address = {name: part.data_ptr() or _NOTHING.data_ptr() for name, part in parts.items()}
+        self._matrix = native.Matrix(
+            rows=packed.shape[0],
+            columns=packed.shape[1],
+            values=address["values"],
+            masks=address.get("masks"),
+            offsets=address.get("offsets"),
+            block_columns=address.get("columns"),
+            scales=address.get("scales"),
+            block_rows=packed.options.get("rows", 0),
+            block_width=packed.options.get("columns", 0),
+            kept=len(parts["values"]),
+            format=FORMATS[packed.format],
+        )
+        self.address = ctypes.addressof(self._matrix)  # the pointer that each call hands over
+
+    def __repr__(self) -> str:
+        return f"NativeWeight({self.packed.format}, {self.packed.shape[0]} x {self.packed.shape[1]})"
+
+
+def on_large_pages(tensor: Tensor) -> Tensor:
+    """A copy of a large tensor on 2 MB pages, where the system has them; a small one as it is."""
+    size = tensor.numel() * tensor.element_size()
+    if size < LARGE:
+        return tensor
+    library = native.library()
+    memory = library.sparity_allocate(size)
+    if not memory:
+        return tensor
+    buffer = (ctypes.c_byte * size).from_address(memory)
+    weakref.finalize(buffer, library.sparity_free, memory, size).atexit = False  # a thread may still read at the end
+    moved = torch.frombuffer(buffer, dtype=torch.uint8)  # keeps the buffer alive
+    return moved.view(tensor.dtype).view(tensor.shape).copy_(tensor)

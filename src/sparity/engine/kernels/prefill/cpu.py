@@ -1,0 +1,55 @@
+"""Prefill on the processor: a panel of rows at a time is unpacked in front of PyTorch's matrix product.
+
+No dense copy of the weight is kept: the panel is the only memory beside the weight and the result.
+"""
+
+import torch
+from torch import Tensor
+
+from sparity.engine.formats import format_of
+from sparity.engine.kernels import native
+from sparity.engine.kernels.native_weight import NativeWeight
+
+PANEL = 2 << 20  # bytes of unpacked weight at a time: enough rows for a fast product, and still in the cache
+
+
+def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
+    """`x` bfloat16 `[tokens, columns]` -> bfloat16 `[tokens, rows]`, by PyTorch's product of the unpacked weight.
+
+    int8 weights meet inputs quantised per token, as in `gemv.reference.gemv_int8`; exact sums are scaled in float32.
+    """
+    packed = weight.packed
+    rows, columns = packed.shape
+    stored = packed.tensors["values"].dtype
+    if packed.quantized:
+        x, token_scales = _quantize(x)
+    if packed.format not in ("bitmask", "two_of_four"):
+        whole = packed.tensors["values"] if packed.format == "dense" else format_of(packed).decode(packed)
+        if not packed.quantized:
+            return x @ whole.T
+        return _scaled(torch._int_mm(x, whole.T), token_scales, packed.tensors["scales"]).to(torch.bfloat16)
+    out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16)
+    step = max(64, PANEL // (columns * stored.itemsize) // 64 * 64)
+    panel = torch.empty(min(step, rows), columns, dtype=stored)
+    for begin in range(0, rows, step):
+        end = min(begin + step, rows)
+        native.library().sparity_unpack(weight.address, begin, end, panel.data_ptr(), native.threads())
+        rows_of_panel = panel[: end - begin].T
+        if packed.quantized:
+            product = torch._int_mm(x, rows_of_panel)
+            out[:, begin:end] = _scaled(product, token_scales, packed.tensors["scales"][begin:end])
+        else:
+            torch.mm(x, rows_of_panel, out=out[:, begin:end])
+    return out
+
+
+def _quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`gemv.reference.quantize_tokens`, compiled."""
+    x = x.contiguous()
+    values, scales = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x))
+    native.library().sparity_quantize(x.data_ptr(), *x.shape, values.data_ptr(), scales.data_ptr(), native.threads())
+    return values, scales
+
+
+def _scaled(sums: Tensor, token_scales: Tensor, row_scales: Tensor) -> Tensor:
+    return sums.float().mul_(row_scales).mul_(token_scales[:, None])

@@ -1,0 +1,109 @@
+"""Finding the library, choosing the instruction set, and doing without."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernel_inputs import inputs, weight_for
+from sparity.engine.formats import build_format
+from sparity.engine.kernels import native, prepare
+from sparity.engine.kernels.native_weight import NativeWeight, declines
+from sparity.errors import InvalidInput
+
+NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled kernels: {native.unavailable()}")
+SAY = """
+from sparity.engine.kernels import native, prepare
+from sparity.errors import SparityError
+import torch
+try:
+    print(native.unavailable() or native.instruction_set())
+except SparityError as error:
+    print(error)
+"""
+
+
+def say(**environment):
+    found = subprocess.run(
+        [sys.executable, "-c", SAY], capture_output=True, text=True, env={**os.environ, **environment}, check=True
+    )
+    return found.stdout.strip()
+
+
+@NATIVE
+def test_the_environment_chooses():
+    assert say(SPARITY_ISA="scalar") == "scalar"
+    assert say(SPARITY_ISA="") == native.instruction_sets()[-1]
+    assert say(SPARITY_ISA="avx9").startswith('SPARITY_ISA: this processor has no "avx9"; did you mean "avx2"? choose')
+    assert say(SPARITY_NO_NATIVE="1") == "SPARITY_NO_NATIVE is set"
+    assert say(SPARITY_LIBRARY="nowhere.so").startswith("they were not built")
+
+
+@NATIVE
+def test_a_file_that_is_no_library_is_not_used(tmp_path):
+    (tmp_path / "broken.so").write_text("not a library")
+    assert say(SPARITY_LIBRARY=str(tmp_path / "broken.so")).startswith("broken.so cannot be used")
+
+
+@NATIVE
+def test_using_is_undone():
+    before = native.instruction_set()
+    with native.using("scalar"):
+        assert native.instruction_set() == "scalar"
+    assert native.instruction_set() == before
+    with pytest.raises(InvalidInput, match='no "neon"'), native.using("neon"):
+        pass
+
+
+def test_without_the_library_pytorch_does_it(monkeypatch):
+    monkeypatch.setattr("sparity.engine.kernels.native._load", lambda: "for this test")
+    native.unavailable.cache_clear()
+    weight, x = weight_for("bitmask", 20, 70), inputs(3, 70)
+    prepared = prepare(build_format("bitmask").pack(weight))
+    assert prepared.declined == "for this test"
+    assert torch.equal(prepared(x), torch.nn.functional.linear(x, weight))
+    assert native.instruction_sets() == []
+    with pytest.raises(InvalidInput, match="no compiled kernels: for this test"):
+        native.library()
+    native.unavailable.cache_clear()
+
+
+def test_reading_sums_every_word(isa):
+    words = torch.arange(1000, dtype=torch.int64) * 2**50
+    for count in (0, 1, 31, 1000):
+        wanted = int(words[:count].sum()) % 2**64
+        assert native.library().sparity_read(words.data_ptr(), count * 8, 3) == wanted
+
+
+@NATIVE
+def test_what_is_declined_and_why():
+    weight = weight_for("block", 32, 64)
+    for spec, values, words in (
+        ("csr", "same", "no kernel for the format csr"),
+        ({"block": {"columns": 8}}, "same", "multiple of 16"),
+        ("block", "int8", "bfloat16 values"),
+    ):
+        packed = build_format(spec).pack(weight, values)
+        assert words in declines(packed)
+        with pytest.raises(InvalidInput, match=words):
+            NativeWeight(packed)
+        assert torch.isfinite(prepare(packed)(inputs(2, 64))).all()
+    assert "take bfloat16, not float32" in declines(build_format("dense").pack(weight.float()))
+    assert declines(build_format("bitmask").pack(weight)) is None
+
+
+@NATIVE
+def test_a_large_weight_moves_to_large_pages_and_stays_itself():
+    packed = build_format("bitmask").pack(weight_for("bitmask", 1024, 3000))
+    prepared = prepare(packed)
+    assert prepared.packed.tensors["values"].data_ptr() % (1 << 21) == 0
+    assert torch.equal(prepared.packed.tensors["values"], packed.tensors["values"])
+    x = inputs(2, 3000)
+    assert torch.equal(prepared(x), prepare(prepared.packed)(x))
+    assert prepared(x[0]).shape == (1024,)
+    assert prepared(x[:, None]).shape == (2, 1, 1024)
+    values = prepared.packed.tensors["values"]
+    del prepared
+    assert torch.equal(values, packed.tensors["values"])  # the memory lives as long as a tensor does

@@ -1,0 +1,36 @@
+"""Weights and inputs for the kernels."""
+
+import torch
+
+FORMATS = {
+    "dense": {},
+    "bitmask": {},
+    "two_of_four": {},
+    "block": {"rows": 16, "columns": 16},
+}
+
+
+def weight_for(name, rows, columns, seed=0, keep=0.5, block=(16, 16)):
+    """A random bfloat16 weight in the pattern of a format."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    if name == "bitmask":
+        kept = torch.rand(rows, columns, generator=generator) < keep
+    elif name == "two_of_four":
+        order = torch.rand(rows, -(-columns // 4), 4, generator=generator).argsort(-1)
+        kept = (order < 2).flatten(1)[:, :columns]
+    elif name == "block":
+        down, across = -(-rows // block[0]), -(-columns // block[1])
+        kept = torch.rand(down, across, generator=generator) < keep
+        kept = kept.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:rows, :columns]
+    else:
+        kept = torch.ones(rows, columns, dtype=torch.bool)
+    return torch.where(kept, weight, 0.0).bfloat16()
+
+
+def inputs(tokens, columns, seed=1):
+    """Random bfloat16 inputs, a few of them large."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, columns, generator=generator)
+    x[:, :: max(1, columns // 3)] *= 20
+    return x.bfloat16()
