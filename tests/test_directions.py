@@ -9,7 +9,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "sparity"
 LEVELS = (
     ("errors",),
     ("files", "registry", "zoo"),
-    ("models", "engine.formats"),
+    ("shards",),
+    ("engine.formats",),
+    ("models",),
     ("calibration", "quality", "engine.kernels"),
     ("budgets", "engine"),
     ("static", "dynamic"),

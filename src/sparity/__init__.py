@@ -3,7 +3,10 @@
 Importing this module is cheap (no torch); each name below is loaded when first used.
 """
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -55,3 +58,30 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+class _WhenImported(MetaPathFinder):
+    """Lets transformers read packed checkpoints, as soon as its quantizers are imported and not before."""
+
+    QUANTIZERS = "transformers.quantizers.auto"
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self.QUANTIZERS:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def execute(module: Any) -> None:
+                run(module)
+                import_module("sparity.integrations.huggingface")
+
+            spec.loader.exec_module = execute  # type: ignore[method-assign]
+        return spec
+
+
+if _WhenImported.QUANTIZERS in sys.modules:
+    import_module("sparity.integrations.huggingface")
+elif not any(type(finder).__name__ == "_WhenImported" for finder in sys.meta_path):
+    sys.meta_path.insert(0, _WhenImported())

@@ -157,7 +157,16 @@ class Output(_Section):
     """Where the result goes and in which layout."""
 
     path: str | None = None
-    format: Literal["plain"] = "plain"
+    format: Literal["plain", "packed"] = Field(
+        "plain", description="zeros stored, loads anywhere; or only what is kept"
+    )
+    values: Literal["same", "int8"] = Field("same", description="of packed matrices: as they are, or quantised")
+
+    @model_validator(mode="after")
+    def _int8_is_packed(self) -> "Output":
+        if self.values != "same" and self.format != "packed":
+            raise ValueError("`values: int8` needs `format: packed`")
+        return self
 
 
 class Recipe(_Section):

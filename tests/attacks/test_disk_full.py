@@ -7,9 +7,9 @@ import resource
 import pytest
 
 import sparity
+from sparity import shards
 from sparity.errors import SparityError
 from sparity.files import write_atomically, write_text
-from sparity.models import shards
 
 
 def weights(folder):

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from sparity.calibration.statistics import GRADIENTS
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.models import Block, BlockInputs, Decoder
-from sparity.models.shards import write_tensors
+from sparity.shards import write_tensors
 
 FP32 = 4
 MIN_LENGTH = 3

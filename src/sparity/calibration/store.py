@@ -22,7 +22,7 @@ from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS, Stat
 from sparity.errors import CorruptFile, InvalidInput, RunConflict
 from sparity.files import file_hash, read_json_object, write_json
 from sparity.models import Block, Decoder, InputSite
-from sparity.models.shards import write_tensors
+from sparity.shards import write_tensors
 
 FORMAT = 1
 MANIFEST = "statistics.json"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import sparity
+from sparity.cli.convert import convert
 from sparity.cli.demo import demo
 from sparity.cli.doctor import doctor
 from sparity.cli.eval import evaluate
@@ -26,6 +27,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sensitivity": sensitivity,
     "sweep": sweep,
     "eval": evaluate,
+    "convert": convert,
     "verify": verify,
     "methods": methods,
     "explain": explain,

@@ -24,7 +24,7 @@ def model_card(report: Report, candidate: Candidate) -> str:
         _quality(candidate),
         _speed(candidate),
         _acceptance(candidate),
-        _loading(),
+        _loading(candidate),
         f"## Recipe\n\n{_fence(format.recipe_yaml(candidate.recipe), 'yaml')}",
         _machine(report),
     ]
@@ -102,8 +102,10 @@ def _acceptance(candidate: Candidate) -> str:
     return f"## Acceptance\n\n{_table(('limit', 'reached', 'verdict'), rows)}"
 
 
-def _loading() -> str:
+def _loading(candidate: Candidate) -> str:
+    packed = candidate.recipe.get("output", {}).get("format") == "packed"
     lines = (
+        *(("import sparity  # reads the packed weights",) if packed else ()),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'name = "path/to/this/folder"',

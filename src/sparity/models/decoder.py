@@ -18,8 +18,8 @@ from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.families.base import Family
 from sparity.models.layout import Layout
-from sparity.models.shards import LazyTensors
 from sparity.models.source import CheckpointSource, ModuleSource, Source
+from sparity.shards import LazyTensors
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,24 @@ class Decoder:
             return self._cast(name, self.source.read([name])[name])
 
         return LazyTensors(outside, read)
+
+    def stored_names(self, index: int) -> set[str]:
+        """The names under which block `index` is stored."""
+        return self._layout.stored((f"{self.block_name(index)}.",)) & self.source.shapes().keys()
+
+    def linear_weights(self) -> dict[str, bool]:
+        """Stored name of each pruned matrix that is the whole weight of a linear layer -> whether it is `[in, out]`."""
+        found: dict[str, bool] = {}
+        for index in range(len(self)):
+            name = self.block_name(index)
+            paths = {module: path for path, module in self.skeleton.get_submodule(name).named_modules()}
+            for site in self.sites(index):
+                for projection in site.projections:
+                    path = f"{name}.{paths[projection.module]}.{projection.parameter}"
+                    stored = self._layout.parts([path])
+                    if projection.expert is None and len(stored) == 1:
+                        found[stored[0]] = projection.transposed
+        return found
 
     def export(self, block: Block) -> dict[str, Tensor]:
         """Every stored tensor of a block under its stored name, contiguous and on the CPU."""

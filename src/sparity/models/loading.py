@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from sparity.errors import CorruptFile
+import torch
+
+from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import transformers as hf
 from sparity.models.source import CheckpointSource
 
@@ -24,7 +26,10 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto") -> Any:
 
     folder = hf.locate(path)
     hf.read_config(folder)
-    CheckpointSource(folder)
+    if CheckpointSource(folder).packed and torch.device(device).type != "cpu":
+        raise InvalidInput(
+            f"{folder} is packed, and packed weights are multiplied on the CPU: convert it to plain first"
+        )
     wanted = dtype if dtype == "auto" else hf.named_dtype(dtype)
     try:
         with hf.quiet():

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.models.shards import CODES
+from sparity.models import packed
+from sparity.shards import CODES
 
 
 class Source(ABC):
@@ -69,14 +70,18 @@ class ModuleSource(Source):
 
 
 class CheckpointSource(Source):
-    """A Hugging Face folder with `model.safetensors`, whole or in shards. Files are open only while they are read."""
+    """A Hugging Face folder with `model.safetensors`, whole or in shards, or a packed one. Files are open only while
+    they are read. A packed matrix NAME shows as the dense tensor NAME.weight, unpacked when it is read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.packed = (folder / packed.INDEX).exists()
+        self.matrices: dict[str, packed.Matrix] = {}  # stored name -> what it is made of
         self._homes: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        listed = _index(folder)
+        listed = _index(folder / (packed.INDEX if self.packed else "model.safetensors.index.json"))
         for path in _shard_paths(folder, listed):
             for name, shape, dtype in read_header(path):
                 self._homes[name], self._shapes[name], self._dtypes[name] = path, shape, dtype
@@ -86,6 +91,22 @@ class CheckpointSource(Source):
                 f"{folder}: the index lists {len(absent)} tensors that no shard holds, {absent[0]} among them; "
                 "fetch or save the model again"
             )
+
+        if self.packed:
+            for path in sorted(set(self._homes.values())):
+                for name, matrix in packed.matrices(path).items():
+                    self._stand_in(name, matrix)
+
+    def _stand_in(self, name: str, matrix: packed.Matrix) -> None:
+        """Show a matrix as the tensor that it stands for, in place of its parts."""
+        for part in matrix.entry["hashes"]:
+            for known in (self._homes, self._shapes, self._dtypes):
+                known.pop(f"{name}.{part}", None)
+        stored = f"{name}.weight"
+        if stored in self._homes:
+            raise CorruptFile(f"{matrix.path}: {stored} is there twice, dense and packed")
+        self.matrices[stored], self._homes[stored] = matrix, matrix.path
+        self._shapes[stored], self._dtypes[stored] = matrix.shape, matrix.dtype
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source.shapes`."""
@@ -97,7 +118,8 @@ class CheckpointSource(Source):
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """See `Source.read`."""
-        tensors = {}
+        tensors = {name: self.matrices[name].weight() for name in names if name in self.matrices}
+        names = [name for name in names if name not in self.matrices]
         for path in sorted({self._homes[name] for name in names}):
             try:
                 with safe_open(path, framework="pt") as file:
@@ -116,8 +138,8 @@ class CheckpointSource(Source):
         return digest.hexdigest()
 
 
-def _index(folder: Path) -> dict[str, str] | None:
-    path = folder / "model.safetensors.index.json"
+def _index(path: Path) -> dict[str, str] | None:
+    folder = path.parent
     if not path.exists():
         return None
     try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparity import zoo
 from sparity.errors import InvalidInput, UnsupportedModel
 from sparity.files import expand, read_json_object
+from sparity.models.packed import METHOD
 
 
 def locate(model: str | Path) -> Path:
@@ -57,7 +58,8 @@ def read_config(folder: Path) -> Any:
     if not path.is_file():
         raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder")
     content = read_json_object(path)
-    if content.get("quantization_config"):
+    quantization = content.get("quantization_config")
+    if quantization and not (isinstance(quantization, dict) and quantization.get("quant_method") == METHOD):
         raise UnsupportedModel(f"{folder} is already quantised: start from the model's unquantised weights")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)

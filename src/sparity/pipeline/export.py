@@ -24,7 +24,7 @@ COMPANIONS = (
 def write_companions(job: Job, folder: Path) -> None:
     """Everything beside the shards that transformers needs: index, configuration, tokenizer, chat template."""
     shards = sorted(folder.glob("model-*-of-*.safetensors"))
-    _write_index(folder, shards)
+    write_plain_index(folder, shards)
     if job.folder is not None:
         for pattern in COMPANIONS:
             for source in sorted(job.folder.glob(pattern)):
@@ -67,7 +67,13 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _write_index(folder: Path, shards: list[Path]) -> None:
+def shard_name(number: int, total: int) -> str:
+    """The file of shard `number` of `total`, counted from 1."""
+    return f"model-{number:05d}-of-{total:05d}.safetensors"
+
+
+def write_plain_index(folder: Path, shards: list[Path]) -> None:
+    """Write the index over all shards, and check that every tensor is where it says."""
     homes: dict[str, str] = {}
     total = 0
     for shard in shards:

@@ -21,7 +21,7 @@ from torch import Tensor
 from sparity.calibration.mapped import create_tensor, flush, open_tensor
 from sparity.errors import CorruptFile, InvalidInput, RunConflict, SparityError
 from sparity.files import file_hash, flush_folder, lock, make_folder, read_json_object, write_json
-from sparity.models.shards import write_tensors
+from sparity.shards import write_tensors
 
 log = logging.getLogger(__name__)
 

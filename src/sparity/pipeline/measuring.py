@@ -2,22 +2,27 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparity.engine.kernels.native_weight import declines
 from sparity.measure import machine
 from sparity.measure.report import Candidate, Effort, Layer, Quality, Report, Speed, Verdict
 from sparity.measure.speed import compare_speed
 from sparity.models.loading import load
+from sparity.models.packed import Matrix
+from sparity.models.source import CheckpointSource
 from sparity.pipeline.export import weight_bytes
 from sparity.pipeline.job import Job
 from sparity.quality.agreement import compare, grade
 from sparity.recipe import Accept
 
+PACKED_WORDS = {("packed", "same"): ", packed", ("packed", "int8"): ", packed in int8"}
 PLAIN_NOTE = (
     "This is a plain export: the zeros are stored and computed like any other number, so it is neither smaller nor "
     "faster than the dense model."
@@ -36,7 +41,7 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
     zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in layers)
     pruned = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     candidate = Candidate(
-        name=job.pruning.words,
+        name=f"{job.pruning.words}{PACKED_WORDS.get((job.recipe.output.format, job.recipe.output.values), '')}",
         recipe=job.recipe.summary(),
         pattern=job.pruning.pattern.words,
         target=sum(job.targets[layer.name] * layer.shape[0] * layer.shape[1] for layer in layers) / pruned,
@@ -49,7 +54,7 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
         quality=quality,
         speed=speed,
         verdicts=tuple(judge(job.recipe.accept, quality, speed)),
-        notes=tuple(_notes(job)),
+        notes=tuple(_notes(job, folder)),
     )
     return Report(
         model=job.name,
@@ -62,8 +67,29 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
     )
 
 
-def _notes(job: Job) -> Iterator[str]:
-    yield PLAIN_NOTE
+def _packed_note(folder: Path) -> str:
+    """What is packed how, and what multiplies it."""
+    source = CheckpointSource(folder)
+    stored = Counter(_stored_words(matrix.entry) for matrix in source.matrices.values())
+    held = ", ".join(f"{count} matrices as {name}" for name, count in stored.items())
+    reasons = {reason for matrix in _one_of_each(source) if (reason := declines(matrix.packed()))}
+    run = "multiplied by compiled kernels"
+    if reasons:
+        run = f"unpacked for every product, which is slow ({'; '.join(sorted(reasons))})"
+    what = f"{held}, {run}" if held else "no matrix would be smaller, so all are dense"
+    return f"This is a packed export: {what}. Loading it needs `import sparity`."
+
+
+def _stored_words(entry: Mapping[str, Any]) -> str:
+    return f"{entry['format']}{', int8' if 'scales' in entry['hashes'] else ''}"
+
+
+def _one_of_each(source: CheckpointSource) -> list[Matrix]:
+    return list({_stored_words(matrix.entry): matrix for matrix in source.matrices.values()}.values())
+
+
+def _notes(job: Job, folder: Path) -> Iterator[str]:
+    yield PLAIN_NOTE if job.recipe.output.format == "plain" else _packed_note(folder)
     dtypes = {dtype for dtype in job.decoder.source.dtypes().values() if dtype.is_floating_point}
     if dtypes != {job.decoder.dtype}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

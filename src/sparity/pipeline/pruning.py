@@ -20,6 +20,7 @@ from sparity.errors import CorruptFile, NumericalError
 from sparity.measure.report import Layer
 from sparity.models import BlockInputs
 from sparity.models.source import read_header
+from sparity.pipeline.export import shard_name
 from sparity.pipeline.folder import START_OVER, RunFolder
 from sparity.pipeline.inputs import block_inputs
 from sparity.pipeline.job import Job
@@ -28,11 +29,6 @@ from sparity.pipeline.listener import Listener
 log = logging.getLogger(__name__)
 
 NO_INPUTS = (BlockInputs(torch.empty(0), {}, 1), None, None)  # of a walk without a forward pass
-
-
-def shard_name(number: int, total: int) -> str:
-    """The file of shard `number` of `total`, counted from 1."""
-    return f"model-{number:05d}-of-{total:05d}.safetensors"
 
 
 def prune_blocks(job: Job, folder: RunFolder, listener: Listener, store: StatisticsStore | None = None) -> None:

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sparity.pipeline.gathering import dense_statistics
 from sparity.pipeline.job import Job, prepare
 from sparity.pipeline.listener import Listener, Silence
 from sparity.pipeline.measuring import measure
+from sparity.pipeline.packing import is_packed, pack_in_place
 from sparity.pipeline.pruning import committed_layers, prune_blocks
 from sparity.recipe import Recipe
 
@@ -123,9 +124,13 @@ def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:
     listener.phase("pruning")
     begun, before = time.perf_counter(), folder.progress
     with watch_peak_memory() as peak:
-        store = dense_statistics(job, folder, listener)
-        job = with_measured_targets(job, folder, store, listener)
-        prune_blocks(job, folder, listener, store)
+        if is_packed(folder.path):  # every block is done, and its plain shards may be gone
+            job = replace(job, targets=folder.recall("targets") or job.targets)
+        else:
+            store = dense_statistics(job, folder, listener)
+            job = with_measured_targets(job, folder, store, listener)
+            prune_blocks(job, folder, listener, store)
+            write_companions(job, folder.path)
         peak_memory = peak()
     records = folder.progress.records
     seconds = sum(record["seconds"] for record in before.records) + time.perf_counter() - begun
@@ -136,7 +141,9 @@ def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:
         threads=torch.get_num_threads(),
         seconds_per_block=tuple(record["seconds"] for record in records),
     )
-    write_companions(job, folder.path)
+    if job.recipe.output.format == "packed":
+        listener.phase("packing")
+        pack_in_place(folder.path, job.recipe.output.values)
     listener.phase("measuring")
     report = measure(job, folder.path, committed_layers(records), effort)
     write_results(job, folder.path, report)

@@ -2,33 +2,38 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparity.engine.formats.base import format_of
 from sparity.engine.formats.storage.packed import Packed
 from sparity.engine.formats.storage.values import DTYPE_NAMES, dtype_name
 from sparity.errors import CorruptFile, InvalidInput, SparityError
-from sparity.files import write_atomically
+from sparity.shards import write_tensors
 
 VERSION = 1
 HEADER = "sparity"
 
 
-def write(path: Path, matrices: Mapping[str, Packed]) -> None:
-    """Write packed matrices, by name, as one file; complete or not at all.
+def write(
+    path: Path,
+    matrices: Mapping[str, Packed],
+    others: Mapping[str, Tensor] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write packed matrices, by name, and other tensors beside them as one file; complete or not at all.
 
     Raises:
         InvalidInput: two names would give the same tensor.
         SparityError: the file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = dict(others or {})
     for name, packed in matrices.items():
         for part, tensor in packed.tensors.items():
             key = f"{name}.{part}"
@@ -36,28 +41,55 @@ def write(path: Path, matrices: Mapping[str, Packed]) -> None:
                 raise InvalidInput(f'two matrices would store the tensor "{key}"; rename one')
             tensors[key] = tensor
     header = {HEADER: json.dumps({"version": VERSION, "matrices": {n: describe(p) for n, p in matrices.items()}})}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_tensors(path, tensors, {**(metadata or {}), **header})
 
 
 def read(path: Path) -> dict[str, Packed]:
-    """The packed matrices of a file, by name, every hash and every content checked.
+    """The packed matrices of a file that holds nothing else, by name, every hash and every content checked.
 
     Raises:
         CorruptFile: truncated, altered, of a later version, or with contents that contradict each other.
     """
+    entries = read_entries(path)
+    wanted = {f"{name}.{part}" for name, entry in entries.items() for part in entry["hashes"]}
+    with _opened(path) as file:
+        if wanted != set(file.keys()):
+            raise CorruptFile(f"{path}: tensors and header differ in {sorted(wanted ^ set(file.keys()))[:3]}")
+    return {name: read_matrix(path, name, entry) for name, entry in entries.items()}
+
+
+def read_entries(path: Path) -> dict[str, dict[str, Any]]:
+    """What the header says of each matrix, by name; nothing is checked but that its tensors are there.
+
+    Raises:
+        CorruptFile: truncated, of a later version, or an entry without its tensors.
+    """
+    with _opened(path) as file:
+        entries = _entries(path, file.metadata() or {})
+        wanted = {f"{name}.{part}" for name, entry in entries.items() for part in _parts(path, name, entry)}
+        if missing := sorted(wanted - set(file.keys())):
+            raise CorruptFile(f"{path}: tensors and header differ in {missing[:3]}")
+    return entries
+
+
+def read_matrix(path: Path, name: str, entry: Mapping[str, Any]) -> Packed:
+    """One matrix of a file, its hashes and its content checked.
+
+    Raises:
+        CorruptFile: altered, or contents that contradict each other.
+    """
+    with _opened(path) as file:
+        parts = {part: file.get_tensor(f"{name}.{part}") for part in entry["hashes"]}
+    return restore(f"{path}, {name}", entry, parts)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            entries = _entries(path, file.metadata() or {})
-            wanted = {f"{name}.{part}" for name, entry in entries.items() for part in _parts(path, name, entry)}
-            if wanted != set(file.keys()):
-                raise CorruptFile(f"{path}: tensors and header differ in {sorted(wanted ^ set(file.keys()))[:3]}")
-            found = {key: file.get_tensor(key) for key in wanted}
+            yield file
     except (SafetensorError, OSError) as error:
         raise CorruptFile(f"{path} cannot be read: {error}") from error
-    return {
-        name: restore(f"{path}, {name}", entry, {part: found[f"{name}.{part}"] for part in entry["hashes"]})
-        for name, entry in entries.items()
-    }
 
 
 def describe(packed: Packed) -> dict[str, Any]:

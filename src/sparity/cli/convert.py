@@ -1,0 +1,41 @@
+"""`sparity convert SOURCE TARGET`: a checkpoint in the other layout."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparity.cli import console
+from sparity.cli.console import Json, Quiet
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A Hugging Face folder or name, plain or packed.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="The folder of the result.", show_default=False)],
+    values: Annotated[str, typer.Option(help="Of packed matrices: same, or int8 with a scale per output.")] = "same",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack a plain checkpoint, or make a packed one plain again; every weight comes back bit for bit.
+
+    A packed checkpoint stores the weights that are not zero, and runs on sparse kernels. Loading it with transformers
+    needs `import sparity`. With --values int8 the packed weights are quantised.
+    """
+    with console.errors_in_one_line():
+        from sparity.errors import InvalidInput
+        from sparity.measure.format import size
+        from sparity.models import transformers as hf
+        from sparity.pipeline.export import weight_bytes
+        from sparity.pipeline.packing import convert as run
+
+        if values not in ("same", "int8"):
+            raise InvalidInput(f"--values {values}: same or int8")
+        layout = run(source, target, values, force)  # type: ignore[arg-type]
+        before, after = weight_bytes(hf.locate(source)), weight_bytes(target)
+    if json:
+        console.print_json({"target": str(target), "layout": layout, "bytes_before": before, "bytes_after": after})
+    elif not quiet:
+        console.out.print(
+            f"{target}: {layout}, weights {size(after)} (before {size(before)})", markup=False, soft_wrap=True
+        )

@@ -1,0 +1,154 @@
+"""Packed checkpoints in transformers: `AutoModelForCausalLM.from_pretrained` reads and `save_pretrained` writes them.
+
+Imported by the hook in `sparity/__init__.py` once transformers' quantizers are there.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from sparity.errors import CorruptFile, InvalidInput
+from sparity.integrations.packed_linear import PackedLinear
+from sparity.models import packed
+from sparity.models.packed import INDEX, METHOD, Matrix, matrices
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+@register_quantization_config(METHOD)
+class SparityConfig(QuantizationConfigMixin):
+    """The `quantization_config` of a packed checkpoint: it says that Sparity reads it, and in which version."""
+
+    def __init__(self, version: int = VERSION, **_: Any) -> None:
+        self.quant_method = METHOD
+        self.version = version
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json keeps."""
+        return {"quant_method": METHOD, "version": self.version}
+
+
+@register_quantizer(METHOD)
+class SparityQuantizer(HfQuantizer):
+    """Points transformers at the shards of a packed checkpoint, and puts `PackedLinear` where a matrix is packed."""
+
+    requires_calibration = True
+
+    def validate_environment(self, *_: Any, **arguments: Any) -> None:
+        """Refuse what packed weights cannot do, before anything is read."""
+        version = self.quantization_config.version
+        if version != VERSION:
+            raise InvalidInput(
+                f"a packed checkpoint of version {version}; this release reads {VERSION}: update sparity"
+            )
+        device_map = arguments.get("device_map")
+        places = set(device_map.values()) if isinstance(device_map, dict) else {device_map} - {None}
+        if any(torch.device(place or "cpu").type != "cpu" for place in places if place != "auto"):
+            raise InvalidInput("packed weights are multiplied on the CPU: leave device_map out, or convert to plain")
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Name the shards; only here is the model's configuration at hand before its files are looked for."""
+        config.transformers_weights = INDEX
+        return config
+
+    update_tp_plan = update_attn_implementation  # the same moment in releases before 5.20
+
+    def update_ep_plan(self, config: Any) -> Any:
+        """Nothing; releases before 5.20 ask."""
+        return config
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Packed weights have the type that they were packed in."""
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
+        found = {
+            name: matrix for path in sorted(set(map(Path, checkpoint_files))) for name, matrix in matrices(path).items()
+        }
+        self._waiting = [_replace(model, name, matrix) for name, matrix in found.items()]
+        parts = "|".join(sorted({part for matrix in found.values() for part in matrix.entry["hashes"]}))
+        ignored = set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = ignored | {rf"\.({parts})$"}  # they are read behind the others
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        for module, matrix in self._waiting:
+            module.give(matrix.packed())
+        self._waiting = []
+        if hasattr(model.config, "transformers_weights"):
+            del model.config.transformers_weights
+        model.save_pretrained = MethodType(_save_pretrained, model)
+        return model
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        """See `_save_pretrained`."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Packed weights have no gradients."""
+        return False
+
+
+def _replace(model: nn.Module, name: str, matrix: Matrix) -> tuple[PackedLinear, Matrix]:
+    """Put a `PackedLinear` in the place of a matrix's module; checkpoints may leave out the model's prefix."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for path in (name, prefix + name, name.removeprefix(prefix)):
+        owner_path, _, leaf = path.rpartition(".")
+        try:
+            owner = model.get_submodule(owner_path)
+            original = owner.get_submodule(leaf)
+        except AttributeError:
+            continue
+        rows, columns = matrix.entry["shape"]
+        if tuple(original.get_parameter("weight").shape) != matrix.shape:
+            raise CorruptFile(f"{matrix.path}: {name} is packed as {rows} x {columns}, which does not fit the model")
+        module = PackedLinear(name, columns, rows, getattr(original, "bias", None), matrix.transposed)
+        setattr(owner, leaf, module)
+        return module, matrix
+    raise CorruptFile(f"{matrix.path}: the model has no module {name}: the configuration belongs to another model")
+
+
+def _packed_modules(model: nn.Module) -> Iterator[PackedLinear]:
+    return (module for module in model.modules() if isinstance(module, PackedLinear))
+
+
+def _save_pretrained(model: Any, save_directory: Any, **arguments: Any) -> None:
+    """`save_pretrained` for a packed model: the packed layout, which a loader without Sparity refuses.
+
+    All but the packed weights is written by transformers to a folder beside; then everything is moved in, the
+    configuration last.
+    """
+    if arguments.pop("push_to_hub", False):
+        raise InvalidInput("save to a folder first, then upload the folder")
+    target = Path(save_directory)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as room:
+        written = Path(room)
+        type(model).save_pretrained(model, written, **{**arguments, "max_shard_size": "1000GB"})
+        modules = {module.matrix: module for module in _packed_modules(model)}
+        shard = target / packed.shard_name(1, 1)
+        packed.write_shard(
+            shard,
+            {name: module.packed for name, module in modules.items()},
+            load_file(written / "model.safetensors"),
+            [name for name, module in modules.items() if module.transposed],
+        )
+        packed.write_index(target, [shard])
+        packed.remove_other_weights(target, [shard])
+        for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
+            if not path.name.startswith("model.safetensors"):
+                shutil.move(path, target / path.name)

@@ -1,0 +1,111 @@
+"""Packed checkpoints: where their tensors lie, and the dense weights that their matrices stand for.
+
+    sparity.safetensors.index.json         every tensor's shard
+    sparity-00001-of-0000N.safetensors     1: what lies outside the blocks; then one shard per block
+
+A packed matrix NAME stands for the tensor NAME.weight; its parts are the tensors NAME.masks, NAME.values and so on.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sparity.engine.formats import Packed, unpack
+from sparity.engine.formats.storage import file
+from sparity.engine.formats.storage.values import DTYPE_NAMES
+from sparity.errors import CorruptFile
+from sparity.files import write_json
+
+INDEX = "sparity.safetensors.index.json"
+TRANSPOSED = "transposed"  # metadata: names of matrices whose tensor is stored as [in, out], as GPT-2's are
+METHOD = "sparity"
+
+
+def shard_name(number: int, total: int) -> str:
+    """The file of shard `number` of `total`, counted from 1."""
+    return f"sparity-{number:05d}-of-{total:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A packed matrix in a shard: its header entry, not its content."""
+
+    path: Path
+    name: str
+    entry: Mapping[str, Any]
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the tensor that it stands for: `[out, in]`, or `[in, out]` when it is transposed."""
+        rows, columns = self.entry["shape"]
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensor that it stands for."""
+        return DTYPE_NAMES[self.entry["dtype"]]
+
+    def packed(self) -> Packed:
+        """The matrix `[out, in]`, its hashes and its content checked.
+
+        Raises:
+            CorruptFile: altered, or contents that contradict each other.
+        """
+        return file.read_matrix(self.path, self.name, self.entry)
+
+    def weight(self) -> Tensor:
+        """The dense tensor, of `shape`."""
+        matrix = unpack(self.packed())
+        return matrix.T.contiguous() if self.transposed else matrix
+
+
+def matrices(path: Path) -> dict[str, Matrix]:
+    """The packed matrices of a shard by name.
+
+    Raises:
+        CorruptFile: truncated, of a later version, or without a readable header.
+    """
+    entries = file.read_entries(path)
+    with safe_open(path, framework="pt") as shard:
+        said = (shard.metadata() or {}).get(TRANSPOSED, "[]")
+    try:
+        transposed = set(json.loads(said))
+        found = {name: Matrix(path, name, entry, name in transposed) for name, entry in entries.items()}
+        for matrix in found.values():
+            _ = matrix.shape, matrix.dtype
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{path}: its header makes no sense ({error!r}); fetch the file again") from error
+    return found
+
+
+def write_shard(
+    path: Path, found: Mapping[str, Packed], others: Mapping[str, Tensor], transposed: Collection[str]
+) -> None:
+    """Write one shard: packed matrices by name, and other tensors by theirs."""
+    metadata = {"format": "pt", TRANSPOSED: json.dumps(sorted(set(transposed) & set(found)))}
+    file.write(path, found, others, metadata)
+
+
+def write_index(folder: Path, shards: Collection[Path]) -> None:
+    """Write the index over all shards; with it the checkpoint is complete."""
+    homes, total = {}, 0
+    for shard in sorted(shards):
+        with safe_open(shard, framework="pt") as opened:
+            homes.update(dict.fromkeys(opened.keys(), shard.name))
+        total += shard.stat().st_size
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": homes})
+
+
+def remove_other_weights(folder: Path, keep: Collection[Path]) -> None:
+    """Remove every weight file and plain index of a folder but those to keep."""
+    for pattern in ("model*.safetensors", "model.safetensors.index.json", "sparity-*.safetensors"):
+        for path in folder.glob(pattern):
+            if path not in keep:
+                path.unlink()
