@@ -26,7 +26,7 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) install --constraint constraints.txt torch
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard csrc/*)
 	$(PIP) install --constraint constraints.txt --editable .
 	touch $@
 

@@ -142,6 +142,7 @@ def main():
         "machine": describe(),
         "instruction_set": native.instruction_set(),
         "load": os.getloadavg(),
+        "waiting": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
         "results": results,
     }
     text = json.dumps(content, indent=1)

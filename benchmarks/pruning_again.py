@@ -13,9 +13,8 @@ import shutil
 import time
 from pathlib import Path
 
-from large_model import write_model
-
 import sparity
+from large_model import write_model
 from sparity.calibration.store import store_bytes
 from sparity.measure.machine import describe
 from sparity.models import Decoder

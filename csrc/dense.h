@@ -1,6 +1,6 @@
-// Dense weights. One or two inputs: one row at a time, a single stream, which memory delivers faster than several side by
-// side, and so does int8, whose inputs are small. More in bfloat16: four rows at a time, so that each input is read once
-// for four rows. Included by gemv.h inside its namespace.
+// Dense weights. One or two inputs: one row at a time, a single stream, which memory delivers faster than several side
+// by side; int8 always, because its inputs are small. More in bfloat16: four rows at a time, so that each input is read
+// once for four rows. Included by gemv.h inside its namespace.
 
 // Four rows as `tile_floats` reads them; rows beyond the matrix repeat the last one.
 template <class Isa>
@@ -98,7 +98,8 @@ inline void dense_row(const SparityMatrix& weight, const Inputs& in, const Outpu
 template <class Isa>
 inline void dense_tile(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
                        int64_t tile) {
-  if (tokens > 2 && !weight.scales) return all_tokens_floats<Isa>(weight, in, out, tokens, tile, Whole<Isa>(weight, tile));
+  if (tokens > 2 && !weight.scales)
+    return all_tokens_floats<Isa>(weight, in, out, tokens, tile, Whole<Isa>(weight, tile));
   for (int64_t row = tile * kTileRows; row < (tile + 1) * kTileRows && row < weight.rows; ++row) {
     int64_t token = 0;
     for (; token + 4 <= tokens; token += 4) dense_row<Isa, 4>(weight, in, out, token, row);

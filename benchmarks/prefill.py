@@ -1,0 +1,92 @@
+"""Prefill: packed weights, unpacked panel by panel, against PyTorch's product with a dense bfloat16 weight.
+
+    python benchmarks/prefill.py [--shapes 4096x4096,14336x4096] [--tokens 32,128,1024] [--rounds 5] [--out FILE]
+
+The sides take turns; a ratio is PyTorch's time over ours within a round, given as median, lowest and highest.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import torch
+
+from gemv import ratio, seconds, spread, weight
+from sparity.engine.formats import build_format
+from sparity.engine.kernels import native
+from sparity.engine.kernels.native_weight import NativeWeight
+from sparity.engine.kernels.prefill.cpu import prefill
+from sparity.measure.machine import describe
+
+CASES = {
+    "bitmask bf16 50 %": ("bitmask", "same"),
+    "2:4 bf16": ("two_of_four", "same"),
+    "bitmask int8 50 %": ("bitmask", "int8"),
+    "2:4 int8": ("two_of_four", "int8"),
+}
+TORCH = "PyTorch bf16"
+
+
+def measure(sets, columns, tokens, rounds):
+    x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
+    calls = {case: lambda item: prefill(item, x) for case in CASES}
+    calls[TORCH] = lambda item: torch.nn.functional.linear(x, item)
+    times = {case: [] for case in calls}
+    for number in range(rounds + 1):
+        for case in list(calls) if number % 2 else reversed(list(calls)):
+            taken = seconds(calls[case], [sets[case]] * 3)
+            if number:  # the first round warms up
+                times[case].append(taken)
+    return {
+        case: {"milliseconds": spread([one * 1e3 for one in taken]), f"over {TORCH}": ratio(times[TORCH], taken)}
+        for case, taken in times.items()
+    }
+
+
+def main():
+    """Measure and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="4096x4096,14336x4096")
+    parser.add_argument("--tokens", default="32,128,1024")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = {}
+    for shape in options.shapes.split(","):
+        rows, columns = map(int, shape.split("x"))
+        generator = torch.Generator().manual_seed(0)
+        sets = {
+            case: NativeWeight(build_format(name).pack(weight(name, rows, columns, 0.5, generator), values))
+            for case, (name, values) in CASES.items()
+        }
+        sets[TORCH] = weight("dense", rows, columns, 0.0, generator)
+        for tokens in map(int, options.tokens.split(",")):
+            name = f"{shape}, {tokens} tokens"
+            results[name] = measure(sets, columns, tokens, options.rounds)
+            print(name, file=sys.stderr)
+            for case, found in results[name].items():
+                time, over = found["milliseconds"]["median"], found[f"over {TORCH}"]
+                shown = f"{over['median']:.2f} ({over['low']:.2f}-{over['high']:.2f})"
+                print(f"  {case:20} {time:8.2f} ms  {shown}", file=sys.stderr)
+    content = {
+        "command": f"python benchmarks/prefill.py --shapes {options.shapes} --tokens {options.tokens} "
+        f"--rounds {options.rounds} --threads {options.threads}",
+        "machine": describe(),
+        "instruction_set": native.instruction_set(),
+        "load": os.getloadavg(),
+        "waiting": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
+        "results": results,
+    }
+    text = json.dumps(content, indent=1)
+    if options.out:
+        with open(options.out, "w") as file:
+            file.write(text + "\n")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
