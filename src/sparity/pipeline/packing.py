@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sparity.engine.formats.smallest import smallest_format
+from sparity.engine.formats.conversions.smallest import smallest_format
 from sparity.errors import InvalidInput
 from sparity.files import expand, file_hash, read_json_object, write_atomically, write_json
 from sparity.models import Decoder, packed

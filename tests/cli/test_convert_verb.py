@@ -1,0 +1,38 @@
+"""`sparity convert`: what it says, and what it refuses."""
+
+import pytest
+
+
+@pytest.fixture
+def plain(sparity, model, token_files, tmp_path):
+    tokens = token_files["calibration"], token_files["text"]
+    done = sparity(
+        "prune", model, "--text", tokens[0], "--measure", tokens[1], "--window", 16, "--no-speed", "--quiet", "--dtype",
+        "bfloat16", "-o", tmp_path / "plain",
+    )  # fmt: skip
+    assert done.code == 0
+    return tmp_path / "plain"
+
+
+def test_there_and_back(sparity, plain, tmp_path):
+    done = sparity("convert", plain, tmp_path / "packed")
+    assert done.code == 0
+    assert done.out.startswith(f"{tmp_path / 'packed'}: packed, weights ")
+    back = sparity("convert", tmp_path / "packed", tmp_path / "back", "--json").json
+    assert back["layout"] == "plain"
+    assert back["bytes_after"] > back["bytes_before"] > 0
+    assert sparity("verify", tmp_path / "packed").code == 0
+    assert sparity("verify", tmp_path / "back").code == 0
+
+
+def test_what_is_refused(sparity, plain, tmp_path):
+    for arguments, words in (
+        ((plain, tmp_path / "out", "--values", "int4"), "--values int4: same or int8"),
+        ((tmp_path / "nowhere", tmp_path / "out"), "does not exist"),
+        ((plain, plain), "exists already"),
+    ):
+        done = sparity("convert", *arguments)
+        assert done.code == 1
+        assert words in done.err
+        assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
