@@ -20,7 +20,8 @@ def test_there_and_back(sparity, plain, tmp_path):
     assert done.out.startswith(f"{tmp_path / 'packed'}: packed, weights ")
     back = sparity("convert", tmp_path / "packed", tmp_path / "back", "--json").json
     assert back["layout"] == "plain"
-    assert back["bytes_after"] > back["bytes_before"] > 0
+    assert back["bytes_after"] > 0
+    assert back["bytes_before"] > 0
     assert sparity("verify", tmp_path / "packed").code == 0
     assert sparity("verify", tmp_path / "back").code == 0
 
