@@ -15,14 +15,14 @@ struct Whole {
     }
   }
 
-  inline void ahead() const {}
+  inline void ahead(int) const {}
 
   inline void floats(int64_t group, int row, typename Isa::Floats& low, typename Isa::Floats& high) {
     const auto* at = reinterpret_cast<const uint16_t*>(rows[row]) + group * kGroup;
     uint16_t copy[kGroup];
     if ((group + 1) * kGroup <= columns) {
-      __builtin_prefetch(at + kAhead / 2);
-      __builtin_prefetch(at + kAhead / 2 + 32);
+      __builtin_prefetch(at + kAheadOfRow / 2);
+      __builtin_prefetch(at + kAheadOfRow / 2 + 32);
     } else {
       memset(copy, 0, sizeof copy);
       memcpy(copy, at, size_t(columns - group * kGroup) * 2);

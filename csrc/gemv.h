@@ -16,7 +16,8 @@ using sparity::kGroup;
 using sparity::kTileRows;
 using sparity::Outputs;
 
-constexpr int64_t kAhead = 1536;  // bytes that a stream is fetched ahead
+constexpr int64_t kAhead = 9216;       // bytes that a sequential stream is fetched ahead
+constexpr int64_t kAheadOfRow = 1536;  // and each of several rows that are read side by side
 
 inline void store(const Outputs& out, int64_t at, float value) {
   if (out.wide)
@@ -50,9 +51,10 @@ struct Masked {
         values(static_cast<const char*>(weight.values) + weight.offsets[tile] * element),
         end(static_cast<const char*>(weight.values) + weight.kept * element) {}
 
-  inline void ahead() const {
+  inline void ahead(int element) const {  // as many values of either size: half of a group's, in whole lines
     __builtin_prefetch(masks + kAhead / 4);
-    for (int line = 0; line < 4; ++line) __builtin_prefetch(static_cast<const char*>(values) + kAhead + 64 * line);
+    for (int line = 0; line < 2 * element; ++line)
+      __builtin_prefetch(static_cast<const char*>(values) + kAhead / 2 * element + 64 * line);
   }
 
   inline void floats(int64_t group, int row, typename Isa::Floats& low, typename Isa::Floats& high) {
@@ -98,7 +100,7 @@ struct Paired {
     values = static_cast<const char*>(weight.values) + tile * groups * kTileRows * (kGroup / 2) * element;
   }
 
-  inline void ahead() const {}
+  inline void ahead(int) const {}
 
   inline void floats(int64_t group, int row, typename Isa::Floats& low, typename Isa::Floats& high) {
     const int64_t place = group * kTileRows + row;
@@ -127,7 +129,7 @@ inline void tile_floats(const SparityMatrix& weight, const Inputs& in, const Out
   const X* x = static_cast<const X*>(in.x) + token * in.stride;
   typename Isa::Sum sums[kTileRows][Tokens] = {};
   for (int64_t group = 0; group < groups; ++group) {
-    source.ahead();
+    source.ahead(2);
 #pragma GCC unroll 4
     for (int row = 0; row < kTileRows; ++row) {
       typename Isa::Floats low, high;
@@ -154,7 +156,7 @@ inline void tile_bytes(const SparityMatrix& weight, const Inputs& in, const Outp
   typename Isa::Total totals[kTileRows][Tokens] = {};
   typename Isa::Total plain[kTileRows] = {};  // the sum of the weights, where inputs are shifted to be unsigned
   for (int64_t group = 0; group < groups; ++group) {
-    source.ahead();
+    source.ahead(1);
 #pragma GCC unroll 4
     for (int row = 0; row < kTileRows; ++row) {
       const typename Isa::Bytes weights = source.bytes(group, row);
