@@ -127,7 +127,7 @@ def test_a_model_in_memory_and_a_result_without_an_output(plan, family_models):
     path = result.path
     del result
     assert not path.exists()
-    with pytest.raises(InvalidInput, match="resume needs the output folder of the sweep"):
+    with pytest.raises(InvalidInput, match="resume needs the output folder of"):
         sparity.sweep(plan, resume=True)
 
 

@@ -1,7 +1,6 @@
 """A Hugging Face causal language model, opened so that one block at a time is in memory."""
 
 import copy
-import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.families.base import Family
 from sparity.models.layout import Layout
 from sparity.models.source import CheckpointSource, ModuleSource, Source
+from sparity.models.stubs import Listener, Recorder, Replay, Stub
 from sparity.shards import LazyTensors
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Decoder:
         One pass over the model with stubs in place of its blocks, so that models which give each layer its own mask
         or rotary table are recorded correctly.
         """
-        recorder = _Recorder(len(self))
+        recorder = Recorder(len(self))
         model = self._around_blocks(_base_prefix(self.skeleton), recorder)
         hf.check_vocabulary(tokens, self.config)
         if hidden is None:
@@ -123,7 +123,7 @@ class Decoder:
 
         It takes token ids `[batch, length]` and the last block's outputs `[batch, length, hidden]`.
         """
-        replay = _Replay()
+        replay = Replay()
         model = self._around_blocks("", replay)
 
         def logits(tokens: Tensor, hidden: Tensor) -> Tensor:
@@ -175,12 +175,12 @@ class Decoder:
                 stored.update(self._layout.split(name, tensor.detach().cpu().contiguous()))
         return stored
 
-    def _around_blocks(self, prefix: str, listener: "_Listener") -> nn.Module:
+    def _around_blocks(self, prefix: str, listener: Listener) -> nn.Module:
         """The part of the model under `prefix`, loaded, with stubs in place of its blocks."""
         model = copy.deepcopy(self.skeleton.get_submodule(prefix.rstrip(".")))
         blocks_path = self.family.blocks.removeprefix(prefix)
         parent, _, last = blocks_path.rpartition(".")
-        stubs = [_Stub(listener, i, block) for i, block in enumerate(model.get_submodule(blocks_path).children())]
+        stubs = [Stub(listener, i, block) for i, block in enumerate(model.get_submodule(blocks_path).children())]
         setattr(model.get_submodule(parent), last, nn.ModuleList(stubs))
         self._fill(model, prefix, copy=False)
         for name, twin in self.skeleton.all_tied_weights_keys.items():  # type: ignore[union-attr, operator]
@@ -223,64 +223,6 @@ class Decoder:
                 raise NumericalError(f"{words} NaN or infinite; the checkpoint is damaged: fetch or save it again")
             raise NumericalError(f"{words} too large for {self.dtype}; choose another dtype")
         return cast
-
-
-class _Recorder:
-    """Behind the stubs of the blocks: keeps what they are called with and passes the hidden states through."""
-
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
-        self.arguments: dict[int, list[dict[str, Any]]] = {}
-        self.hidden = torch.empty(0)
-        self._recording = True
-        self._batch = 0
-
-    def begin(self, batch: int) -> None:
-        self._batch = batch
-        self._recording = batch not in self.arguments
-        if self._recording:
-            self.arguments[batch] = [{} for _ in range(self.blocks)]
-
-    def see(self, index: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
-        if index == 0:
-            self.hidden = hidden
-        if self._recording:
-            self.arguments[self._batch][index] = arguments
-        return hidden
-
-
-class _Replay:
-    """Behind the stubs of the blocks: gives the hidden states that it was handed."""
-
-    hidden: Tensor
-
-    def see(self, index: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
-        return self.hidden
-
-
-_Listener = _Recorder | _Replay
-
-
-class _Stub(nn.Module):
-    def __init__(self, listener: _Listener, index: int, original: nn.Module) -> None:
-        super().__init__()
-        self._listener, self._index = listener, index
-        self._original = [original]  # in a list, so that its parameters are not this module's
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:  # some models read attributes of a layer, such as its attention type
-            return getattr(super().__getattribute__("_original")[0], name)
-
-    def forward(self, hidden_states: Tensor, *positional: Any, **arguments: Any) -> Tensor:
-        names = list(_parameter_names(self._original[0]))[1:]
-        named = dict(zip(names, positional, strict=False))
-        return self._listener.see(self._index, hidden_states, {**named, **arguments})
-
-
-def _parameter_names(module: nn.Module) -> list[str]:
-    return list(inspect.signature(module.forward).parameters)
 
 
 def _family(skeleton: nn.Module) -> Family:

@@ -1,6 +1,5 @@
 """Run a recipe from beginning to end."""
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from sparity.pipeline.gathering import dense_statistics
 from sparity.pipeline.job import Job, prepare
 from sparity.pipeline.listener import Listener, Silence
 from sparity.pipeline.measuring import measure
+from sparity.pipeline.output import output_folder
 from sparity.pipeline.packing import is_packed, pack_in_place
 from sparity.pipeline.pruning import committed_layers, prune_blocks
 from sparity.recipe import Recipe
@@ -88,12 +88,7 @@ def execute(
     listener.phase("checking")
     job = prepare(recipe, model, device)
     named = recipe.output.path if output is None else output
-    temporary = None
-    if named is None:
-        if resume:
-            raise InvalidInput("resume needs the output folder of the run that is to be continued")
-        temporary = tempfile.TemporaryDirectory(prefix="sparity-")
-    path = expand(named) if named is not None else Path(temporary.name) / "model"  # type: ignore[union-attr]
+    path, temporary = output_folder(named, "model", resume)
     check_output(job, path)
     threads = torch.get_num_threads()
     try:

@@ -1,6 +1,5 @@
 """What sparsity costs where: every part of a model pruned alone, at several ratios."""
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from torch import nn
 
 from sparity.calibration.store import StatisticsStore
 from sparity.errors import InvalidInput
-from sparity.files import expand, write_json, write_text
+from sparity.files import write_json, write_text
 from sparity.measure import machine
 from sparity.measure.sensitivity_page import render_sensitivity
 from sparity.measure.sensitivity_report import BlockFacts, Sensitivity, SensitivityReport
@@ -21,6 +20,7 @@ from sparity.pipeline.folder import RunFolder
 from sparity.pipeline.gathering import dense_statistics
 from sparity.pipeline.job import Job, prepare
 from sparity.pipeline.listener import Listener, Silence
+from sparity.pipeline.output import output_folder
 from sparity.pipeline.runner import check_output
 from sparity.pipeline.trials import Trials
 from sparity.recipe import Recipe
@@ -84,12 +84,7 @@ def execute_sensitivity(
     tried = _checked_ratios(job, ratios)
     if not job.texts:
         raise InvalidInput("sensitivity measures on a text: set `measure: {perplexity: [TEXT]}` in the recipe")
-    temporary = None
-    if output is None:
-        if resume:
-            raise InvalidInput("resume needs the output folder of the measurement that is to be continued")
-        temporary = tempfile.TemporaryDirectory(prefix="sparity-")
-    path = expand(output) if output is not None else Path(temporary.name) / "sensitivity"  # type: ignore[union-attr]
+    path, temporary = output_folder(output, "sensitivity", resume)
     check_output(job, path)
     threads = torch.get_num_threads()
     try:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 
 from sparity.calibration.tokens import token_hash
 from sparity.errors import CorruptFile, InvalidInput, NumericalError, SparityError, UnsupportedModel
-from sparity.files import expand, write_json, write_text
+from sparity.files import write_json, write_text
 from sparity.measure import machine
 from sparity.measure.report import plain
 from sparity.measure.sweep_page import render_sweep
@@ -23,6 +22,7 @@ from sparity.measure.sweep_report import Row, SweepReport
 from sparity.pipeline.folder import RunFolder
 from sparity.pipeline.job import prepare
 from sparity.pipeline.listener import Listener, Silence
+from sparity.pipeline.output import output_folder
 from sparity.pipeline.runner import check_output, execute
 from sparity.pipeline.texts import tokenised_once
 from sparity.sweep_file import Combination, Sweep
@@ -84,12 +84,7 @@ def execute_sweep(
     resume: bool = False,
 ) -> SweepResult:
     """`sweep` for a checked sweep, with a listener that is told how it gets on."""
-    temporary = None
-    if output is None:
-        if resume:
-            raise InvalidInput("resume needs the output folder of the sweep that is to be continued")
-        temporary = tempfile.TemporaryDirectory(prefix="sparity-")
-    path = expand(output) if output is not None else Path(temporary.name) / "sweep"  # type: ignore[union-attr]
+    path, temporary = output_folder(output, "sweep", resume)
     threads = torch.get_num_threads()
     with tokenised_once():
         listener.phase(f"checking {len(sweep.combinations)} combinations")
