@@ -39,7 +39,7 @@ def examine() -> dict[str, Any]:
     for extra, packages in EXTRAS.items():
         absent = [name for name in packages if importlib.util.find_spec(name) is None]
         found[f"extra {extra}"] = f"missing: pip install 'sparity[{extra}]'" if absent else "installed"
-    found["sparse kernels"] = f"{_kernels()}; exports are plain and do not use them yet"
+    found["sparse kernels"] = f"{_kernels()}; packed checkpoints run on them"
     found["bundled model"] = _bundled_model()
     return found
 

@@ -41,7 +41,7 @@ class Plan:
     length: int
     memory: dict[str, int]  # bytes, by what takes them
     seconds: float
-    output_bytes: int
+    output_bytes: int  # of the plain checkpoint; packing makes it smaller
     gradient_bytes: int  # the most that gradients and what they are made from have on disk, in the run's folder
     store_bytes: int  # of the dense model's statistics that are kept on disk
 
