@@ -150,6 +150,9 @@ def test_fixed_sites_take_part_in_what_is_measured():
     assert all(call["a"] == 0.2 for call in calls)
 
 
+BAD = '{"rows": [{"part": "layer", "projections": ["a"], "sparsity": 0.5, %s}]}'
+
+
 def table(tmp_path, rows):
     path = tmp_path / "sensitivity.json"
     path.write_text(json.dumps({"rows": rows}))
@@ -178,7 +181,9 @@ def test_a_table_is_read_instead_of_measuring(tmp_path):
     rows.append({"part": "layer", "projections": ["c"], "sparsity": 0.5, "kl": 1.0})
     with pytest.raises(InvalidInput, match=r"no measurement of a at sparsity 0\.5"):
         build("knapsack", table=table(tmp_path, rows)).allocate(sites, 0.5)
-    for content in ("{}", '{"rows": 3}', '{"rows": [{}]}', '{"rows": [{"part": "layer", "name": "a"}]}', "[]", "x"):
+    values = ('"kl": 1e999', '"kl": NaN', '"kl": "0.5"', '"kl": true', f'"kl": {10**400}')
+    shapeless = ("{}", '{"rows": 3}', '{"rows": [{}]}', '{"rows": [{"part": "layer", "name": "a"}]}', "[]", "x")
+    for content in (*shapeless, *(BAD % value for value in values), BAD.replace("0.5", "5") % '"kl": 1'):
         (tmp_path / "sensitivity.json").write_text(content)
         with pytest.raises(CorruptFile, match=r"sensitivity\.json"):
             budget.allocate(sites, 0.5)

@@ -30,7 +30,7 @@ def test_what_is_refused(sparity, plain, tmp_path):
     for arguments, words in (
         ((plain, tmp_path / "out", "--values", "int4"), "--values int4: same or int8"),
         ((tmp_path / "nowhere", tmp_path / "out"), "does not exist"),
-        ((plain, plain), "exists already"),
+        ((plain, plain), "the dense model lies there and would be lost"),
     ):
         done = sparity("convert", *arguments)
         assert done.code == 1

@@ -157,3 +157,29 @@ def test_ratios_that_make_no_sense(family_models, recipe, ratios):
 def test_it_needs_a_text(family_models, recipe):
     with pytest.raises(InvalidInput, match="sensitivity measures on a text"):
         sparity.sensitivity(recipe(measure={"speed": None}), model=family_models["llama"])
+
+
+def test_a_resume_with_another_text_or_table_is_refused(tiny_llama_folder, recipe, token_files, tmp_path):
+    text = tmp_path / "text.npy"
+    np.save(text, np.load(token_files["text"]))
+    chosen = recipe({"score": "wanda"}, model=str(tiny_llama_folder))
+    chosen["measure"]["perplexity"] = [str(text)]
+    with pytest.MonkeyPatch.context() as patch:
+        dies_at(25, patch)
+        with pytest.raises(Killed):
+            sparity.sensitivity(chosen, [0.5], output=tmp_path / "out")
+    np.save(text, np.load(token_files["text"])[::-1])
+    with pytest.raises(RunConflict, match="different: measured"):
+        sparity.sensitivity(chosen, [0.5], output=tmp_path / "out", resume=True)
+    np.save(text, np.load(token_files["text"]))
+    table = sparity.sensitivity(chosen, [0.3, 0.5, 0.7], output=tmp_path / "done").path / "sensitivity.json"
+    budget = recipe({"budget": {"knapsack": {"table": str(table)}}}, model=str(tiny_llama_folder))
+    with pytest.MonkeyPatch.context() as patch:
+        dies_at(5, patch)
+        with pytest.raises(Killed):
+            sparity.run(budget, output=tmp_path / "pruned")
+    content = json.loads(table.read_text())
+    content["rows"][0]["kl"] += 1
+    table.write_text(json.dumps(content))
+    with pytest.raises(RunConflict, match="different: table"):
+        sparity.run(budget, output=tmp_path / "pruned", resume=True)

@@ -211,3 +211,33 @@ def test_gram_matrices_wider_than_a_panel_are_whole_again(monkeypatch, tmp_path)
     assert torch.equal(read.gram, gathered.gram)
     assert torch.equal(read.mean, gathered.mean)
     assert (read.tokens, read.sequences) == (10, 2)
+
+
+def test_files_of_something_else_in_a_store_are_never_removed(run, tmp_path):
+    run({"score": "wanda"}, "first")
+    (tmp_path / "store" / "notes.txt").write_text("mine")
+    run({"score": "wanda", "sparsity": 0.3}, "second")  # reads it as it is
+    with pytest.raises(RunConflict, match=r"is to be gathered anew and holds other files, notes\.txt among them"):
+        run({"solver": "sparsegpt"}, "third")
+    assert (tmp_path / "store" / "notes.txt").read_text() == "mine"
+
+
+def test_a_killed_gathering_is_finished_by_a_run_that_needs_less(run, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        dies_at(6, patch)
+        with pytest.raises(Killed):
+            run({"solver": "sparsegpt"}, "first")
+    assert (tmp_path / "store.partial").exists()
+    run({"score": "wanda"}, "second")
+    assert not (tmp_path / "store.partial").exists()
+    assert "gram" in json.loads((tmp_path / "store/statistics.json").read_text())["needs"]
+
+
+def test_a_store_that_claims_nonsense(run, tmp_path):
+    run({"score": "wanda"}, "first")
+    path = tmp_path / "store" / "statistics.json"
+    content = json.loads(path.read_text())
+    for number, needs in enumerate(([1], [["a"]], ["wrong"])):
+        path.write_text(json.dumps({**content, "needs": needs}))
+        with pytest.raises(CorruptFile, match=r"statistics\.json is damaged"):
+            run({"score": "wanda"}, f"again-{number}")

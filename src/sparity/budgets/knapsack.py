@@ -1,6 +1,7 @@
 """Knapsack: measure every site alone at every level, then solve for the cheapest choice."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,14 +96,18 @@ def _choose(
 
 def _from_table(path: str, sites: Sequence[Site]) -> tuple[list[Group], list[float], list[list[float]]]:
     """The groups that a `sensitivity.json` measured, levels, and their losses; nothing removed loses nothing."""
+    if not expand(path).is_file():
+        raise InvalidInput(f"table {path} does not exist: write one with `sparity sensitivity`")
     rows = read_json_object(expand(path)).get("rows")
     losses: dict[tuple[str, ...], dict[float, float]] = {}
     try:
         for row in rows:  # type: ignore[union-attr]
             if row["part"] == "layer":
                 measured = losses.setdefault(tuple(map(str, row["projections"])), {0.0: 0.0})
-                measured[float(row["sparsity"])] = float(row["kl"])
-    except (TypeError, KeyError, ValueError) as error:
+                measured[_number(row, "sparsity")] = _number(row, "kl")
+                if not 0 < row["sparsity"] < 1:
+                    raise ValueError(f"sparsity {row['sparsity']}")
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise CorruptFile(f"{path} is no table of `sparity sensitivity` ({error!r})") from error
     levels = sorted({level for measured in losses.values() for level in measured})
     by_name, groups, found = {site.name: site for site in sites}, [], []
@@ -117,3 +122,10 @@ def _from_table(path: str, sites: Sequence[Site]) -> tuple[list[Group], list[flo
     if by_name:
         raise InvalidInput(f"{path} has no measurement of {next(iter(by_name))}: measure this model")
     return groups, levels, found
+
+
+def _number(row: Mapping[str, object], key: str) -> float:
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{key} {value!r}")
+    return float(value)

@@ -25,6 +25,7 @@ from sparity.models import Block, Decoder, InputSite
 from sparity.shards import write_tensors
 
 FORMAT = 1
+KNOWN = {*STATISTICS, *GRADIENTS, REGIONAL}
 MANIFEST = "statistics.json"
 FP32, INT64 = 4, 8
 DAMAGED = ": delete the store, or gather it anew in another folder"
@@ -51,9 +52,11 @@ class StatisticsStore:
             raise RunConflict(f"{folder} exists and is no statistics store: choose another folder")
         content = read_json_object(folder / MANIFEST, DAMAGED)
         if content.get("format") != FORMAT:
-            raise InvalidInput(f"{folder} has format {content.get('format')}; this release reads format {FORMAT}")
+            raise InvalidInput(f"{folder} has format {content.get('format')!r}; this release reads format {FORMAT}")
         recorded, needs, hashes = (content.get(key) for key in ("identity", "needs", "files"))
         if not isinstance(recorded, dict) or not isinstance(needs, list) or not isinstance(hashes, dict):
+            raise CorruptFile(f"{folder / MANIFEST} is damaged{DAMAGED}")
+        if not all(isinstance(need, str) and need in KNOWN for need in needs):
             raise CorruptFile(f"{folder / MANIFEST} is damaged{DAMAGED}")
         differing = sorted(key for key in {*recorded, *identity} if recorded.get(key) != identity.get(key))
         if differing:
@@ -61,6 +64,12 @@ class StatisticsStore:
         store = cls(folder)
         store.needs, store._hashes = frozenset(needs), hashes
         return store
+
+    def refuse_others(self) -> None:
+        """Raise `RunConflict` when the folder holds files of something else: gathering anew would remove them."""
+        others = sorted(path.name for path in self.folder.iterdir() if path.name not in {MANIFEST, *self._hashes})
+        if others:
+            raise RunConflict(f"{self.folder} is to be gathered anew and holds other files, {others[0]} among them")
 
     def save(self, index: int, gathered: Mapping[str, Statistics]) -> None:
         """Write the statistics of block `index` by the names of its input sites."""
@@ -98,8 +107,12 @@ class StatisticsStore:
                 if statistics.tokens:
                     names = {STATISTICS[need] for need in statistics.needs}
                     statistics.sums = {name: _read_sum(file, name, site).to(device) for name in sorted(names)}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise CorruptFile(f"{path} is damaged ({error}){DAMAGED}") from error
+        width = site.projections[0].weight.shape[1]
+        fits = all(total.shape[-1] == width for name, total in statistics.sums.items() if name != "histogram")
+        if not fits or statistics.tokens < 0 or (statistics.tokens and statistics.sequences < 1):
+            raise CorruptFile(f"{path} is damaged (the sums of {site.name} do not fit it){DAMAGED}")
         return statistics
 
     def tokens(self, index: int) -> dict[str, int]:

@@ -31,8 +31,9 @@ def convert(
 
         if values not in ("same", "int8"):
             raise InvalidInput(f"--values {values}: same or int8")
+        before = weight_bytes(hf.locate(source))
         layout = run(source, target, values, force)  # type: ignore[arg-type]
-        before, after = weight_bytes(hf.locate(source)), weight_bytes(target)
+        after = weight_bytes(target)
     if json:
         console.print_json({"target": str(target), "layout": layout, "bytes_before": before, "bytes_after": after})
     elif not quiet:

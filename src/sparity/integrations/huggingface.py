@@ -4,6 +4,7 @@ Imported by the hook in `sparity/__init__.py` once transformers' quantizers are 
 """
 
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -55,8 +56,8 @@ class SparityQuantizer(HfQuantizer):
                 f"a packed checkpoint of version {version}; this release reads {VERSION}: update sparity"
             )
         device_map = arguments.get("device_map")
-        places = set(device_map.values()) if isinstance(device_map, dict) else {device_map} - {None}
-        if any(torch.device(place or "cpu").type != "cpu" for place in places if place != "auto"):
+        places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
+        if not {str(place) for place in places} <= {"None", "auto", "cpu"}:
             raise InvalidInput("packed weights are multiplied on the CPU: leave device_map out, or convert to plain")
 
     def update_attn_implementation(self, config: Any) -> Any:
@@ -75,9 +76,9 @@ class SparityQuantizer(HfQuantizer):
         return dtype
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
-        found = {
-            name: matrix for path in sorted(set(map(Path, checkpoint_files))) for name, matrix in matrices(path).items()
-        }
+        shards = sorted(set(map(Path, checkpoint_files)))
+        _check_complete(shards)
+        found = {name: matrix for path in shards for name, matrix in matrices(path).items()}
         self._waiting = [_replace(model, name, matrix) for name, matrix in found.items()]
         parts = "|".join(sorted({part for matrix in found.values() for part in matrix.entry["hashes"]}))
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
@@ -90,7 +91,9 @@ class SparityQuantizer(HfQuantizer):
         self._waiting = []
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
-        model.save_pretrained = MethodType(_save_pretrained, model)
+        for module in model.modules():
+            if hasattr(module, "save_pretrained"):  # the model, and the one without its head
+                module.save_pretrained = MethodType(_save_pretrained, module)
         return model
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
@@ -120,6 +123,13 @@ def _replace(model: nn.Module, name: str, matrix: Matrix) -> tuple[PackedLinear,
         setattr(owner, leaf, module)
         return module, matrix
     raise CorruptFile(f"{matrix.path}: the model has no module {name}: the configuration belongs to another model")
+
+
+def _check_complete(shards: list[Path]) -> None:
+    """Every shard that the names speak of is in the index; what is not would be filled at random."""
+    totals = {int(match[1]) for path in shards if (match := re.search(r"-of-(\d{5})\.safetensors$", path.name))}
+    if totals != {len(shards)}:
+        raise CorruptFile(f"{shards[0].parent}: the index names {len(shards)} shards of {max(totals, default=0)}")
 
 
 def _packed_modules(model: nn.Module) -> Iterator[PackedLinear]:

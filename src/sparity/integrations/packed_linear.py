@@ -1,10 +1,25 @@
 """A linear layer whose weight stays packed."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from sparity.engine.formats import Packed, unpack
 from sparity.engine.kernels.prepared import Prepared, prepare
+
+
+class _Product(torch.autograd.Function):
+    """x @ weight.T, whose gradient reaches x; the weight itself has none."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, prepared: Prepared) -> Tensor:
+        context.prepared = prepared
+        return prepared(x.to(prepared.packed.dtype)).to(x.dtype)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ unpack(context.prepared.packed).to(gradient.dtype), None
 
 
 class PackedLinear(nn.Module):
@@ -50,8 +65,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> `[..., out]` in the type of `x`."""
         assert self._prepared is not None, "a packed checkpoint is loaded as a whole"
-        with torch.no_grad():
-            out = self._prepared(x.to(self._prepared.packed.dtype)).to(x.dtype)
+        out: Tensor = _Product.apply(x, self._prepared)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out + self.bias
 
     def extra_repr(self) -> str:

@@ -20,7 +20,7 @@ from sparity.engine.formats import Packed, unpack
 from sparity.engine.formats.storage import file
 from sparity.engine.formats.storage.values import DTYPE_NAMES
 from sparity.errors import CorruptFile
-from sparity.files import write_json
+from sparity.files import read_json_object, write_json
 
 INDEX = "sparity.safetensors.index.json"
 TRANSPOSED = "transposed"  # metadata: names of matrices whose tensor is stored as [in, out], as GPT-2's are
@@ -30,6 +30,18 @@ METHOD = "sparity"
 def shard_name(number: int, total: int) -> str:
     """The file of shard `number` of `total`, counted from 1."""
     return f"sparity-{number:05d}-of-{total:05d}.safetensors"
+
+
+def is_read_packed(folder: Path) -> bool:
+    """Whether a folder's weights are the packed ones: where plain ones lie beside them, config.json decides."""
+    if not (folder / INDEX).exists():
+        return False
+    plain = any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
+    config = folder / "config.json"
+    if not plain or not config.is_file():
+        return True
+    quantization = read_json_object(config).get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class CheckpointSource(Source):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.packed = (folder / packed.INDEX).exists()
+        self.packed = packed.is_read_packed(folder)
         self.matrices: dict[str, packed.Matrix] = {}  # stored name -> what it is made of
         self._homes: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}

@@ -38,6 +38,7 @@ def write_companions(job: Job, folder: Path) -> None:
         if generation is not None:
             write_text(folder / "generation_config.json", generation.to_json_string())
     config.pop("torch_dtype", None)
+    config.pop("quantization_config", None)  # of a packed model: what is written here is plain
     config["dtype"] = str(job.decoder.dtype).removeprefix("torch.")
     write_json(folder / "config.json", config)
 

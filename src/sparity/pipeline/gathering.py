@@ -1,6 +1,7 @@
 """Statistics of the dense model that are read more than once, or kept for other runs."""
 
 import time
+from pathlib import Path
 
 import torch
 
@@ -10,8 +11,8 @@ from sparity.calibration.regional import regional_gradients
 from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.calibration.store import StatisticsStore
 from sparity.calibration.tokens import token_hash
-from sparity.files import expand
-from sparity.pipeline.folder import RunFolder
+from sparity.files import expand, read_json_object
+from sparity.pipeline.folder import STATE, RunFolder
 from sparity.pipeline.inputs import block_inputs
 from sparity.pipeline.job import Job, with_small
 from sparity.pipeline.listener import Listener
@@ -41,7 +42,9 @@ def dense_statistics(
         store = StatisticsStore.open(path, identity)
         if needs <= store.needs:
             return store
+        store.refuse_others()
         needs |= store.needs
+    needs |= _unfinished(path, identity)
     run = {"statistics of": identity, "needs": sorted(needs)}
     with RunFolder.open(path, run, force=path.exists(), resume=True) as gathering:
         listener.phase("statistics")
@@ -75,3 +78,14 @@ def _gather(job: Job, gathering: RunFolder, needs: frozenset[str], listener: Lis
         gathering.commit(finished, None if last else step.hidden, {"seconds": seconds, "layers": []})
         listener.block(finished, len(job.decoder), seconds)
         started = time.perf_counter()
+
+
+def _unfinished(path: Path, identity: dict[str, str]) -> frozenset[str]:
+    """What a gathering that was killed was to hold, so that this one goes on with it."""
+    manifest = path.with_name(f"{path.name}.partial") / STATE / "manifest.json"
+    if not manifest.is_file():
+        return frozenset()
+    recorded = read_json_object(manifest).get("identity")
+    if not isinstance(recorded, dict) or recorded.get("statistics of") != identity:
+        return frozenset()
+    return frozenset(map(str, recorded.get("needs") or ()))

@@ -12,10 +12,12 @@ from sparity.calibration.gradients import check_length
 from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.calibration.tokens import token_hash
 from sparity.errors import InvalidInput
+from sparity.files import expand, file_hash
 from sparity.measure.machine import package_version
 from sparity.models import Decoder
 from sparity.models import transformers as hf
 from sparity.models.loading import load, load_tokenizer
+from sparity.models.source import CheckpointSource
 from sparity.pipeline.targets import decide_targets
 from sparity.pipeline.texts import MeasuredText, calibration_tokens, default_device, measured_texts
 from sparity.recipe import Prune, Recipe, SpeedTest
@@ -84,11 +86,17 @@ class Job:
         """The gradient statistics of single blocks, gathered when the block is reached."""
         return self.pruning.needs & {REGIONAL}
 
+    @property
+    def measured_on(self) -> str:
+        """Where both models are measured: packed weights are multiplied on the CPU."""
+        packed = isinstance(self.decoder.source, CheckpointSource) and self.decoder.source.packed
+        return "cpu" if packed or self.recipe.output.format == "packed" else self.device
+
     def dense_model(self) -> Any:
         """The dense model, ready to be measured."""
         if self.folder is None:
             return self.module
-        return load(self.folder, device=self.device, dtype=self.decoder.dtype)
+        return load(self.folder, device=self.measured_on, dtype=self.decoder.dtype)
 
     def identity(self) -> dict[str, Any]:
         """What a run folder must agree with before it is continued."""
@@ -98,6 +106,7 @@ class Job:
             "dtype": str(self.decoder.dtype),
             "device": self.device,
             "tokens": token_hash(self.tokens) if self.tokens is not None else None,
+            "table": file_hash(expand(table)) if (table := getattr(self.budget, "table", None)) else None,
             "versions": {name: package_version(name) for name in ("torch", "transformers")},
         }
 

@@ -34,7 +34,7 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
     quality: tuple[Quality, ...] = ()
     speed = None
     if job.texts or job.recipe.measure.speed:
-        dense, sparse = job.dense_model(), load(folder, device=job.device, dtype=job.decoder.dtype)
+        dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
         quality = tuple(_quality(job, dense, sparse))
         speed = _speed(job, dense, sparse)
     parameters = sum(torch.Size(shape).numel() for shape in job.decoder.source.shapes().values())

@@ -26,3 +26,15 @@ def output_folder(
         raise InvalidInput("resume needs the output folder of what is to be continued")
     temporary = tempfile.TemporaryDirectory(prefix="sparity-")
     return Path(temporary.name) / name, temporary
+
+
+def working_places(output: Path) -> tuple[Path, Path]:
+    """The folder of a result and the one in which a run works for it: what lies there is replaced."""
+    place = output.resolve()
+    return place, place.with_name(place.name + ".partial")
+
+
+def refuse_to_replace(model: Path | None, output: Path) -> None:
+    """Raise `InvalidInput` when a result would take the place of the model that it is made from."""
+    if model is not None and any(model.resolve().is_relative_to(place) for place in working_places(output)):
+        raise InvalidInput(f"output {output}: the dense model lies there and would be lost; choose another output")

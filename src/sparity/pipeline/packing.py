@@ -17,11 +17,15 @@ from sparity.models.packed import INDEX, METHOD
 from sparity.models.source import CheckpointSource
 from sparity.pipeline.export import shard_name, write_plain_index
 from sparity.pipeline.folder import RunFolder
+from sparity.pipeline.output import refuse_to_replace
 from sparity.shards import LazyTensors, write_tensors
 
 Layout = Literal["plain", "packed"]
 Stored = Literal["same", "int8"]
 VERSION = 1
+OTHER_WEIGHTS = (
+    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack"
+)  # fmt: skip
 
 
 def convert(source: str | Path, target: str | Path, values: Stored = "same", force: bool = False) -> Layout:
@@ -36,8 +40,9 @@ def convert(source: str | Path, target: str | Path, values: Stored = "same", for
         RunConflict: the target exists.
     """
     folder = hf.locate(source)
+    refuse_to_replace(folder, expand(target))
     decoder = Decoder.open(folder)
-    to: Layout = "plain" if is_packed(folder) else "packed"
+    to: Layout = "plain" if isinstance(decoder.source, CheckpointSource) and decoder.source.packed else "packed"
     if to == "plain" and values != "same":
         raise InvalidInput(f"{folder} is packed already: convert it to plain first, then pack it with values {values}")
     identity = {"convert": decoder.source.fingerprint(), "to": to, "values": values}
@@ -47,10 +52,10 @@ def convert(source: str | Path, target: str | Path, values: Stored = "same", for
         else:
             _unpack_weights(decoder, work.path)
         for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json")):
+            if path.is_file() and not path.name.endswith(OTHER_WEIGHTS):
                 write_atomically(work.path / path.name, partial(shutil.copyfile, path))
         mark(work.path, to)
-        _rewrite_record(work.path, to)
+        _rewrite_record(work.path, to, recount=values == "int8")
         work.publish()
     return to
 
@@ -123,12 +128,24 @@ def _read(decoder: Decoder, name: str) -> Tensor:
     return decoder.source.read([name])[name]
 
 
-def _rewrite_record(folder: Path, layout: Layout) -> None:
+def realised_sparsity(folder: Path) -> dict[str, float]:
+    """Projection -> share of zeros in a finished folder; values that int8 rounds to zero are zeros too."""
+    decoder, found = Decoder.open(folder), {}
+    for index in range(len(decoder)):
+        with decoder.block(index) as block:
+            for projection in block.projections:
+                found[projection.name] = float((projection.weight == 0).sum()) / projection.weight.numel()
+    return found
+
+
+def _rewrite_record(folder: Path, layout: Layout, recount: bool) -> None:
     """Bring `sparity.json`, where there is one, up to the files as they are now."""
     path = folder / "sparity.json"
     if path.is_file():
         content: dict[str, Any] = read_json_object(path)
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name != path.name)
         content |= {"layout": layout, "files": {name: file_hash(folder / name) for name in names}}
+        if recount:
+            content["sparsity"] = realised_sparsity(folder)
         write_json(path, content)
     CheckpointSource(folder)  # every shard is whole and every tensor is where the index says

@@ -21,8 +21,8 @@ from sparity.pipeline.gathering import dense_statistics
 from sparity.pipeline.job import Job, prepare
 from sparity.pipeline.listener import Listener, Silence
 from sparity.pipeline.measuring import measure
-from sparity.pipeline.output import output_folder
-from sparity.pipeline.packing import is_packed, pack_in_place
+from sparity.pipeline.output import output_folder, refuse_to_replace, working_places
+from sparity.pipeline.packing import is_packed, pack_in_place, realised_sparsity
 from sparity.pipeline.pruning import committed_layers, prune_blocks
 from sparity.recipe import Recipe
 
@@ -99,18 +99,15 @@ def execute(
             folder.publish()
     finally:
         torch.set_num_threads(threads)
-    return Result(report, path, job.device, temporary)
+    return Result(report, path, job.measured_on, temporary)
 
 
 def check_output(job: Job, path: Path) -> None:
     """Refuse an output that would take the place of the dense model, or of the store that keeps its statistics."""
-    output = path.resolve()
-    if job.folder is not None and job.folder.resolve().is_relative_to(output):
-        raise InvalidInput(f"output {path}: the dense model lies there and would be lost; choose another output")
+    refuse_to_replace(job.folder, path)
     kept = job.recipe.calibration.store if job.recipe.calibration else None
-    places = (output, output.with_name(output.name + ".partial"))
     if kept is not None:
-        store = expand(kept).resolve()
+        store, places = expand(kept).resolve(), working_places(path)
         if any(store.is_relative_to(place) or place.is_relative_to(store) for place in places):
             raise InvalidInput(f"calibration.store: {kept} and the output {path} must lie apart")
 
@@ -139,7 +136,11 @@ def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:
     if job.recipe.output.format == "packed":
         listener.phase("packing")
         pack_in_place(folder.path, job.recipe.output.values)
+    layers = committed_layers(records)
+    if job.recipe.output.values == "int8":
+        realised = realised_sparsity(folder.path)
+        layers = tuple(replace(layer, sparsity=realised[layer.name]) for layer in layers)
     listener.phase("measuring")
-    report = measure(job, folder.path, committed_layers(records), effort)
+    report = measure(job, folder.path, layers, effort)
     write_results(job, folder.path, report)
     return report

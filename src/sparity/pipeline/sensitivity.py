@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sparity.calibration.store import StatisticsStore
+from sparity.calibration.tokens import token_hash
 from sparity.errors import InvalidInput
 from sparity.files import write_json, write_text
 from sparity.measure import machine
@@ -86,9 +87,10 @@ def execute_sensitivity(
         raise InvalidInput("sensitivity measures on a text: set `measure: {perplexity: [TEXT]}` in the recipe")
     path, temporary = output_folder(output, "sensitivity", resume)
     check_output(job, path)
+    identity = {"sensitivity": job.identity(), "measured": [token_hash(text.ids) for text in job.texts]}
     threads = torch.get_num_threads()
     try:
-        with RunFolder.open(path, {"sensitivity": job.identity()}, force, resume) as folder:
+        with RunFolder.open(path, identity, force, resume) as folder:
             torch.set_num_threads(folder.threads)
             report = _measure(job, tried, folder, listener)
             write_json(folder.path / "sensitivity.json", report.to_dict())

@@ -1,6 +1,7 @@
 """What sparsity costs, measured: the dense model with some of its projections pruned, on a few sequences."""
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -74,9 +75,10 @@ class Trials:
         key = sha256(json.dumps([len(self._tokens), changed]).encode()).hexdigest()[:24]
         if key not in self._known:
             trial = self._run(changed)
-            self._known[key] = [trial.kl, trial.perplexity]
+            self._known[key] = list(trial)
             self._folder.remember("trials", self._known)
-        return Trial(*self._known[key])
+        kl, loss = self._known[key]
+        return Trial(kl, exp(loss))
 
     def cosines(self) -> list[float]:
         """The mean cosine of each dense block's inputs and outputs, over all tokens."""
@@ -84,7 +86,8 @@ class Trials:
             self._prepare()
         return [mean_cosine(before, behind) for before, behind in pairwise(self._hidden)]
 
-    def _run(self, changed: Mapping[str, float]) -> Trial:
+    def _run(self, changed: Mapping[str, float]) -> tuple[float, float]:
+        """KL and mean loss, both in nats per token."""
         if not self._prepared:
             self._prepare()
         decoder = self._job.decoder
@@ -107,9 +110,9 @@ class Trials:
                 q, p = logits.log_softmax(-1), self._dense[sample].to(logits.device)
                 divergence += float((p.exp() * (p - q)).sum(-1).mean())
                 loss += float(cross_entropy(logits, ids[1:].to(logits.device)))
-        if divergence != divergence:
-            raise NumericalError("the pruned model gives NaN; use a wider dtype (float32)")
-        return Trial(divergence / len(self._tokens), exp(loss / len(self._tokens)))
+        if not math.isfinite(divergence) or not math.isfinite(loss):
+            raise NumericalError("the pruned model gives NaN or infinite losses; use a wider dtype (float32)")
+        return divergence / len(self._tokens), loss / len(self._tokens)
 
     def _prepare(self) -> None:
         decoder, tokens = self._job.decoder, self._tokens
