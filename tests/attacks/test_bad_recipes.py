@@ -81,7 +81,7 @@ SECTIONS = [
     ({"accept": {"kl": float("inf")}}, r"accept\.kl: .*finite"),
     ({"accept": {"perplexity": "5"}}, r'accept\.perplexity: write it as "\+5%", got \'5\''),
     ({"accept": {"decode": "fast"}}, r'accept\.decode: write it as "1\.3x", got \'fast\''),
-    ({"output": {"format": "packed"}}, r"output\.format: Input should be 'plain', got 'packed'"),
+    ({"output": {"format": "zip"}}, r"output\.format: Input should be 'plain' or 'packed', got 'zip'"),
     ({"dtype": "int8"}, "dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16', got 'int8'"),
     ({"model": None}, "names no model"),
     ({"model": " "}, "the name of the model is empty"),
