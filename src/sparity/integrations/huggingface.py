@@ -20,6 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparity.errors import CorruptFile, InvalidInput
+from sparity.files import make_folder
 from sparity.integrations.packed_linear import PackedLinear
 from sparity.models import packed
 from sparity.models.packed import INDEX, METHOD, Matrix, matrices
@@ -136,7 +137,7 @@ def _packed_modules(model: nn.Module) -> Iterator[PackedLinear]:
     return (module for module in model.modules() if isinstance(module, PackedLinear))
 
 
-def _save_pretrained(model: Any, save_directory: Any, **arguments: Any) -> None:
+def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = True, **arguments: Any) -> None:
     """`save_pretrained` for a packed model: the packed layout, which a loader without Sparity refuses.
 
     All but the packed weights is written by transformers to a folder beside; then everything is moved in, the
@@ -144,8 +145,12 @@ def _save_pretrained(model: Any, save_directory: Any, **arguments: Any) -> None:
     """
     if arguments.pop("push_to_hub", False):
         raise InvalidInput("save to a folder first, then upload the folder")
+    if arguments.get("variant"):
+        raise InvalidInput("a packed checkpoint has no variants: leave variant out")
+    if not is_main_process:
+        return
     target = Path(save_directory)
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as room:
         written = Path(room)
         type(model).save_pretrained(model, written, **{**arguments, "max_shard_size": "1000GB"})

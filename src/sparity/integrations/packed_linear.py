@@ -1,5 +1,6 @@
 """A linear layer whose weight stays packed."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -67,6 +68,15 @@ class PackedLinear(nn.Module):
         assert self._prepared is not None, "a packed checkpoint is loaded as a whole"
         out: Tensor = _Product.apply(x, self._prepared)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out + self.bias
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
+        """A layer of its own that reads the same packed weight, which nothing changes."""
+        copied = PackedLinear(
+            self.matrix, self.in_features, self.out_features, deepcopy(self.bias, memo), self.transposed
+        )
+        copied._prepared = self._prepared
+        memo[id(self)] = copied
+        return copied.train(self.training)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
