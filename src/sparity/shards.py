@@ -22,12 +22,15 @@ class LazyTensors(Mapping[str, Tensor]):
     """Tensors by name that are made when they are asked for."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
-        self._names, self._make = tuple(dict.fromkeys(names)), make
+        self._names, self._make = dict.fromkeys(names), make
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
         return self._make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

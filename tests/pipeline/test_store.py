@@ -241,3 +241,24 @@ def test_a_store_that_claims_nonsense(run, tmp_path):
         path.write_text(json.dumps({**content, "needs": needs}))
         with pytest.raises(CorruptFile, match=r"statistics\.json is damaged"):
             run({"score": "wanda"}, f"again-{number}")
+
+
+def test_a_killed_gathering_gives_way_to_one_that_needs_more(run, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        dies_at(6, patch)
+        with pytest.raises(Killed):
+            run({"score": "wanda"}, "first")
+    expected = weight_files(run({"solver": "sparsegpt"}, "plain", store=None).path)
+    assert weight_files(run({"solver": "sparsegpt"}, "second").path) == expected
+    assert not (tmp_path / "store.partial").exists()
+
+
+def test_an_unfinished_gathering_of_another_model_is_refused(run, family_models, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        dies_at(6, patch)
+        with pytest.raises(Killed):
+            run({"score": "wanda"}, "first")
+    before = contents(tmp_path / "store.partial")
+    with pytest.raises(RunConflict, match="choose another store, or delete it"):
+        run({"score": "wanda"}, "second", model=family_models["llama"])
+    assert contents(tmp_path / "store.partial") == before

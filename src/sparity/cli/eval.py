@@ -25,15 +25,15 @@ def evaluate(
         from sparity.measure.speed import compare_speed
         from sparity.models import transformers as hf
         from sparity.models.loading import load, load_tokenizer
+        from sparity.models.packed import is_read_packed
         from sparity.models.transformers import context_length
-        from sparity.pipeline.packing import is_packed
         from sparity.pipeline.texts import default_device, measured_text
         from sparity.quality.agreement import compare
         from sparity.quality.perplexity import perplexity
         from sparity.recipe import SpeedTest, Text
 
         place = default_device(device)
-        if any(is_packed(hf.locate(name)) for name in (model, against) if name):
+        if any(is_read_packed(hf.locate(name)) for name in (model, against) if name):
             place = "cpu"  # packed weights are multiplied there
         subject, tokenizer = load(model, device=place, dtype=dtype), load_tokenizer(model)
         dense = load(against, device=place, dtype=dtype) if against else None

@@ -23,11 +23,9 @@ from sparity.errors import CorruptFile, InvalidInput
 from sparity.files import make_folder
 from sparity.integrations.packed_linear import PackedLinear
 from sparity.models import packed
-from sparity.models.packed import INDEX, METHOD, Matrix, matrices
+from sparity.models.packed import INDEX, METHOD, VERSION, Matrix, matrices
 
 log = logging.getLogger(__name__)
-
-VERSION = 1
 
 
 @register_quantization_config(METHOD)

@@ -25,6 +25,7 @@ from sparity.files import read_json_object, write_json
 INDEX = "sparity.safetensors.index.json"
 TRANSPOSED = "transposed"  # metadata: names of matrices whose tensor is stored as [in, out], as GPT-2's are
 METHOD = "sparity"
+VERSION = 1  # of the layout, in config.json
 
 
 def shard_name(number: int, total: int) -> str:

@@ -11,6 +11,7 @@ from sparity.calibration.regional import regional_gradients
 from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.calibration.store import StatisticsStore
 from sparity.calibration.tokens import token_hash
+from sparity.errors import RunConflict
 from sparity.files import expand, read_json_object
 from sparity.pipeline.folder import STATE, RunFolder
 from sparity.pipeline.inputs import block_inputs
@@ -23,9 +24,12 @@ def dense_statistics(
 ) -> StatisticsStore | None:
     """The store that the job reads, filled unless it is already; None for a job that reads none.
 
-    `needs` takes the place of what the job would read by itself.
     It is the folder that the recipe names, or one in the run's own state. Gathering is a run of its own, which
-    continues where a killed one stopped.
+    continues where a killed one stopped. `needs` takes the place of what the job would read by itself.
+
+    Raises:
+        RunConflict: the folder, or an unfinished one beside it, is of something else.
+        CorruptFile: the store is damaged.
     """
     needs = job.stored_needs if needs is None else with_small(needs)
     if not needs:
@@ -44,9 +48,10 @@ def dense_statistics(
             return store
         store.refuse_others()
         needs |= store.needs
-    needs |= _unfinished(path, identity)
+    unfinished = _unfinished(path, identity)
+    needs |= unfinished
     run = {"statistics of": identity, "needs": sorted(needs)}
-    with RunFolder.open(path, run, force=path.exists(), resume=True) as gathering:
+    with RunFolder.open(path, run, force=path.exists() or bool(unfinished), resume=True) as gathering:
         listener.phase("statistics")
         torch.set_num_threads(gathering.threads)
         _gather(job, gathering, needs, listener)
@@ -81,11 +86,12 @@ def _gather(job: Job, gathering: RunFolder, needs: frozenset[str], listener: Lis
 
 
 def _unfinished(path: Path, identity: dict[str, str]) -> frozenset[str]:
-    """What a gathering that was killed was to hold, so that this one goes on with it."""
+    """What a gathering that was killed was to hold: this one goes on with it, or starts over when it needs more."""
     manifest = path.with_name(f"{path.name}.partial") / STATE / "manifest.json"
     if not manifest.is_file():
         return frozenset()
     recorded = read_json_object(manifest).get("identity")
     if not isinstance(recorded, dict) or recorded.get("statistics of") != identity:
-        return frozenset()
+        place = manifest.parent.parent
+        raise RunConflict(f"{place} holds something else that is unfinished: choose another store, or delete it")
     return frozenset(map(str, recorded.get("needs") or ()))

@@ -22,7 +22,6 @@ from sparity.shards import LazyTensors, write_tensors
 
 Layout = Literal["plain", "packed"]
 Stored = Literal["same", "int8"]
-VERSION = 1
 OTHER_WEIGHTS = (
     ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack"
 )  # fmt: skip
@@ -70,7 +69,7 @@ def pack_in_place(folder: Path, values: Stored) -> None:
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether a folder holds a packed checkpoint."""
+    """Whether all packed shards of a working folder are written."""
     return (folder / INDEX).exists()
 
 
@@ -104,7 +103,7 @@ def mark(folder: Path, layout: Layout) -> None:
     config = read_json_object(folder / "config.json")
     config.pop("quantization_config", None)
     if layout == "packed":
-        config["quantization_config"] = {"quant_method": METHOD, "version": VERSION}
+        config["quantization_config"] = {"quant_method": METHOD, "version": packed.VERSION}
     write_json(folder / "config.json", config)
 
 

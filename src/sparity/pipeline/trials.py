@@ -48,6 +48,8 @@ class Trials:
         self._tokens = tokens  # [samples, length]
         self._known: dict[str, list[float]] = {}
         self._pruned: OrderedDict[tuple[str, float], Tensor] = OrderedDict()
+        blocks = range(len(job.decoder))
+        self._blocks_of = {p.name: i for i in blocks for site in job.decoder.sites(i) for p in site.projections}
         self._blocks: dict[int, Block] = {}
         self._open = ExitStack()
         self._prepared = False
@@ -69,7 +71,7 @@ class Trials:
         """Measure one allocation, or recall it.
 
         Raises:
-            NumericalError: the pruned model's loss is NaN.
+            NumericalError: the pruned model's loss is NaN or infinite.
         """
         changed = {name: share for name, share in sorted(shares.items()) if share > 0}
         key = sha256(json.dumps([len(self._tokens), changed]).encode()).hexdigest()[:24]
@@ -91,11 +93,7 @@ class Trials:
         if not self._prepared:
             self._prepare()
         decoder = self._job.decoder
-        names = [
-            {projection.name for site in decoder.sites(index) for projection in site.projections}
-            for index in range(len(decoder))
-        ]
-        first = next((index for index, inside in enumerate(names) if inside & changed.keys()), len(decoder))
+        first = min((self._blocks_of[name] for name in changed), default=len(decoder))
         hidden = self._hidden[first].clone()
         for index in range(first, len(decoder)):
             with self._block(index) as block:

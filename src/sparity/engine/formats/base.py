@@ -88,7 +88,7 @@ class Format(ABC):
 
     def refusal(self, weight: Tensor) -> str:
         """Why `weight` does not match, and what to do."""
-        raise NotImplementedError(f"{self.name} holds any mask")
+        return f"{self.name} cannot hold the mask of this weight of {weight.shape[0]} x {weight.shape[1]}: use bitmask"
 
     def unpack(self, packed: Packed) -> Tensor:
         """The weight `[rows, columns]`, as it was packed.

@@ -15,7 +15,7 @@ from sparity.engine.formats.base import format_of
 from sparity.engine.formats.storage.packed import Packed
 from sparity.engine.formats.storage.values import DTYPE_NAMES, dtype_name
 from sparity.errors import CorruptFile, InvalidInput, SparityError
-from sparity.shards import write_tensors
+from sparity.shards import LazyTensors, write_tensors
 
 VERSION = 1
 HEADER = "sparity"
@@ -33,15 +33,16 @@ def write(
         InvalidInput: two names would give the same tensor.
         SparityError: the file cannot be written.
     """
-    tensors: dict[str, Tensor] = dict(others or {})
+    others, tensors = others or {}, dict[str, Tensor]()
     for name, packed in matrices.items():
         for part, tensor in packed.tensors.items():
             key = f"{name}.{part}"
-            if key in tensors:
+            if key in tensors or key in others:
                 raise InvalidInput(f'two matrices would store the tensor "{key}"; rename one')
             tensors[key] = tensor
     header = {HEADER: json.dumps({"version": VERSION, "matrices": {n: describe(p) for n, p in matrices.items()}})}
-    write_tensors(path, tensors, {**(metadata or {}), **header})
+    every = LazyTensors([*others, *tensors], lambda name: tensors[name] if name in tensors else others[name])
+    write_tensors(path, every, {**(metadata or {}), **header})
 
 
 def read(path: Path) -> dict[str, Packed]:
