@@ -5,6 +5,7 @@
 #include <atomic>
 #include <new>
 
+#include "decode_kernels.h"
 #include "kernels.h"
 #include "numbers.h"
 
@@ -45,11 +46,13 @@ int best() {
 
 std::atomic<int> chosen{-1};
 
-const Kernels& kernels() {
+int in_use() {
   int rank = chosen.load(std::memory_order_relaxed);
   if (rank < 0) chosen.store(rank = best(), std::memory_order_relaxed);
-  return *kLevels[rank].kernels;
+  return rank;
 }
+
+const Kernels& kernels() { return *kLevels[in_use()].kernels; }
 
 // Scratch memory of the calling thread, kept between calls.
 class Scratch {
@@ -77,6 +80,8 @@ bool finite(uint16_t bits) { return (bits & 0x7f80) != 0x7f80; }
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
 }  // namespace
+
+int sparity::rank_in_use() { return in_use(); }
 
 extern "C" {
 
