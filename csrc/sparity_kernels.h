@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 1 };
+enum { SPARITY_ABI = 2 };
 enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3 };
 enum { SPARITY_OK = 0, SPARITY_UNSUPPORTED = 1 };
 
@@ -45,6 +45,11 @@ SPARITY_EXPORT int sparity_isa_use(int rank);
 // inputs that are quantised per token (see reference.py). The result does not depend on `threads`.
 SPARITY_EXPORT int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wide, int64_t tokens,
                                 int threads);
+
+// The same for `count` weights of any formats that have the same columns and share the input, which is prepared once:
+// ys[i] is weights[i]'s y, and equals what sparity_gemv gives.
+SPARITY_EXPORT int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint16_t* x, void* const* ys,
+                                     int wide, int64_t tokens, int threads);
 
 // Rows [begin, end) of the weight as they are stored, bfloat16 or int8, into out [end - begin, columns].
 // begin is a multiple of 4 (of block_rows in the format block).

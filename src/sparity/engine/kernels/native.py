@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 1
+ABI = 2
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -141,6 +141,7 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_isa_best": (whole, ()),
         "sparity_isa_use": (whole, (whole,)),
         "sparity_gemv": (whole, (pointer, pointer, pointer, whole, long, whole)),
+        "sparity_gemv_many": (whole, (pointer, whole, pointer, pointer, whole, long, whole)),
         "sparity_unpack": (whole, (pointer, long, long, pointer, whole)),
         "sparity_quantize": (None, (pointer, long, long, pointer, pointer, whole)),
         "sparity_rms_norm": (None, (pointer, pointer, pointer, real, long, long, pointer, whole)),
