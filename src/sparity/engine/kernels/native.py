@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 2
+ABI = 3
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -36,6 +36,7 @@ class Matrix(ctypes.Structure):
         ("block_width", ctypes.c_int64),
         ("kept", ctypes.c_int64),
         ("format", ctypes.c_int32),
+        ("row_sums", ctypes.c_void_p),
     )
 
 
@@ -130,6 +131,7 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_isa_use": (whole, (whole,)),
         "sparity_gemv": (whole, (pointer, pointer, pointer, whole, long, whole)),
         "sparity_gemv_many": (whole, (pointer, whole, pointer, pointer, whole, long, whole)),
+        "sparity_row_sums": (whole, (pointer, pointer, whole)),
         "sparity_unpack": (whole, (pointer, long, long, pointer, whole)),
         "sparity_quantize": (None, (pointer, long, long, pointer, pointer, whole)),
         "sparity_read": (ctypes.c_uint64, (pointer, long, whole)),
