@@ -55,6 +55,16 @@ class Matrix:
     transposed: bool
 
     @property
+    def stored(self) -> str:
+        """The name of the tensor that it stands for."""
+        return f"{self.name}.weight"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        return tuple(f"{self.name}.{part}" for part in self.entry["hashes"])
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Of the tensor that it stands for: `[out, in]`, or `[in, out]` when it is transposed."""
         rows, columns = self.entry["shape"]

@@ -4,14 +4,16 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from sparity.engine.formats.conversions.compressed_tensors import PARTS
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.models import packed
+from sparity.models import packed, rescued
 from sparity.shards import CODES
 
 
@@ -71,18 +73,25 @@ class ModuleSource(Source):
 
 class CheckpointSource(Source):
     """A Hugging Face folder with `model.safetensors`, whole or in shards, or a packed one. Files are open only while
-    they are read. A packed matrix NAME shows as the dense tensor NAME.weight, unpacked when it is read.
+    they are read. A packed matrix NAME shows as the dense tensor NAME.weight, unpacked when it is read, and so does a
+    weight in an orphaned layout.
+
+    Attributes:
+        rescued: the orphaned layout that config.json names, see `rescued.layout_of`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.packed = packed.is_read_packed(folder)
-        self.matrices: dict[str, packed.Matrix] = {}  # stored name -> what it is made of
+        self.rescued = None if self.packed else rescued.layout_of(folder)
+        self.matrices: dict[str, packed.Matrix] = {}  # of a packed folder, by the name that each stands for
+        self._made: dict[str, packed.Matrix | rescued.Rescued] = {}  # what is not stored as it is shown
         self._homes: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         listed = _index(folder / (packed.INDEX if self.packed else "model.safetensors.index.json"))
-        for path in _shard_paths(folder, listed):
+        self._shards = _shard_paths(folder, listed)
+        for path in self._shards:
             for name, shape, dtype in read_header(path):
                 self._homes[name], self._shapes[name], self._dtypes[name] = path, shape, dtype
         absent = sorted(set(listed or ()) - set(self._homes))
@@ -91,22 +100,23 @@ class CheckpointSource(Source):
                 f"{folder}: the index lists {len(absent)} tensors that no shard holds, {absent[0]} among them; "
                 "fetch or save the model again"
             )
-
         if self.packed:
-            for path in sorted(set(self._homes.values())):
-                for name, matrix in packed.matrices(path).items():
-                    self._stand_in(name, matrix)
+            for path in self._shards:
+                self._stand_in(found := {matrix.stored: matrix for matrix in packed.matrices(path).values()})
+                self.matrices.update(found)
+        elif self.rescued in PARTS:
+            headers = {name: (self._shapes[name], self._dtypes[name]) for name in self._homes}
+            self._stand_in(rescued.find(self.rescued, self._homes, headers))
 
-    def _stand_in(self, name: str, matrix: packed.Matrix) -> None:
-        """Show a matrix as the tensor that it stands for, in place of its parts."""
-        for part in matrix.entry["hashes"]:
-            for known in (self._homes, self._shapes, self._dtypes):
-                known.pop(f"{name}.{part}", None)
-        stored = f"{name}.weight"
-        if stored in self._homes:
-            raise CorruptFile(f"{matrix.path}: {stored} is there twice, dense and packed")
-        self.matrices[stored], self._homes[stored] = matrix, matrix.path
-        self._shapes[stored], self._dtypes[stored] = matrix.shape, matrix.dtype
+    def _stand_in(self, found: Mapping[str, packed.Matrix | rescued.Rescued]) -> None:
+        """Show matrices as the tensors that they stand for, in place of their parts."""
+        for stored, matrix in found.items():
+            for part in matrix.parts:
+                for known in (self._homes, self._shapes, self._dtypes):
+                    known.pop(part, None)
+            if stored in self._shapes:
+                raise CorruptFile(f"{self.folder}: {stored} is there twice, as it is and packed")
+            self._made[stored], self._shapes[stored], self._dtypes[stored] = matrix, matrix.shape, matrix.dtype
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source.shapes`."""
@@ -118,8 +128,8 @@ class CheckpointSource(Source):
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """See `Source.read`."""
-        tensors = {name: self.matrices[name].weight() for name in names if name in self.matrices}
-        names = [name for name in names if name not in self.matrices]
+        tensors = {name: self._made[name].weight() for name in names if name in self._made}
+        names = [name for name in names if name not in self._made]
         for path in sorted({self._homes[name] for name in names}):
             try:
                 with safe_open(path, framework="pt") as file:
@@ -131,7 +141,7 @@ class CheckpointSource(Source):
     def fingerprint(self) -> str:
         """A hash of the shards' names, sizes, change times and headers."""
         digest = hashlib.sha256()
-        for path in sorted(set(self._homes.values())):
+        for path in self._shards:
             status = path.stat()
             digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
         digest.update(json.dumps(sorted(self._shapes.items())).encode())
