@@ -82,7 +82,7 @@ int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to;
 
 bool supported(const SparityMatrix& weight) {
   if (weight.format == SPARITY_BLOCK) return !weight.scales && weight.block_width % 16 == 0;
-  return !weight.scales || weight.columns < int64_t(1) << 20;  // beyond, int32 sums could overflow
+  return !weight.scales || weight.columns < int64_t(1) << 17;  // beyond, int32 sums could overflow
 }
 
 // What threads share out: tiles of 4 rows, or rows of blocks.

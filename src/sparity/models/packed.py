@@ -19,7 +19,7 @@ from torch import Tensor
 from sparity.engine.formats import Packed, unpack
 from sparity.engine.formats.storage import file
 from sparity.engine.formats.storage.values import DTYPE_NAMES
-from sparity.errors import CorruptFile
+from sparity.errors import CorruptFile, InvalidInput
 from sparity.files import read_json_object, write_json
 
 INDEX = "sparity.safetensors.index.json"
@@ -99,13 +99,22 @@ def matrices(path: Path) -> dict[str, Matrix]:
     with safe_open(path, framework="pt") as shard:
         said = (shard.metadata() or {}).get(TRANSPOSED, "[]")
     try:
-        transposed = set(json.loads(said))
-        found = {name: Matrix(path, name, entry, name in transposed) for name, entry in entries.items()}
-        for matrix in found.values():
-            _ = matrix.shape, matrix.dtype
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{path}: its header makes no sense ({error!r}); fetch the file again") from error
-    return found
+        transposed = json.loads(said)
+        unknown = [name for name in transposed if name not in entries]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: its header makes no sense ({error!r:.200}); fetch the file again") from error
+    if not isinstance(transposed, list) or unknown:
+        raise CorruptFile(f"{path}: its header calls matrices transposed that are not there; fetch the file again")
+    return {name: Matrix(path, name, entry, name in transposed) for name, entry in entries.items()}
+
+
+def check_version(quantization: Mapping[str, Any]) -> None:
+    """Raise `InvalidInput` when config.json tells of a version that this release does not read."""
+    version = quantization.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise InvalidInput(
+            f"a packed checkpoint of version {version!r:.40}; this release reads {VERSION}: update sparity"
+        )
 
 
 def write_shard(

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sparity.engine.formats.conversions.compressed_tensors import PARTS, Header, check_headers, restore
+from sparity.engine.formats.storage.values import aligned
 from sparity.errors import CorruptFile, UnsupportedModel
 from sparity.files import read_json_object
-from sparity.models.packed import METHOD
+from sparity.models.packed import METHOD, check_version
 
 KEYS = ("quantization_config", "compression_config")  # of config.json; releases before 0.9 write the second
 ABOUT = {"sparsity_config", "quant_method", "version", "registry_requires_subclass"}
@@ -67,13 +68,17 @@ def layout_of(folder: Path) -> str | None:
         One of `PARTS`, or `dense` when compressed-tensors only says that they are sparse.
 
     Raises:
+        InvalidInput: they are packed in a version that this release does not read.
         UnsupportedModel: the weights are quantised, or in a layout that is not one of these.
         CorruptFile: config.json is not JSON.
     """
     path = folder / "config.json"
     config = read_json_object(path) if path.is_file() else {}
     found = next((config[key] for key in KEYS if config.get(key)), None)
-    if found is None or (isinstance(found, dict) and found.get("quant_method") == METHOD):
+    if found is None:
+        return None
+    if isinstance(found, dict) and found.get("quant_method") == METHOD:
+        check_version(found)
         return None
     sparsity = found.get("sparsity_config") if isinstance(found, dict) else None
     if not isinstance(sparsity, dict) or not sparsity:
@@ -139,7 +144,6 @@ def _rescued(
 def _read(path: Path, name: str) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
+            return aligned(file.get_tensor(name))
     except (SafetensorError, OSError) as error:
         raise CorruptFile(f"{path} changed or vanished while it was read ({error})") from error

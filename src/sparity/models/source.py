@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sparity.engine.formats.conversions.compressed_tensors import PARTS
+from sparity.engine.formats.storage.values import aligned
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import packed, rescued
-from sparity.shards import CODES
+from sparity.shards import CODES, check_header, unique_json
 
 
 class Source(ABC):
@@ -83,7 +84,8 @@ class CheckpointSource(Source):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.packed = packed.is_read_packed(folder)
-        self.rescued = None if self.packed else rescued.layout_of(folder)
+        layout = rescued.layout_of(folder)
+        self.rescued = None if self.packed else layout
         self.matrices: dict[str, packed.Matrix] = {}  # of a packed folder, by the name that each stands for
         self._made: dict[str, packed.Matrix | rescued.Rescued] = {}  # what is not stored as it is shown
         self._homes: dict[str, Path] = {}
@@ -93,6 +95,8 @@ class CheckpointSource(Source):
         self._shards = _shard_paths(folder, listed)
         for path in self._shards:
             for name, shape, dtype in read_header(path):
+                if self.packed and (name in self._homes or (listed or {}).get(name) != path.name):
+                    raise CorruptFile(f"{path}: {name} is there twice, or not where the index says; fetch it again")
                 self._homes[name], self._shapes[name], self._dtypes[name] = path, shape, dtype
         absent = sorted(set(listed or ()) - set(self._homes))
         if absent:
@@ -133,7 +137,8 @@ class CheckpointSource(Source):
         for path in sorted({self._homes[name] for name in names}):
             try:
                 with safe_open(path, framework="pt") as file:
-                    tensors.update({name: file.get_tensor(name) for name in names if self._homes[name] == path})
+                    here = [name for name in names if self._homes[name] == path]
+                    tensors.update({name: aligned(file.get_tensor(name)) for name in here})
             except (SafetensorError, OSError) as error:
                 raise CorruptFile(f"{path} changed or vanished while it was read ({error})") from error
         return tensors
@@ -150,10 +155,10 @@ class CheckpointSource(Source):
 
 def _index(path: Path) -> dict[str, str] | None:
     folder = path.parent
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
-        listed = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+        listed = dict(unique_json(path.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise CorruptFile(f"{path} is not a shard index ({error}); fetch or save the model again") from error
     for shard in listed.values():
@@ -165,13 +170,13 @@ def _index(path: Path) -> dict[str, str] | None:
 def _shard_paths(folder: Path, listed: dict[str, str] | None) -> list[Path]:
     if listed is None:
         whole = folder / "model.safetensors"
-        if whole.exists():
+        if whole.is_file():
             return [whole]
         others = sorted(path.name for path in folder.glob("*.bin"))
         found = f" (it holds {', '.join(others)}: only safetensors are read, save the model again)" if others else ""
         raise InvalidInput(f"{folder} has no model.safetensors and no model.safetensors.index.json{found}")
     paths = [folder / name for name in sorted(set(listed.values()))]
-    missing = [path.name for path in paths if not os.path.exists(path)]  # False for a name that no file can have
+    missing = [path.name for path in paths if not os.path.isfile(path)]  # False for a name that no file can have
     if missing:
         raise CorruptFile(f"{folder}: missing shards {', '.join(missing)}; fetch them again")
     return paths
@@ -184,6 +189,7 @@ def read_header(path: Path) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
         CorruptFile: the file is missing, truncated or no safetensors file.
         InvalidInput: a tensor of a quantised type.
     """
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             entries = []

@@ -33,8 +33,10 @@ def check_headers(layout: str, shape: Sequence[int], headers: Mapping[str, Heade
         "bitmask": (torch.uint8, (*rows, -(-columns // 8))),
         "row_offsets": (torch.int64, tuple(rows)),
     }
-    for part in set(PARTS[layout]) & set(expected):
-        (sides, dtype), wanted = headers[part], expected[part]
+    for part, wanted in expected.items():
+        if part not in PARTS[layout]:
+            continue
+        sides, dtype = headers[part]
         if (dtype, sides) != wanted:
             raise CorruptFile(f"{part}: expected {_words(*wanted)} for {list(shape)}, found {_words(dtype, sides)}")
     sides, dtype = headers["compressed"]
