@@ -109,7 +109,7 @@ void share_out(int64_t units, int threads, const Work& work) {
 
 bool supported(const SparityMatrix& weight) {
   if (weight.format == SPARITY_BLOCK) return !weight.scales && weight.block_width % 16 == 0;
-  return !weight.scales || weight.columns < int64_t(1) << 20;  // beyond, int32 sums could overflow
+  return !weight.scales || weight.columns < int64_t(1) << 17;  // beyond, int32 sums could overflow
 }
 
 // What threads share out: tiles of 4 rows, or rows of blocks.

@@ -27,8 +27,10 @@ OTHER_WEIGHTS = (
 )  # fmt: skip
 
 
-def convert(source: str | Path, target: str | Path, values: Stored = "same", force: bool = False) -> Layout:
-    """Write a checkpoint in the other layout: packed from plain, plain from packed; what it became is returned.
+def convert(
+    source: str | Path, target: str | Path, values: Stored = "same", force: bool = False, to: Layout | None = None
+) -> Layout:
+    """Write a checkpoint in another layout, `to`: packed, or plain from packed, when that is None; it is returned.
 
     Every tensor comes back bit for bit, unless `values` is "int8": then packed matrices are quantised, with a scale per
     output.
@@ -41,9 +43,15 @@ def convert(source: str | Path, target: str | Path, values: Stored = "same", for
     folder = hf.locate(source)
     refuse_to_replace(folder, expand(target))
     decoder = Decoder.open(folder)
-    to: Layout = "plain" if isinstance(decoder.source, CheckpointSource) and decoder.source.packed else "packed"
-    if to == "plain" and values != "same":
+    is_packed = isinstance(decoder.source, CheckpointSource) and decoder.source.packed
+    is_rescued = isinstance(decoder.source, CheckpointSource) and decoder.source.rescued is not None
+    to = to or ("plain" if is_packed else "packed")
+    if is_packed and (to == "packed" or values != "same"):
         raise InvalidInput(f"{folder} is packed already: convert it to plain first, then pack it with values {values}")
+    if to == "plain" and not is_packed and not is_rescued:
+        raise InvalidInput(f"{folder} is plain already: there is nothing to convert")
+    if to == "plain" and values != "same":
+        raise InvalidInput(f"values {values} are those of packed matrices, and a plain checkpoint has none")
     identity = {"convert": decoder.source.fingerprint(), "to": to, "values": values}
     with RunFolder.open(expand(target), identity, force, resume=True) as work:
         if to == "packed":
