@@ -14,7 +14,7 @@ from sparity.cli.console import Json
 
 if TYPE_CHECKING:
     from sparity.engine.kernels.choice import Choice
-    from sparity.pipeline.kernels import Kernels
+    from sparity.pipeline.kernels import Alike
 
 EXTRAS = {"data": ("datasets", "pyarrow")}
 
@@ -57,22 +57,21 @@ def _kernels_of(model: str, json: bool) -> None:
     if json:
         console.print_json(dataclasses.asdict(found))
         return
-    console.out.print(_kernel_table(found))
+    console.out.print(f"{found.model}: {found.layout}, {found.threads} threads", markup=False, soft_wrap=True)
+    for alike in found.weights:
+        console.out.print(_kernel_table(alike))
     if found.unavailable:
         console.out.print(f"no compiled kernels: {found.unavailable}", markup=False, soft_wrap=True)
 
 
-def _kernel_table(found: "Kernels") -> Table:
-    title = f"{found.model}: {found.layout}, {found.threads} threads"
-    table = Table("weights", "stored as", "inputs", "winner", "candidates: time per call, why not", title=title)
-    for alike in found.weights:
-        weights = f"{', '.join(alike.roles)}: {alike.count} of {alike.rows} x {alike.columns}"
-        stored = f"{alike.format}, {alike.values}, {alike.density} % kept"
-        if alike.formats is not None:
-            table.add_row(weights, stored, "1", alike.formats.winner, _candidates(alike.formats))
-        for batch, choice in alike.kernels.items():
-            table.add_row(weights, stored, str(batch), choice.winner, _candidates(choice))
-        table.add_section()
+def _kernel_table(alike: "Alike") -> Table:
+    weights = f"{alike.count} of {alike.rows} x {alike.columns} ({', '.join(alike.roles)})"
+    title = f"{weights}: {alike.format}, {alike.values}, {alike.density} % kept"
+    table = Table("inputs", "winner", "candidates: time per call, why not", title=title, title_justify="left")
+    if alike.formats is not None:
+        table.add_row("format, 1", alike.formats.winner, _candidates(alike.formats))
+    for batch, choice in alike.kernels.items():
+        table.add_row(str(batch), choice.winner, _candidates(choice))
     return table
 
 

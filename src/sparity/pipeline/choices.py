@@ -55,4 +55,4 @@ def _reason(case: Mapping[str, Any]) -> str:
     if timed:
         return "faster where they were packed"
     lost = next(candidate["lost"] for candidate in case["candidates"] if candidate["name"] == "bitmask")
-    return str(lost if case["how"] == "nothing else can run" else case["how"])
+    return str(lost if case["how"] == "the only candidate" else case["how"])

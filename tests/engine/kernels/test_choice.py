@@ -159,7 +159,7 @@ def test_small_weights_and_rules_time_nothing(cache):
     )
     assert pick(None, offered={"gemv": "absent", "prefill": None, "pytorch": None}).winner == "prefill"
     alone = pick(clock, offered={"gemv": None, "pytorch": "unpacks"})
-    assert alone.how == "nothing else can run"
+    assert alone.how == "the only candidate"
     assert clock.asked == 0
     assert not cache.exists()
 

@@ -80,7 +80,7 @@ def test_weights_of_one_case_are_timed_once():
 def test_without_a_kernel_dense_is_the_only_one():
     found = fastest_format(weight_for("bitmask", *SHAPE).float(), timer=clock())
     assert found.format.name == "dense"
-    assert found.choice.how == "nothing else can run"
+    assert found.choice.how == "the only candidate"
     assert lost(found)["bitmask"]
 
 
@@ -91,6 +91,15 @@ def test_the_rule_where_nothing_is_timed(keep, winner):
     found = fastest_format(weight_for("bitmask", *SHAPE, keep=keep))  # SPARITY_CHOICE=rules
     assert found.format.name == winner
     assert not found.choice.timed
+
+
+@NATIVE
+@pytest.mark.parametrize("pattern", ["dense", "block"])
+def test_what_is_no_smaller_than_dense_is_not_timed(pattern):
+    found = fastest_format(weight_for(pattern, *SHAPE, keep=1.0), timer=clock())
+    assert found.format.name == "dense"
+    assert found.case.format == "dense"
+    assert lost(found)["bitmask"] == lost(found)["block"] == "takes no fewer bytes than dense"
 
 
 def test_a_matrix_of_zeros():

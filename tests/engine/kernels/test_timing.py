@@ -36,10 +36,11 @@ def machine(monkeypatch):
     return Machine(monkeypatch)
 
 
-def test_the_second_fastest_of_calls_that_take_turns(machine):
-    found = machine.measure(a=machine.call("a", [9.0, 1.02, 1.0, 1.01, 5.0, 1.03]), b=machine.call("b", [9.0, 2.0]))
-    assert found == pytest.approx({"a": 1.01e-3, "b": 2e-3})
-    assert "".join(machine.order) == "ab" + "abba" * 2 + "ab" + "ba" * (len(machine.order) // 2 - 6)
+def test_the_lower_quartile_of_calls_that_take_turns(machine):
+    times = [9.0, 1.03, 1.0, 7.0, 1.01, 5.0, 1.02, 7.0, 8.0, 1.04]  # the first warms up
+    found = machine.measure(a=machine.call("a", times), b=machine.call("b", [2.0]))
+    assert found == pytest.approx({"a": 1.02e-3, "b": 2e-3})  # the third of nine
+    assert "".join(machine.order) == "ab" + "abba" * 4 + "ab"
 
 
 def test_calls_that_waited_for_a_core_do_not_count(machine):
@@ -48,9 +49,9 @@ def test_calls_that_waited_for_a_core_do_not_count(machine):
 
 
 def test_times_that_do_not_repeat_are_none(machine):
-    rising = [1.0 + 0.2 * number for number in range(10_000)]
+    rising = [1.0 + 0.5 * number for number in range(10_000)]
     assert machine.measure(a=machine.call("a", rising)) is None
-    assert 0.5 < machine.now < 0.6  # it gave up in time
+    assert 1.0 < machine.now < 1.1  # it gave up in time
 
 
 def test_what_the_system_tells_is_read():

@@ -127,7 +127,7 @@ def choose(
         raise InvalidInput(f"{case.key}: nothing can run it ({reasons})")
     fallback = rule if rule in able else able[0]
     if len(able) == 1:
-        return _by_rule("nothing else can run", able[0], offered)
+        return _by_rule("the only candidate", able[0], offered)
     if timer is None:
         return _by_rule("not timed: SPARITY_CHOICE=rules", fallback, offered)
     if case.nbytes < SMALL:

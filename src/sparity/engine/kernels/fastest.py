@@ -75,16 +75,19 @@ def _rule(forms: Mapping[str, Format], weight: Tensor, values: Values, kept: int
 
 def _refusal(forms: Mapping[str, Format], name: str, weight: Tensor, values: Values, kept: int) -> str | None:
     """Why a format does not compete, or None when it does; dense always does."""
-    form, shape = forms[name], (weight.shape[0], weight.shape[1])
+    shape = weight.shape[0], weight.shape[1]
     if name == "dense":
         return None
     scales = {"scales": torch.empty(0)} if values == "int8" else {}
-    if reason := declines(Packed(name, shape, weight.dtype, scales, form.options)):
+    if reason := declines(Packed(name, shape, weight.dtype, scales, forms[name].options)):
         return reason
-    if not form.matches(weight):
+    if not forms[name].matches(weight):
         return "cannot hold this mask"
-    if name == "block":
-        size = form.nbytes(shape, form.count(weight), weight.dtype, values)
-        if size > forms["bitmask"].nbytes(shape, kept, weight.dtype, values):
-            return "the zeros do not lie in blocks"
-    return None
+
+    def size(other: str) -> int:
+        count = forms[other].count(weight) if other == "block" else kept
+        return forms[other].nbytes(shape, count, weight.dtype, values)
+
+    if name == "block" and size("block") > size("bitmask"):
+        return "the zeros do not lie in blocks"
+    return "takes no fewer bytes than dense" if size(name) >= size("dense") else None

@@ -10,18 +10,18 @@ import torch
 Call = Callable[[], object]
 Timer = Callable[[Mapping[str, Call]], Mapping[str, float] | None]
 
-LEAST_CALLS = 5  # that count, per candidate
-BUDGET = 0.5  # seconds, beyond which no further round begins
-AGREE = 0.1  # how far the third fastest call may lie above the fastest
+LEAST_CALLS = 9  # that count, per candidate
+BUDGET = 1.0  # seconds, beyond which no further round begins
+AGREE = 0.1  # how far the lower quartile may lie above the fastest call
 UNDISTURBED = 0.02  # share of its time that a call's threads may have waited for a core
 SWEPT = 64 << 20  # bytes read before each call: more than the last cache of common processors
 
 
 def measure(calls: Mapping[str, Call], clock: Callable[[], float] = time.perf_counter) -> dict[str, float] | None:
-    """Candidate -> seconds per call, the second fastest over rounds in which all take turns, after one to warm up.
+    """Candidate -> seconds per call, the lower quartile over rounds in which all take turns, after one to warm up.
 
     A call in which a thread had to wait for a core does not count, where the system tells. None when the machine is too
-    busy to tell: too few calls count, or a candidate's three fastest do not agree.
+    busy to tell: too few calls count, or a candidate's fastest ones do not agree.
     """
     sweep = torch.ones(SWEPT // 8, dtype=torch.int64)
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -39,11 +39,15 @@ def measure(calls: Mapping[str, Call], clock: Callable[[], float] = time.perf_co
             if _waited() - waited <= UNDISTURBED * seconds:
                 taken[name].append(seconds)
         backwards = not backwards
-    return {name: sorted(found)[1] for name, found in taken.items()}
+    return {name: _quartile(found) for name, found in taken.items()}
 
 
 def _settled(seconds: list[float]) -> bool:
-    return len(seconds) >= LEAST_CALLS and sorted(seconds)[2] <= min(seconds) * (1 + AGREE)
+    return len(seconds) >= LEAST_CALLS and _quartile(seconds) <= min(seconds) * (1 + AGREE)
+
+
+def _quartile(seconds: list[float]) -> float:
+    return sorted(seconds)[len(seconds) // 4]
 
 
 def _waited() -> float:
