@@ -25,8 +25,8 @@ class Prepared:
 
     Attributes:
         packed: the weight as it lies in memory, once.
+        native: the same where the compiled kernels read it; None when they do not run.
         declined: why the compiled kernels do not run, or None when they do.
-        native: the weight for the compiled kernels, or None.
     """
 
     def __init__(self, packed: Packed, timer: Timer | None = None) -> None:
