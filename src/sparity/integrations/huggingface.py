@@ -20,6 +20,7 @@ from sparity.engine.decoding.model import quicken
 from sparity.engine.linear import PackedLinear
 from sparity.engine.saving import save_packed
 from sparity.errors import CorruptFile, InvalidInput
+from sparity.models import packed
 from sparity.models.packed import INDEX, METHOD, VERSION, Matrix
 from sparity.models.source import CheckpointSource
 

@@ -13,6 +13,7 @@ from sparity import zoo
 from sparity.errors import InvalidInput, UnsupportedModel
 from sparity.files import expand
 from sparity.models import rescued
+from sparity.models.packed import QUANTIZATION_KEYS
 
 
 def locate(model: str | Path) -> Path:
@@ -62,7 +63,7 @@ def read_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a wrong value can break transformers anywhere
         raise UnsupportedModel(f"{path}: {first_words(error)}") from error
-    for key in rescued.KEYS if layout else ():  # the weights are read as plain ones
+    for key in QUANTIZATION_KEYS if layout else ():  # the weights are read as plain ones
         config.__dict__.pop(key, None)
     return config
 
