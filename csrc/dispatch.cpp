@@ -2,9 +2,11 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <new>
 
+#include "decode_kernels.h"
 #include "kernels.h"
 #include "numbers.h"
 
@@ -45,11 +47,13 @@ int best() {
 
 std::atomic<int> chosen{-1};
 
-const Kernels& kernels() {
+int in_use() {
   int rank = chosen.load(std::memory_order_relaxed);
   if (rank < 0) chosen.store(rank = best(), std::memory_order_relaxed);
-  return *kLevels[rank].kernels;
+  return rank;
 }
+
+const Kernels& kernels() { return *kLevels[in_use()].kernels; }
 
 // Scratch memory of the calling thread, kept between calls.
 class Scratch {
@@ -76,7 +80,57 @@ bool finite(uint16_t bits) { return (bits & 0x7f80) != 0x7f80; }
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
+bool supported(const SparityMatrix& weight) {
+  if (weight.format == SPARITY_BLOCK) return !weight.scales && weight.block_width % 16 == 0;
+  return !weight.scales || weight.columns < int64_t(1) << 20;  // beyond, int32 sums could overflow
+}
+
+// What threads share out: tiles of 4 rows, or rows of blocks.
+int64_t units_of(const SparityMatrix& weight) {
+  const int64_t rows = weight.format == SPARITY_BLOCK ? weight.block_rows : sparity::kTileRows;
+  return (weight.rows + rows - 1) / rows;
+}
+
+// One input as floating-point and as int8 weights read it; only what some weight needs is filled in.
+struct SharedInputs {
+  sparity::Inputs floats, ints;
+};
+
+bool prepare(const Kernels& isa, const SparityMatrix* const* weights, int count, const uint16_t* x, int64_t tokens,
+             SharedInputs& in) {
+  const int64_t columns = weights[0]->columns;
+  bool floats = false, ints = false, blocks = false;
+  int64_t width = columns;  // of the widest weight, whose last blocks may reach beyond the columns
+  for (int i = 0; i < count; ++i) {
+    (weights[i]->scales ? ints : floats) = true;
+    if (weights[i]->format != SPARITY_BLOCK) continue;
+    blocks = true;
+    width = std::max(width, round_up(columns, weights[i]->block_width));
+  }
+  const int64_t stride = round_up(width, sparity::kGroup) + 64;
+  const size_t float_size = floats ? size_t(tokens * stride * isa.float_bytes) : 0;
+  const size_t int_size = ints ? size_t(tokens * stride * isa.int_bytes) : 0;  // both are multiples of 64
+  char* memory = scratch.at_least(float_size + int_size + size_t(tokens) * 8 + size_t(ints ? columns : 0) + 64);
+  if (!memory) return false;
+  char* int_memory = memory + float_size;
+  auto* not_finite = reinterpret_cast<float*>(int_memory + int_size);
+  float* scales = not_finite + tokens;
+  auto* bytes = reinterpret_cast<int8_t*>(scales + tokens);
+  for (int64_t token = 0; token < tokens; ++token) {
+    const uint16_t* values = x + token * columns;
+    if (floats) isa.prepare_floats(values, columns, stride, memory + token * stride * isa.float_bytes);
+    not_finite[token] = blocks && !std::all_of(values, values + columns, finite);
+    if (!ints) continue;
+    isa.quantize(values, columns, bytes, scales + token);
+    isa.prepare_ints(bytes, columns, stride, int_memory + token * stride * isa.int_bytes);
+  }
+  in = {{memory, stride, not_finite}, {int_memory, stride, scales}};
+  return true;
+}
+
 }  // namespace
+
+int sparity::rank_in_use() { return in_use(); }
 
 extern "C" {
 
@@ -100,40 +154,31 @@ void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t
 }
 
 int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wide, int64_t tokens, int threads) {
+  return sparity_gemv_many(&weight, 1, x, &y, wide, tokens, threads);
+}
+
+int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint16_t* x, void* const* ys, int wide,
+                      int64_t tokens, int threads) {
+  if (count < 1) return SPARITY_OK;
+  for (int i = 0; i < count; ++i)
+    if (!supported(*weights[i]) || weights[i]->columns != weights[0]->columns) return SPARITY_UNSUPPORTED;
   const Kernels& isa = kernels();
-  const bool block = weight->format == SPARITY_BLOCK, quantized = weight->scales != nullptr;
-  if (block && (quantized || weight->block_width % 16)) return SPARITY_UNSUPPORTED;
-  if (quantized && weight->columns >= int64_t(1) << 20) return SPARITY_UNSUPPORTED;  // int32 sums could overflow
-  const int64_t columns = weight->columns;
-  const int64_t stride = round_up(round_up(columns, block ? weight->block_width : 1), sparity::kGroup) + 64;
-  const int64_t element = quantized ? isa.int_bytes : isa.float_bytes;
-  const size_t prepared = size_t(tokens * stride * element);
-  char* memory = scratch.at_least(prepared + size_t(tokens) * (4 + (quantized ? columns : 0)) + 64);
-  if (!memory) return SPARITY_UNSUPPORTED;
-  float* scales = reinterpret_cast<float*>(memory + prepared);
-  if (quantized) {
-    auto* bytes = reinterpret_cast<int8_t*>(scales + tokens);
-    for (int64_t token = 0; token < tokens; ++token) {
-      isa.quantize(x + token * columns, columns, bytes + token * columns, scales + token);
-      isa.prepare_ints(bytes + token * columns, columns, stride, memory + token * stride * element);
-    }
-  } else {
-    for (int64_t token = 0; token < tokens; ++token) {
-      isa.prepare_floats(x + token * columns, columns, stride, memory + token * stride * element);
-      scales[token] = 0;
-      if (block)
-        for (int64_t column = 0; column < columns; ++column)
-          if (!finite(x[token * columns + column])) scales[token] = 1;
-    }
-  }
-  const sparity::Inputs in{memory, stride, scales};
-  const sparity::Outputs out{y, wide != 0};
-  const int64_t rows = block ? weight->block_rows : sparity::kTileRows;
-  const int64_t units = (weight->rows + rows - 1) / rows;
+  SharedInputs in;
+  if (!prepare(isa, weights, count, x, tokens, in)) return SPARITY_UNSUPPORTED;
+  int64_t units = 0;
+  for (int i = 0; i < count; ++i) units += units_of(*weights[i]);
   const int64_t share = units / (int64_t(threads) * 16) + 1;  // small enough that a thread held up is helped out
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t begin = 0; begin < units; begin += share)
-    isa.gemv(*weight, in, out, tokens, begin, begin + share < units ? begin + share : units);
+  for (int64_t begin = 0; begin < units; begin += share) {
+    int64_t first = 0;  // units are counted through all weights, and this is where a weight's own begin
+    for (int i = 0; i < count; ++i) {
+      const SparityMatrix& weight = *weights[i];
+      const int64_t own = units_of(weight);
+      const int64_t from = std::max(begin - first, int64_t(0)), to = std::min(begin + share - first, own);
+      if (from < to) isa.gemv(weight, weight.scales ? in.ints : in.floats, {ys[i], wide != 0}, tokens, from, to);
+      first += own;
+    }
+  }
   return SPARITY_OK;
 }
 

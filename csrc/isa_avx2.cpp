@@ -1,6 +1,7 @@
 // AVX2 and FMA: kept values are spread by table look-up, eight at a time.
 #include <immintrin.h>
 
+#include "decode.h"
 #include "gemv.h"
 
 namespace {
@@ -169,3 +170,4 @@ struct Avx2 {
 }  // namespace
 
 const sparity::Kernels sparity::avx2_kernels = kernels<Avx2>();
+const sparity::DecodeKernels sparity::avx2_decode = decode_kernels();

@@ -1,4 +1,5 @@
 // Plain C++: the slowest and the plainest; every other instruction set is tested against the same reference.
+#include "decode.h"
 #include "gemv.h"
 
 namespace {
@@ -88,3 +89,4 @@ struct Scalar {
 }  // namespace
 
 const sparity::Kernels sparity::scalar_kernels = kernels<Scalar>();
+const sparity::DecodeKernels sparity::scalar_decode = decode_kernels();

@@ -12,7 +12,8 @@ constexpr int64_t kGroup = 64;  // columns
 struct Inputs {
   const void* x;        // what Kernels::prepare wrote
   int64_t stride;       // elements from token to token
-  const float* scales;  // int8: per token, NaN where the token is not finite
+  // Per token. int8: its scale, NaN where it is not finite; floats, for blocks: 1 where it is not finite, else 0.
+  const float* scales;
 };
 
 struct Outputs {

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 1 };
+enum { SPARITY_ABI = 2 };
 enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3 };
 enum { SPARITY_OK = 0, SPARITY_UNSUPPORTED = 1 };
 
@@ -46,6 +46,11 @@ SPARITY_EXPORT int sparity_isa_use(int rank);
 SPARITY_EXPORT int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wide, int64_t tokens,
                                 int threads);
 
+// The same for `count` weights of any formats that have the same columns and share the input, which is prepared once:
+// ys[i] is weights[i]'s y, and equals what sparity_gemv gives.
+SPARITY_EXPORT int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint16_t* x, void* const* ys,
+                                     int wide, int64_t tokens, int threads);
+
 // Rows [begin, end) of the weight as they are stored, bfloat16 or int8, into out [end - begin, columns].
 // begin is a multiple of 4 (of block_rows in the format block).
 SPARITY_EXPORT int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void* out, int threads);
@@ -53,6 +58,32 @@ SPARITY_EXPORT int sparity_unpack(const SparityMatrix* weight, int64_t begin, in
 // x: bfloat16 [tokens, columns] -> int8 out and its scale per token; NaN as scale marks a token that is not finite.
 SPARITY_EXPORT void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t* out, float* scales,
                                      int threads);
+
+// ---- between the products of one decoding step, one new token for each row of a batch; everything is bfloat16
+
+// x[token] += add[token] (add may be null), then out[token] = weight * x[token] / rms(x[token]).
+// x, add, out: [tokens, columns]; rounded where a model's modules round: the sum, the normed value and the product.
+SPARITY_EXPORT void sparity_rms_norm(uint16_t* x, const uint16_t* add, const uint16_t* weight, float epsilon,
+                                     int64_t tokens, int64_t columns, uint16_t* out, int threads);
+
+// out = silu(gates) * ups, each rounded; all [count].
+SPARITY_EXPORT void sparity_gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* out, int threads);
+
+// One layer's attention. `width`, the size of a head, is a multiple of 16 and at most 512; kv_heads divides heads.
+typedef struct {
+  int64_t tokens, heads, kv_heads, width;
+  const uint16_t *cos, *sin;                // [tokens, width]: rotary tables at each token's position
+  const uint16_t *query_norm, *key_norm;    // [width], or null where heads are not normed
+  uint16_t *keys, *values;                  // the cache, [tokens, kv_heads, capacity, width]
+  int64_t capacity, length;                 // room for keys, and how many there are; length < capacity
+  const uint8_t* visible;                   // [tokens, length + 1], 0 = not seen; null = all seen
+  float scale, epsilon;
+} SparityAttention;
+
+// Norms and rotates q [tokens, heads, width] and k [tokens, kv_heads, width], appends k and v to the cache at `length`,
+// and attends over the length + 1 keys: out [tokens, heads, width]. A token that sees no key gives zeros.
+SPARITY_EXPORT void sparity_attend(const SparityAttention* attention, const uint16_t* q, const uint16_t* k,
+                                   const uint16_t* v, uint16_t* out, int threads);
 
 // Reads memory as the kernels do and gives the sum of its 64-bit words: what benchmarks measure the kernels' speed by.
 SPARITY_EXPORT uint64_t sparity_read(const void* memory, int64_t bytes, int threads);

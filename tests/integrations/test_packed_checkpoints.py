@@ -13,8 +13,8 @@ from families import tiny_configs
 from interruptions import Killed, contents, dies_at
 from packed_folders import alone, logits, same, tensors
 from sparity.engine.formats import format_of
+from sparity.engine.linear import PackedLinear
 from sparity.errors import CorruptFile, InvalidInput, RunConflict
-from sparity.integrations.packed_linear import PackedLinear
 from sparity.models import Decoder
 from sparity.pipeline.packing import convert
 

@@ -19,9 +19,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sparity.engine.linear import PackedLinear
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.files import make_folder
-from sparity.integrations.packed_linear import PackedLinear
 from sparity.models import packed
 from sparity.models.packed import INDEX, METHOD, VERSION, Matrix, matrices
 

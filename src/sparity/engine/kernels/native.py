@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 1
+ABI = 2
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -36,6 +36,18 @@ class Matrix(ctypes.Structure):
         ("block_width", ctypes.c_int64),
         ("kept", ctypes.c_int64),
         ("format", ctypes.c_int32),
+    )
+
+
+class Attention(ctypes.Structure):
+    """`SparityAttention` of csrc/sparity_kernels.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "heads", "kv_heads", "width")),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "query_norm", "key_norm", "keys", "values")),
+        *((name, ctypes.c_int64) for name in ("capacity", "length")),
+        ("visible", ctypes.c_void_p),
+        *((name, ctypes.c_float) for name in ("scale", "epsilon")),
     )
 
 
@@ -123,14 +135,18 @@ def _load() -> ctypes.CDLL | str:
 
 
 def _declare(found: ctypes.CDLL) -> None:
-    pointer, whole, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    pointer, whole, long, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
     signatures = {
         "sparity_isa_name": (ctypes.c_char_p, (whole,)),
         "sparity_isa_best": (whole, ()),
         "sparity_isa_use": (whole, (whole,)),
         "sparity_gemv": (whole, (pointer, pointer, pointer, whole, long, whole)),
+        "sparity_gemv_many": (whole, (pointer, whole, pointer, pointer, whole, long, whole)),
         "sparity_unpack": (whole, (pointer, long, long, pointer, whole)),
         "sparity_quantize": (None, (pointer, long, long, pointer, pointer, whole)),
+        "sparity_rms_norm": (None, (pointer, pointer, pointer, real, long, long, pointer, whole)),
+        "sparity_gate": (None, (pointer, pointer, long, pointer, whole)),
+        "sparity_attend": (None, (pointer, pointer, pointer, pointer, pointer, whole)),
         "sparity_read": (ctypes.c_uint64, (pointer, long, whole)),
         "sparity_allocate": (pointer, (long,)),
         "sparity_free": (None, (pointer, long)),
