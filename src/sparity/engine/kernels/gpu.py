@@ -9,7 +9,7 @@ import torch
 
 
 def interpreted() -> bool:
-    """Whether `TRITON_INTERPRET=1` is set, so that kernels run on the processor; it must be before they are imported."""
+    """Whether `TRITON_INTERPRET=1` makes kernels run on the processor; it must be set before Triton is imported."""
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on")
 
 

@@ -29,7 +29,7 @@ class TritonWeight:
         dtype: the type of inputs and outputs.
         quantized: whether values are int8 with a scale per row.
         part: the packed tensors on the device, by name; for `bitmask` also `starts`, int32 `[tiles, groups]`: where the
-            values of a group begin within its tile, 4 bytes per group (of 256 weights). Without int8, `scales` is empty.
+            values of a group begin within its tile, 4 bytes per group of 256 weights. Without int8, `scales` is empty.
         device: where they are.
     """
 
