@@ -45,8 +45,8 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     largest = x.abs().amax(1)
     scales = (largest / LARGEST).clamp(min=SMALLEST_NORMAL)
-    scales[largest == 0] = 1.0
-    scales[~largest.isfinite()] = float("nan")
+    scales = torch.where(largest == 0, 1.0, scales)
+    scales = torch.where(largest.isfinite(), scales, float("nan"))
     return (x / scales[:, None]).round().nan_to_num(0).to(torch.int8), scales
 
 
