@@ -67,6 +67,10 @@ class NativeWeight:
             format=FORMATS[packed.format],
         )
         self.address = ctypes.addressof(self._matrix)  # the pointer that each call hands over
+        if packed.quantized:
+            self._row_sums = torch.empty(packed.shape[0], dtype=torch.int32)
+            native.library().sparity_row_sums(self.address, self._row_sums.data_ptr(), native.threads())
+            self._matrix.row_sums = self._row_sums.data_ptr()
 
     def __repr__(self) -> str:
         return f"NativeWeight({self.packed.format}, {self.packed.shape[0]} x {self.packed.shape[1]})"
