@@ -11,6 +11,9 @@ import torch
 from families import build, tiny_configs
 
 os.environ["SPARITY_CHOICE"] = "rules"  # tests time nothing; those of choosing bring a clock of their own
+if not torch.cuda.is_available():  # before anything imports Triton, whose kernels then run on the processor
+    os.environ["TRITON_INTERPRET"] = "1"
+
 ASSETS = Path(os.environ.get("SPARITY_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
 
 

@@ -34,3 +34,16 @@ def inputs(tokens, columns, seed=1):
     x = torch.randn(tokens, columns, generator=generator)
     x[:, :: max(1, columns // 3)] *= 20
     return x.bfloat16()
+
+
+def rounded(result, dtype):
+    """float32 numbers as Triton's kernels store them in `dtype`: its interpreter cuts bfloat16 off, a GPU rounds."""
+    if dtype == torch.bfloat16 and not torch.cuda.is_available():
+        result = torch.where(result.isfinite(), result.view(torch.int32) & ~0xFFFF, result.view(torch.int32))
+        result = result.view(torch.float32)
+    return result.to(dtype)
+
+
+def place(dtype):
+    """How far `rounded` may move a number, relative to it."""
+    return {torch.bfloat16: 2**-7, torch.float16: 2**-11, torch.float32: 2**-24}[dtype]

@@ -97,6 +97,7 @@ def examine() -> dict[str, Any]:
         absent = [name for name in packages if importlib.util.find_spec(name) is None]
         found[f"extra {extra}"] = f"missing: pip install 'sparity[{extra}]'" if absent else "installed"
     found["sparse kernels"] = f"{_kernels()}; packed checkpoints run on them"
+    found["GPU kernels"] = _gpu_kernels()
     found["bundled model"] = _bundled_model()
     return found
 
@@ -106,6 +107,15 @@ def _kernels() -> str:
 
     reason = native.unavailable()
     return f"PyTorch instead: {reason}" if reason else f"compiled, {native.instruction_set()}"
+
+
+def _gpu_kernels() -> str:
+    import torch
+
+    from sparity.engine.kernels import gpu
+
+    reason = gpu.unavailable(torch.device("cuda"))
+    return f"none: {reason}" if reason else "Triton; no model runs on them yet"
 
 
 def _bundled_model() -> str:

@@ -1,6 +1,7 @@
-"""Instruction sets."""
+"""Instruction sets, and where Triton's kernels run."""
 
 import pytest
+import torch
 
 from sparity.engine.kernels import native
 
@@ -16,3 +17,10 @@ def isa(request):
         pytest.skip(f"this processor has no {request.param}")
     with native.using(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def gpu():
+    """A CUDA GPU, or, by Triton's interpreter, the processor."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

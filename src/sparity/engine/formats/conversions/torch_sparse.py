@@ -86,13 +86,17 @@ def from_torch(tensor: Tensor) -> Packed:
 def to_semi_structured(packed: Packed, device: str = "cuda") -> Tensor:
     """A 2:4 matrix -> PyTorch's semi-structured tensor on a GPU, whose library chooses the layout.
 
+    int8 values stay int8, and their scales stay behind.
+
     Raises:
         InvalidInput: no GPU, or a mask that is not 2:4.
     """
     if not torch.cuda.is_available():
         raise InvalidInput("semi-structured tensors need a CUDA GPU; on the CPU use the format two_of_four itself")
     two_of_four = convert(packed, "two_of_four")
-    return torch.sparse.to_sparse_semi_structured(format_of(two_of_four).unpack(two_of_four).to(device))
+    form = format_of(two_of_four)
+    form.check(two_of_four)
+    return torch.sparse.to_sparse_semi_structured(form.decode(two_of_four).to(device))
 
 
 def from_semi_structured(tensor: Tensor) -> Packed:

@@ -1,7 +1,9 @@
 """What GEMV means: the specification that every back end is tested against.
 
-Floating-point weights: sums in float64. int8 weights: inputs are quantised per token, symmetric (W8A8), and the sums of
-the products of whole numbers are exact.
+Floating-point weights: sums in float64. int8 weights have two meanings. On the processor, and in NVIDIA's 2:4, whose
+products are of whole numbers too, inputs are quantised per token, symmetric (W8A8), and sums are exact: `gemv_int8`.
+Triton's kernels leave the inputs as they are: `gemv_scaled`. A GPU waits for memory with few inputs, so whole numbers
+would gain nothing there, and quantising would cost one more launch and some accuracy.
 """
 
 import torch
@@ -26,6 +28,14 @@ def gemv_int8(values: Tensor, scales: Tensor, x: Tensor) -> Tensor:
     return sums * (token_scales.double()[:, None] * scales.double())
 
 
+def gemv_scaled(values: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    """int8 `values` [rows, columns] with float32 `scales` [rows], `x` [tokens, columns] -> float64 `[tokens, rows]`.
+
+    The scale multiplies the sum.
+    """
+    return gemv(values, x) * scales.double()
+
+
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x` [tokens, columns] -> int8 `[tokens, columns]` and float32 scales `[tokens]`.
 
@@ -35,8 +45,8 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     largest = x.abs().amax(1)
     scales = (largest / LARGEST).clamp(min=SMALLEST_NORMAL)
-    scales[largest == 0] = 1.0
-    scales[~largest.isfinite()] = float("nan")
+    scales = torch.where(largest == 0, 1.0, scales)
+    scales = torch.where(largest.isfinite(), scales, float("nan"))
     return (x / scales[:, None]).round().nan_to_num(0).to(torch.int8), scales
 
 
