@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparity.engine.kernels import native
+from sparity.engine.kernels import choice, choice_file, native
 
 ALL = ("scalar", "avx2", "avx512", "avx512_bf16")
 
@@ -16,3 +16,18 @@ def isa(request):
         pytest.skip(f"this processor has no {request.param}")
     with native.using(request.param):
         yield request.param
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The file of timings, of this test alone."""
+    monkeypatch.setenv("SPARITY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(choice_file, "_known", {})
+    choice_file._say_once.cache_clear()
+    return tmp_path / "cache" / "kernels.json"
+
+
+@pytest.fixture
+def small_ones_too(cache, monkeypatch):
+    """Small weights are timed like large ones."""
+    monkeypatch.setattr(choice, "SMALL", 0)
