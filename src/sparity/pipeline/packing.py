@@ -15,7 +15,7 @@ from sparity.errors import InvalidInput
 from sparity.files import expand, file_hash, read_json_object, write_atomically, write_json
 from sparity.models import Decoder, packed
 from sparity.models import transformers as hf
-from sparity.models.packed import INDEX, METHOD
+from sparity.models.packed import INDEX
 from sparity.models.source import CheckpointSource
 from sparity.pipeline.choices import CHOICES, write_choices
 from sparity.pipeline.export import shard_name, write_plain_index
@@ -36,9 +36,10 @@ def convert(
     target: str | Path,
     values: Stored = "same",
     force: bool = False,
+    to: Layout | None = None,
     prefer: Prefer = "memory",
 ) -> Layout:
-    """Write a checkpoint in the other layout: packed from plain, plain from packed; what it became is returned.
+    """Write a checkpoint in another layout, `to`: packed, or plain from packed, when that is None; it is returned.
 
     Every tensor comes back bit for bit, unless `values` is "int8": then packed matrices are quantised, with a scale per
     output. `prefer` is the format of each: the smallest, or the fastest on this machine.
@@ -51,10 +52,17 @@ def convert(
     folder = hf.locate(source)
     refuse_to_replace(folder, expand(target))
     decoder = Decoder.open(folder)
-    to: Layout = "plain" if isinstance(decoder.source, CheckpointSource) and decoder.source.packed else "packed"
-    if to == "plain" and (values, prefer) != ("same", "memory"):
-        asked = f"values {values}" if values != "same" else f"prefer {prefer}"
-        raise InvalidInput(f"{folder} is packed already: convert it to plain first, then pack it with {asked}")
+    source_packed = isinstance(decoder.source, CheckpointSource) and decoder.source.packed
+    source_rescued = isinstance(decoder.source, CheckpointSource) and decoder.source.rescued is not None
+    to = to or ("plain" if source_packed else "packed")
+    asked = f"values {values}" if values != "same" else f"prefer {prefer}" if prefer != "memory" else None
+    if source_packed and (to == "packed" or asked):
+        again = f", then pack it with {asked}" if asked else ""
+        raise InvalidInput(f"{folder} is packed already: convert it to plain first{again}")
+    if to == "plain" and not source_packed and not source_rescued:
+        raise InvalidInput(f"{folder} is plain already: there is nothing to convert")
+    if to == "plain" and asked:
+        raise InvalidInput(f"{asked} is for packed matrices, and a plain checkpoint has none")
     identity = {"convert": decoder.source.fingerprint(), "to": to, "values": values, "prefer": prefer}
     with RunFolder.open(expand(target), identity, force, resume=True) as work:
         if to == "packed":
@@ -64,7 +72,7 @@ def convert(
         for path in sorted(folder.iterdir()):
             if path.is_file() and not path.name.endswith((*OTHER_WEIGHTS, CHOICES)):
                 write_atomically(work.path / path.name, partial(shutil.copyfile, path))
-        mark(work.path, to)
+        packed.mark(work.path, to == "packed")
         _rewrite_record(work.path, to, recount=values == "int8")
         work.publish()
     return to
@@ -76,7 +84,7 @@ def pack_in_place(folder: Path, values: Stored, prefer: Prefer) -> None:
         pack_weights(Decoder.open(folder), folder, values, prefer)
     shards = set(folder.glob("sparity-*.safetensors"))
     packed.remove_other_weights(folder, shards)
-    mark(folder, "packed")
+    packed.mark(folder, is_packed=True)
 
 
 def is_packed(folder: Path) -> bool:
@@ -117,15 +125,6 @@ def pack_weights(decoder: Decoder, target: Path, values: Stored = "same", prefer
     if prefer == "speed":
         write_choices(target, chosen)
     packed.write_index(target, shards)
-
-
-def mark(folder: Path, layout: Layout) -> None:
-    """Say in config.json who reads the weights: transformers by itself, or with Sparity."""
-    config = read_json_object(folder / "config.json")
-    config.pop("quantization_config", None)
-    if layout == "packed":
-        config["quantization_config"] = {"quant_method": METHOD, "version": packed.VERSION}
-    write_json(folder / "config.json", config)
 
 
 def _unpack_weights(decoder: Decoder, target: Path) -> None:
