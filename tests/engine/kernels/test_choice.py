@@ -26,14 +26,6 @@ class Clock:
         return {name: self.times[name] for name in calls} if self.times else None
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARITY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(choice_file, "_known", {})
-    choice_file._say_once.cache_clear()
-    return tmp_path / "cache" / "kernels.json"
-
-
 def pick(timer, case=CASE, offered=OFFERED, **arguments):
     return choose(
         case,

@@ -4,18 +4,12 @@ import pytest
 import torch
 
 from kernel_inputs import weight_for
-from sparity.engine.kernels import choice, choice_file, native
+from sparity.engine.kernels import native
 from sparity.engine.kernels.fastest import fastest_format
 
 NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled kernels: {native.unavailable()}")
 SHAPE = (64, 512)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "SMALL", 0)  # so that small weights are timed too
-    monkeypatch.setenv("SPARITY_CACHE", str(tmp_path))
-    monkeypatch.setattr(choice_file, "_known", {})
+pytestmark = pytest.mark.usefixtures("small_ones_too")
 
 
 def clock(**times):

@@ -7,19 +7,13 @@ import torch
 
 from kernel_inputs import inputs, weight_for
 from sparity.engine.formats import build_format
-from sparity.engine.kernels import choice, choice_file, native, prepare
+from sparity.engine.kernels import choice_file, native, prepare
 from sparity.engine.kernels.gemv import cpu, reference
 from sparity.errors import CorruptFile
 
 NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled kernels: {native.unavailable()}")
 SHAPE = (70, 130)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "SMALL", 0)  # so that small weights are timed too
-    monkeypatch.setenv("SPARITY_CACHE", str(tmp_path))
-    monkeypatch.setattr(choice_file, "_known", {})
+pytestmark = pytest.mark.usefixtures("small_ones_too")
 
 
 class Clock:
