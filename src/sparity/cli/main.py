@@ -11,6 +11,7 @@ from sparity.cli.demo import demo
 from sparity.cli.doctor import doctor
 from sparity.cli.eval import evaluate
 from sparity.cli.explain import explain
+from sparity.cli.generate import generate
 from sparity.cli.methods import methods
 from sparity.cli.plan import plan
 from sparity.cli.prune import prune
@@ -27,6 +28,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sensitivity": sensitivity,
     "sweep": sweep,
     "eval": evaluate,
+    "generate": generate,
     "convert": convert,
     "verify": verify,
     "methods": methods,
