@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 2 };
+enum { SPARITY_ABI = 3 };
 enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3 };
 enum { SPARITY_OK = 0, SPARITY_UNSUPPORTED = 1 };
 
@@ -84,6 +84,28 @@ typedef struct {
 // and attends over the length + 1 keys: out [tokens, heads, width]. A token that sees no key gives zeros.
 SPARITY_EXPORT void sparity_attend(const SparityAttention* attention, const uint16_t* q, const uint16_t* k,
                                    const uint16_t* v, uint16_t* out, int threads);
+
+// One block: its attention and then its gated MLP. A null bias adds nothing.
+typedef struct {
+  const SparityMatrix *q, *k, *v, *o, *gate, *up, *down;
+  const uint16_t *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;  // [rows]
+  const uint16_t *attention_norm, *mlp_norm;                                            // [hidden]
+  float attention_epsilon, mlp_epsilon;
+  SparityAttention attention;  // all but tokens, cos, sin, length and visible, which are those of the step
+} SparityBlock;
+
+// One decoding step through all blocks and the last norm: stream [tokens, hidden] is read and written over, out is like
+// it; the caches grow by one token. tokens, cos, sin, length and visible as in SparityAttention.
+typedef struct {
+  int64_t tokens, hidden, length;
+  const uint16_t *cos, *sin;
+  const uint8_t* visible;
+  const uint16_t* last_norm;
+  float last_epsilon;
+  uint16_t *stream, *out;
+} SparityStep;
+
+SPARITY_EXPORT int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count, int threads);
 
 // Reads memory as the kernels do and gives the sum of its 64-bit words: what benchmarks measure the kernels' speed by.
 SPARITY_EXPORT uint64_t sparity_read(const void* memory, int64_t bytes, int threads);

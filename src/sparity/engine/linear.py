@@ -1,4 +1,4 @@
-"""A linear layer whose weight stays packed."""
+"""Linear layers that the engine multiplies: with a packed weight, or with an ordinary dense one."""
 
 from copy import deepcopy
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparity.engine.formats import Packed, unpack
+from sparity.engine.kernels.native_weight import declines
 from sparity.engine.kernels.prepared import Prepared, prepare
 
 
@@ -51,10 +52,15 @@ class PackedLinear(nn.Module):
         self._prepared = prepare(packed)
 
     @property
+    def prepared(self) -> Prepared:
+        """The weight with what multiplies it."""
+        assert self._prepared is not None, "a packed checkpoint is loaded as a whole"
+        return self._prepared
+
+    @property
     def packed(self) -> Packed:
         """The weight as it lies in memory, once."""
-        assert self._prepared is not None, "a packed checkpoint is loaded as a whole"
-        return self._prepared.packed
+        return self.prepared.packed
 
     @property
     def weight(self) -> Tensor:
@@ -63,10 +69,10 @@ class PackedLinear(nn.Module):
             return torch.empty(self.out_features, self.in_features, device="meta")
         return unpack(self.packed)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> `[..., out]` in the type of `x`."""
-        assert self._prepared is not None, "a packed checkpoint is loaded as a whole"
-        out: Tensor = _Product.apply(x, self._prepared)  # type: ignore[no-untyped-call]
+        out: Tensor = _Product.apply(x, self.prepared)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out + self.bias
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
@@ -82,3 +88,59 @@ class PackedLinear(nn.Module):
         """What `print(model)` shows."""
         held = "no weight yet" if self._prepared is None else f"{self.packed.format}, {self.packed.nbytes:,} bytes"
         return f"in_features={self.in_features}, out_features={self.out_features}, {held}"
+
+
+class DenseLinear(nn.Linear):
+    """An `nn.Linear` in bfloat16 on the CPU whose products the engine's dense kernels compute.
+
+    The weight stays an ordinary parameter: it is saved, tied, trained and moved as ever. Where the engine's kernels do
+    not apply, and while gradients are recorded, PyTorch multiplies.
+    """
+
+    _held: "_Held"
+
+    @classmethod
+    def adopt(cls, layer: nn.Linear) -> None:
+        """Turn `layer` into one, in place."""
+        layer.__class__ = cls
+        layer._held = _Held()  # type: ignore[assignment]  # an attribute, not a module
+
+    def release(self) -> None:
+        """Turn it back into an `nn.Linear`, in place."""
+        del self._held
+        self.__class__ = nn.Linear  # type: ignore[assignment]
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """The weight with what multiplies it; None where the compiled kernels do not apply."""
+        return self._held.prepared(self.weight)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., in] -> `[..., out]`."""
+        prepared = None if torch.is_grad_enabled() or x.dtype != torch.bfloat16 else self.prepared
+        if prepared is None or x.device.type != "cpu":
+            return super().forward(x)
+        out = prepared(x)
+        return out if self.bias is None else out + self.bias
+
+
+class _Held:
+    """The prepared form of a parameter, made anew when the parameter has other memory; a copy starts empty."""
+
+    def __init__(self) -> None:
+        self._prepared: Prepared | None = None
+        self._address = 0
+
+    def prepared(self, weight: nn.Parameter) -> Prepared | None:
+        if weight.data_ptr() != self._address:
+            packed = Packed("dense", (weight.shape[0], weight.shape[1]), weight.dtype, {"values": weight.detach()})
+            usable = weight.device.type == "cpu" and weight.is_contiguous() and declines(packed) is None
+            self._prepared = prepare(packed) if usable else None
+            if self._prepared is not None:
+                weight.data = self._prepared.packed.tensors["values"]  # on large pages, and in memory once
+            self._address = weight.data_ptr()
+        return self._prepared
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Held":
+        return _Held()

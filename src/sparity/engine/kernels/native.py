@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 2
+ABI = 3
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -48,6 +48,32 @@ class Attention(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("capacity", "length")),
         ("visible", ctypes.c_void_p),
         *((name, ctypes.c_float) for name in ("scale", "epsilon")),
+    )
+
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class Block(ctypes.Structure):
+    """`SparityBlock` of csrc/sparity_kernels.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in PROJECTIONS),
+        *((f"{name}_bias", ctypes.c_void_p) for name in PROJECTIONS),
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
+        *((name, ctypes.c_float) for name in ("attention_epsilon", "mlp_epsilon")),
+        ("attention", Attention),
+    )
+
+
+class Step(ctypes.Structure):
+    """`SparityStep` of csrc/sparity_kernels.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "hidden", "length")),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "visible", "last_norm")),
+        ("last_epsilon", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("stream", "out")),
     )
 
 
@@ -147,6 +173,7 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_rms_norm": (None, (pointer, pointer, pointer, real, long, long, pointer, whole)),
         "sparity_gate": (None, (pointer, pointer, long, pointer, whole)),
         "sparity_attend": (None, (pointer, pointer, pointer, pointer, pointer, whole)),
+        "sparity_step": (whole, (pointer, pointer, whole, whole)),
         "sparity_read": (ctypes.c_uint64, (pointer, long, whole)),
         "sparity_allocate": (pointer, (long,)),
         "sparity_free": (None, (pointer, long)),

@@ -13,23 +13,24 @@ class Prepared:
 
     Attributes:
         packed: the weight as it lies in memory, once.
+        native: the same where the compiled kernels read it; None when they do not run.
         declined: why the compiled kernels do not run, or None when they do.
     """
 
     def __init__(self, packed: Packed) -> None:
         self.declined = declines(packed)
-        self._native = None if self.declined else NativeWeight(packed)
-        self.packed = self._native.packed if self._native else packed
+        self.native = None if self.declined else NativeWeight(packed)
+        self.packed = self.native.packed if self.native else packed
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` [..., columns] in the weight's type -> `[..., rows]`."""
         rows = x.reshape(-1, x.shape[-1])
-        if self._native is None:
+        if self.native is None:
             out = pytorch.gemv(self.packed, rows)
         elif len(rows) <= cpu.MOST_TOKENS:
-            out = cpu.gemv(self._native, rows)
+            out = cpu.gemv(self.native, rows)
         else:
-            out = prefill(self._native, rows)
+            out = prefill(self.native, rows)
         return out.reshape(*x.shape[:-1], self.packed.shape[0])
 
 

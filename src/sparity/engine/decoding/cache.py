@@ -1,0 +1,95 @@
+"""A key-value cache with room to grow: a new token is written behind the others, which stay where they are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+STEP = 64  # tokens: room is given in multiples
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values `[batch, kv_heads, tokens, width]`, views of buffers with room behind them.
+
+    transformers' own layer copies the whole cache for every token. All else (cropping, reordering of beams, selection)
+    is its own code: whatever replaces the views is moved into new buffers at the next token.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, layer: DynamicLayer) -> "GrowingLayer":
+        """A layer that takes over what `layer` holds."""
+        taken = cls()
+        taken.__dict__.update(layer.__dict__)
+        return taken
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values `[batch, kv_heads, new, width]`; all of them are returned."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if key_states.requires_grad:  # what a gradient passes through must not be written over
+            return super().update(key_states, value_states)
+        length, new = self.get_seq_length(), key_states.shape[-2]
+        buffers = self.with_room(length + new, key_states.shape, key_states.dtype, value_states.shape[-1])
+        for buffer, states in zip(buffers, (key_states, value_states), strict=True):
+            buffer[:, :, length : length + new] = states
+        self.show(length + new)
+        return self.keys, self.values
+
+    def with_room(
+        self, room: int, shape: Sequence[int], dtype: torch.dtype, value_width: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The buffers `[batch, kv_heads, capacity, width]` of keys and values, with room for `room` tokens.
+
+        They hold the tokens so far. `shape` and `dtype` are those of the keys to come, `[batch, kv_heads, new, width]`;
+        values may have a width of their own.
+        """
+        batch, heads, _, width = shape
+        length = self.get_seq_length()
+        held = self._buffers
+        if held is None or not (
+            held[0].dtype == dtype
+            and held[0].shape[:2] == (batch, heads)
+            and (held[0].shape[3], held[1].shape[3]) == (width, value_width or width)
+            and held[0].shape[2] >= room
+            and (not length or (_begins(self.keys, held[0]) and _begins(self.values, held[1])))
+        ):
+            capacity = -(-(room + max(STEP, room // 2)) // STEP) * STEP
+            held = (
+                torch.empty(batch, heads, capacity, width, dtype=dtype),
+                torch.empty(batch, heads, capacity, value_width or width, dtype=dtype),
+            )
+            if length:
+                held[0][:, :, :length], held[1][:, :, :length] = self.keys, self.values
+            self._buffers = held
+        return held
+
+    def show(self, length: int) -> None:
+        """Let the layer hold the first `length` tokens of the buffers."""
+        assert self._buffers is not None, "with_room comes first"
+        keys, values = self._buffers
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+
+
+def _begins(view: Tensor, buffer: Tensor) -> bool:
+    """Whether `view` is the first tokens of every head in `buffer`."""
+    return view.data_ptr() == buffer.data_ptr() and view.stride() == buffer.stride() and len(view) == len(buffer)
+
+
+def let_grow(cache: Cache | None) -> list[GrowingLayer] | None:
+    """Give a cache's ordinary layers room to grow, in place; its layers, or None unless all of them are ordinary."""
+    if type(cache) is not DynamicCache or cache.offloading:
+        return None
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[index] = GrowingLayer.of(layer)
+    if cache.layer_class_to_replicate is DynamicLayer:  # layers that are still to come
+        cache.layer_class_to_replicate = GrowingLayer
+    return cache.layers if all(type(layer) is GrowingLayer for layer in cache.layers) else None

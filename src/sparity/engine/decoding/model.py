@@ -1,0 +1,117 @@
+"""What makes a transformers model decode faster without changing its results, put on and taken off.
+
+- Linear layers that are not packed are multiplied by the engine's dense kernels (`DenseLinear`).
+- The key-value cache grows in place (`cache.py`), in every model that uses an ordinary one.
+- One new token per row of a batch takes the fast path (`fast_path.py`) in the models that it knows. Anything else that
+  a call asks for, such as attention weights, gradients, hooks, other caches or masks, runs the model's own code.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from sparity.engine.decoding.cache import let_grow
+from sparity.engine.decoding.fast_path import Step, unknown
+from sparity.engine.linear import DenseLinear
+
+log = logging.getLogger(__name__)
+
+
+def quicken(model: Any) -> Any:
+    """Make a causal language model decode faster, in place; the model is returned."""
+    for layer in model.modules():
+        if type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16:
+            DenseLinear.adopt(layer)
+    base = model.base_model
+    if not isinstance(base, Quick):
+        base.__class__ = _quick_class(type(base))
+    base.engine = Engine(base)
+    return model
+
+
+def slacken(model: Any) -> None:
+    """Undo `quicken`."""
+    base = model.base_model
+    if isinstance(base, Quick):
+        del base.engine
+        base.__class__ = type(base).__mro__[2]
+    for layer in model.modules():
+        if isinstance(layer, DenseLinear):
+            layer.release()
+
+
+def not_fast(model: Any) -> str | None:
+    """Why a model does not decode on the fast path, or None when it does."""
+    base = model.base_model
+    return base.engine.reason if isinstance(base, Quick) else "it is not attached to the engine"
+
+
+class Engine:
+    """The fast path of one model, or why there is none; a copy of the model makes its own."""
+
+    def __init__(self, base: Any) -> None:
+        self.reason = unknown(base)
+        self.step = None if self.reason else Step(base)
+        if self.reason:
+            log.info("no fast path for decoding: %s", self.reason)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+
+class Quick:
+    """Marks the classes that `_quick_class` makes."""
+
+    engine: Engine | None
+
+
+@cache
+def _quick_class(cls: type) -> type:
+    """`cls` with another `forward`, under its own name, which transformers looks things up by."""
+    original: Callable[..., Any] = cls.forward  # type: ignore[attr-defined]
+
+    @wraps(original)
+    def forward(self: Any, *arguments: Any, **named: Any) -> Any:
+        if self.engine is None:
+            self.engine = Engine(self)
+        layers = None if torch.is_grad_enabled() else let_grow(named.get("past_key_values"))
+        if self.engine.step is not None and layers is not None and not arguments:
+            hidden = _decode(self, self.engine.step, layers, **named)
+            if hidden is not None:
+                return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=named["past_key_values"])
+        return original(self, *arguments, **named)
+
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (Quick, cls), {**names, "forward": forward})
+
+
+def _decode(
+    base: Any,
+    step: Step,
+    layers: list[Any],
+    input_ids: Tensor | None = None,
+    attention_mask: Any = None,
+    position_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    use_cache: bool | None = None,
+    **options: Any,
+) -> Tensor | None:
+    """Hidden states `[batch, 1, hidden]` after the last norm, or None where the model's own code must run."""
+    given = input_ids if inputs_embeds is None else inputs_embeds
+    if given is None or (input_ids is not None and inputs_embeds is not None) or given.shape[1] != 1:
+        return None
+    length = layers[0].get_seq_length() if layers else 0
+    masked = attention_mask is None or (
+        isinstance(attention_mask, Tensor) and attention_mask.shape == (len(given), length + 1)
+    )
+    if use_cache is False or not masked or step.unfit(len(given), layers, options):
+        return None
+    if position_ids is None:
+        position_ids = torch.full((1, 1), length)
+    embeddings = base.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    return step(embeddings, position_ids, attention_mask, layers)
