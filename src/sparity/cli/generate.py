@@ -23,11 +23,15 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Print the speed on standard error.")] = False,
     json: Json = False,
 ) -> None:
-    """Generate text from a prompt; it is printed as it comes, and without the prompt."""
+    """Generate text from a prompt; it is printed as it comes, and without the prompt.
+
+    A model in bfloat16 runs on Sparity's engine, packed or plain; another one on PyTorch.
+    """
     with console.errors_in_one_line():
         import torch
 
         from sparity.cli.text_stream import TextStream
+        from sparity.engine.attach import attach
         from sparity.errors import InvalidInput
         from sparity.models.loading import load, load_tokenizer
 
@@ -40,6 +44,8 @@ def generate(
             raise InvalidInput(f"{model} has no tokenizer: generate needs the folder with its tokenizer.json")
         ids = _ids(model, tokenizer, prompt, chat)
         subject = load(model)
+        if subject.dtype == torch.bfloat16:
+            attach(subject)
         _check_length(subject.config, len(ids), tokens)
         torch.manual_seed(seed)
         stream = TextStream(tokenizer, (lambda piece: None) if json else _print)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import sparity
+from sparity.cli.bench import bench
 from sparity.cli.convert import convert
 from sparity.cli.demo import demo
 from sparity.cli.doctor import doctor
@@ -28,6 +29,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sensitivity": sensitivity,
     "sweep": sweep,
     "eval": evaluate,
+    "bench": bench,
     "generate": generate,
     "convert": convert,
     "verify": verify,

@@ -108,6 +108,12 @@ class Candidate:
     speed: Speed | None = None
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
+    batched: tuple[Speed, ...] = ()  # at the batch sizes after the first
+
+    @property
+    def speeds(self) -> tuple[Speed, ...]:
+        """The speed at every batch size that was measured."""
+        return (*((self.speed,) if self.speed else ()), *self.batched)
 
 
 @dataclass(frozen=True)
