@@ -15,6 +15,8 @@ _HOMES = {
     "SparityError": "sparity.errors",
     "Recipe": "sparity.recipe",
     "Result": "sparity.pipeline",
+    "attach": "sparity.engine.attach",
+    "attached": "sparity.engine.attach",
     "load": "sparity.models.loading",
     "perplexity": "sparity.quality.perplexity",
     "prune_weight": "sparity.static.prune_weight",
@@ -27,6 +29,8 @@ __all__ = [
     "Recipe",
     "Result",
     "SparityError",
+    "attach",
+    "attached",
     "load",
     "perplexity",
     "prune_weight",
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from sparity.engine.attach import attach, attached
     from sparity.errors import SparityError
     from sparity.models.loading import load
     from sparity.pipeline import Result, run

@@ -1,6 +1,5 @@
 """A transformers model on the engine: weights packed, decoding on the fast path; `generate` stays transformers' own."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,8 @@ from sparity.engine.decoding.model import quicken, slacken
 from sparity.engine.formats import build_format, unpack
 from sparity.engine.formats.conversions.smallest import smallest_format
 from sparity.engine.formats.storage.values import Values
-from sparity.engine.linear import DenseLinear, PackedLinear
+from sparity.engine.linear import PackedLinear
+from sparity.engine.saving import save_packed, save_plain
 from sparity.errors import InvalidInput
 
 
@@ -35,6 +35,7 @@ def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
     _check(model)
     for name, layer in _linear(model):
         _replace(model, name, layer, form, values)
+    save_packed(model)
     return quicken(model)
 
 
@@ -51,9 +52,11 @@ def attached(model: Any, form: str = "smallest", values: Values = "same") -> Ite
             undo.append((name, layer, _replace(model, name, layer, form, values)))
             if values == "same" and undo[-1][-1] is not None:
                 layer.weight.data = torch.empty(0, dtype=layer.weight.dtype)
+        save_packed(model)
         yield quicken(model)
     finally:
         slacken(model)
+        save_plain(model)
         for name, layer, packed in undo:
             if packed is None:
                 continue
@@ -69,7 +72,9 @@ def _check(model: Any) -> None:
     found = {(parameter.device.type, parameter.dtype) for parameter in model.parameters()}
     if found != {("cpu", torch.bfloat16)}:
         shown = ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in found))
-        raise InvalidInput(f"the engine runs models in bfloat16 on the CPU, not {shown}: model.to('cpu', torch.bfloat16)")
+        raise InvalidInput(
+            f"the engine runs models in bfloat16 on the CPU, not {shown}: model.to('cpu', torch.bfloat16)"
+        )
 
 
 def _linear(model: Any) -> list[tuple[str, Any]]:

@@ -132,7 +132,7 @@ class _Held:
         self._prepared: Prepared | None = None
         self._address = 0
 
-    def prepared(self, weight: nn.Parameter) -> Prepared | None:
+    def prepared(self, weight: Tensor) -> Prepared | None:
         if weight.data_ptr() != self._address:
             packed = Packed("dense", (weight.shape[0], weight.shape[1]), weight.dtype, {"values": weight.detach()})
             usable = weight.device.type == "cpu" and weight.is_contiguous() and declines(packed) is None

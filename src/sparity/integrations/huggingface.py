@@ -5,24 +5,19 @@ Imported by the hook in `sparity/__init__.py` once transformers' quantizers are 
 
 import logging
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sparity.engine.decoding.model import quicken
 from sparity.engine.linear import PackedLinear
+from sparity.engine.saving import save_packed
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.files import make_folder
-from sparity.models import packed
 from sparity.models.packed import INDEX, METHOD, VERSION, Matrix, matrices
 
 log = logging.getLogger(__name__)
@@ -90,13 +85,11 @@ class SparityQuantizer(HfQuantizer):
         self._waiting = []
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
-        for module in model.modules():
-            if hasattr(module, "save_pretrained"):  # the model, and the one without its head
-                module.save_pretrained = MethodType(_save_pretrained, module)
-        return model
+        save_packed(model)
+        return quicken(model)
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
-        """See `_save_pretrained`."""
+        """See `engine.saving`."""
         return True
 
     @property
@@ -129,39 +122,3 @@ def _check_complete(shards: list[Path]) -> None:
     totals = {int(match[1]) for path in shards if (match := re.search(r"-of-(\d{5})\.safetensors$", path.name))}
     if totals != {len(shards)}:
         raise CorruptFile(f"{shards[0].parent}: the index names {len(shards)} shards of {max(totals, default=0)}")
-
-
-def _packed_modules(model: nn.Module) -> Iterator[PackedLinear]:
-    return (module for module in model.modules() if isinstance(module, PackedLinear))
-
-
-def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = True, **arguments: Any) -> None:
-    """`save_pretrained` for a packed model: the packed layout, which a loader without Sparity refuses.
-
-    All but the packed weights is written by transformers to a folder beside; then everything is moved in, the
-    configuration last.
-    """
-    if arguments.pop("push_to_hub", False):
-        raise InvalidInput("save to a folder first, then upload the folder")
-    if arguments.get("variant"):
-        raise InvalidInput("a packed checkpoint has no variants: leave variant out")
-    if not is_main_process:
-        return
-    target = Path(save_directory)
-    make_folder(target)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as room:
-        written = Path(room)
-        type(model).save_pretrained(model, written, **{**arguments, "max_shard_size": "1000GB"})
-        modules = {module.matrix: module for module in _packed_modules(model)}
-        shard = target / packed.shard_name(1, 1)
-        packed.write_shard(
-            shard,
-            {name: module.packed for name, module in modules.items()},
-            load_file(written / "model.safetensors"),
-            [name for name, module in modules.items() if module.transposed],
-        )
-        packed.write_index(target, [shard])
-        packed.remove_other_weights(target, [shard])
-        for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
-            if not path.name.startswith("model.safetensors"):
-                shutil.move(path, target / path.name)

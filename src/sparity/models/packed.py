@@ -116,6 +116,15 @@ def write_index(folder: Path, shards: Collection[Path]) -> None:
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": homes})
 
 
+def mark(folder: Path, is_packed: bool) -> None:
+    """Say in config.json who reads the weights: transformers with Sparity, or by itself."""
+    config = read_json_object(folder / "config.json")
+    config.pop("quantization_config", None)
+    if is_packed:
+        config["quantization_config"] = {"quant_method": METHOD, "version": VERSION}
+    write_json(folder / "config.json", config)
+
+
 def remove_other_weights(folder: Path, keep: Collection[Path]) -> None:
     """Remove every weight file and plain index of a folder but those to keep."""
     for pattern in ("model*.safetensors", "model.safetensors.index.json", "sparity-*.safetensors"):

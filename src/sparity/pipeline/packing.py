@@ -13,7 +13,7 @@ from sparity.errors import InvalidInput
 from sparity.files import expand, file_hash, read_json_object, write_atomically, write_json
 from sparity.models import Decoder, packed
 from sparity.models import transformers as hf
-from sparity.models.packed import INDEX, METHOD
+from sparity.models.packed import INDEX
 from sparity.models.source import CheckpointSource
 from sparity.pipeline.export import shard_name, write_plain_index
 from sparity.pipeline.folder import RunFolder
@@ -53,7 +53,7 @@ def convert(source: str | Path, target: str | Path, values: Stored = "same", for
         for path in sorted(folder.iterdir()):
             if path.is_file() and not path.name.endswith(OTHER_WEIGHTS):
                 write_atomically(work.path / path.name, partial(shutil.copyfile, path))
-        mark(work.path, to)
+        packed.mark(work.path, to == "packed")
         _rewrite_record(work.path, to, recount=values == "int8")
         work.publish()
     return to
@@ -65,7 +65,7 @@ def pack_in_place(folder: Path, values: Stored) -> None:
         pack_weights(Decoder.open(folder), folder, values)
     shards = set(folder.glob("sparity-*.safetensors"))
     packed.remove_other_weights(folder, shards)
-    mark(folder, "packed")
+    packed.mark(folder, is_packed=True)
 
 
 def is_packed(folder: Path) -> bool:
@@ -96,15 +96,6 @@ def pack_weights(decoder: Decoder, target: Path, values: Stored = "same") -> Non
         transposed = [name.removesuffix(".weight") for name, turned in linear.items() if turned]
         packed.write_shard(shard, found, LazyTensors(others, partial(_read, decoder)), transposed)
     packed.write_index(target, shards)
-
-
-def mark(folder: Path, layout: Layout) -> None:
-    """Say in config.json who reads the weights: transformers by itself, or with Sparity."""
-    config = read_json_object(folder / "config.json")
-    config.pop("quantization_config", None)
-    if layout == "packed":
-        config["quantization_config"] = {"quant_method": METHOD, "version": packed.VERSION}
-    write_json(folder / "config.json", config)
 
 
 def _unpack_weights(decoder: Decoder, target: Path) -> None:

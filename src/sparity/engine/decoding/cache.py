@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 STEP = 64  # tokens: room is given in multiples
 
@@ -33,7 +33,8 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if key_states.requires_grad:  # what a gradient passes through must not be written over
-            return super().update(key_states, value_states)
+            keys, values = super().update(key_states, value_states)
+            return keys, values
         length, new = self.get_seq_length(), key_states.shape[-2]
         buffers = self.with_room(length + new, key_states.shape, key_states.dtype, value_states.shape[-1])
         for buffer, states in zip(buffers, (key_states, value_states), strict=True):
@@ -83,7 +84,7 @@ def _begins(view: Tensor, buffer: Tensor) -> bool:
     return view.data_ptr() == buffer.data_ptr() and view.stride() == buffer.stride() and len(view) == len(buffer)
 
 
-def let_grow(cache: Cache | None) -> list[GrowingLayer] | None:
+def let_grow(cache: Any) -> list[GrowingLayer] | None:
     """Give a cache's ordinary layers room to grow, in place; its layers, or None unless all of them are ordinary."""
     if type(cache) is not DynamicCache or cache.offloading:
         return None
@@ -92,4 +93,5 @@ def let_grow(cache: Cache | None) -> list[GrowingLayer] | None:
             cache.layers[index] = GrowingLayer.of(layer)
     if cache.layer_class_to_replicate is DynamicLayer:  # layers that are still to come
         cache.layer_class_to_replicate = GrowingLayer
-    return cache.layers if all(type(layer) is GrowingLayer for layer in cache.layers) else None
+    layers: list[GrowingLayer] = cache.layers
+    return layers if all(type(layer) is GrowingLayer for layer in layers) else None

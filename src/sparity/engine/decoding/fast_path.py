@@ -23,9 +23,9 @@ MODELS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 Layer = PackedLinear | DenseLinear
 
 
-def unknown(base: nn.Module) -> str | None:
+def unknown(base: Any) -> str | None:
     """Why a model without its head has no fast path, or None when it has one."""
-    config: Any = base.config
+    config = base.config
     if reason := native.unavailable():
         return f"no compiled kernels: {reason}"
     name = type(base).__name__
@@ -62,7 +62,7 @@ class Step:
         self._blocks: Any = None
 
     def unfit(self, rows: int, layers: Sequence[GrowingLayer], options: dict[str, Any]) -> bool:
-        """Whether a call must run the model's own code: options, hooks, another type, many rows, a cache of other layers."""
+        """Whether a call must run the model's own code: options, hooks, many rows, a model or cache of another kind."""
         config = self.base.config
         return (
             rows > MOST_ROWS

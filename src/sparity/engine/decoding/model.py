@@ -29,7 +29,7 @@ def quicken(model: Any) -> Any:
             DenseLinear.adopt(layer)
     base = model.base_model
     if not isinstance(base, Quick):
-        base.__class__ = _quick_class(type(base))
+        base.__class__ = _quick_class(type(base))  # type: ignore[arg-type]  # classes are hashable
     base.engine = Engine(base)
     return model
 
@@ -48,7 +48,9 @@ def slacken(model: Any) -> None:
 def not_fast(model: Any) -> str | None:
     """Why a model does not decode on the fast path, or None when it does."""
     base = model.base_model
-    return base.engine.reason if isinstance(base, Quick) else "it is not attached to the engine"
+    if not isinstance(base, Quick):
+        return "it is not attached to the engine"
+    return _engine(base).reason
 
 
 class Engine:
@@ -70,18 +72,24 @@ class Quick:
     engine: Engine | None
 
 
+def _engine(base: Any) -> Engine:
+    if base.engine is None:
+        base.engine = Engine(base)
+    found: Engine = base.engine
+    return found
+
+
 @cache
-def _quick_class(cls: type) -> type:
+def _quick_class(cls: Any) -> Any:
     """`cls` with another `forward`, under its own name, which transformers looks things up by."""
-    original: Callable[..., Any] = cls.forward  # type: ignore[attr-defined]
+    original: Callable[..., Any] = cls.forward
 
     @wraps(original)
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
-        if self.engine is None:
-            self.engine = Engine(self)
+        step = _engine(self).step
         layers = None if torch.is_grad_enabled() else let_grow(named.get("past_key_values"))
-        if self.engine.step is not None and layers is not None and not arguments:
-            hidden = _decode(self, self.engine.step, layers, **named)
+        if step is not None and layers is not None and not arguments:
+            hidden = _decode(self, step, layers, **named)
             if hidden is not None:
                 return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=named["past_key_values"])
         return original(self, *arguments, **named)

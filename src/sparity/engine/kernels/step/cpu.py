@@ -1,6 +1,6 @@
-"""The operations between products by the compiled kernels. Shapes and types are not checked here: the fast path knows them.
+"""The operations between products, each by itself, by the compiled kernels; `sparity_step` is made of them.
 
-All tensors are bfloat16, contiguous and on the CPU.
+All tensors are bfloat16, contiguous and on the CPU, which is not checked here.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ def gate(gates: Tensor, ups: Tensor, out: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Heads:
-    """What the attention of one layer needs beside its inputs: how many heads, their size, and norms of single heads."""
+    """The heads of one layer: how many, their size, the scale of their scores, and the norm of each, if any."""
 
     heads: int
     kv_heads: int
@@ -60,8 +60,8 @@ def attend(
 ) -> None:
     """Append `k` and `v` [tokens, kv_heads * width] to a cache and attend with `q` [tokens, heads * width].
 
-    `keys` and `values` [tokens, kv_heads, capacity, width] hold `length` < capacity keys per token; `tables` are cos and
-    sin [tokens, width]; `visible` uint8 [tokens, length + 1] or None; `out` is like `q`. See `reference.attend`.
+    `keys` and `values` [tokens, kv_heads, capacity, width] hold `length` < capacity keys per token; `tables` are cos
+    and sin [tokens, width]; `visible` uint8 [tokens, length + 1] or None; `out` is like `q`. See `reference.attend`.
     """
     matrix = native.Attention(
         tokens=q.shape[0],

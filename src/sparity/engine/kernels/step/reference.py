@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, add: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """`x` and `add` [tokens, columns], `weight` [columns] -> `x + add`, and that divided by its rms, times the weight."""
+    """`x` and `add` [tokens, columns], `weight` [columns] -> `x + add`, and its norm: divided by its rms, weighted."""
     if add is not None:
         x = x + add
     wide = x.float()

@@ -1,0 +1,59 @@
+"""`save_pretrained` of a model with packed layers: the packed layout, which a loader without Sparity refuses."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+from safetensors.torch import load_file
+
+from sparity.engine.linear import PackedLinear
+from sparity.errors import InvalidInput
+from sparity.files import make_folder
+from sparity.models import packed
+
+
+def save_packed(model: Any) -> None:
+    """Let `save_pretrained` of a model, and of the one without its head, write the packed layout, in place."""
+    for module in model.modules():
+        if hasattr(module, "save_pretrained"):
+            module.save_pretrained = MethodType(_save_pretrained, module)
+
+
+def save_plain(model: Any) -> None:
+    """Undo `save_packed`."""
+    for module in model.modules():
+        vars(module).pop("save_pretrained", None)
+
+
+def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = True, **arguments: Any) -> None:
+    """All but the packed weights is written by transformers to a folder beside; then everything is moved in.
+
+    The configuration is moved last: with it the folder is complete.
+    """
+    if arguments.pop("push_to_hub", False):
+        raise InvalidInput("save to a folder first, then upload the folder")
+    if arguments.get("variant"):
+        raise InvalidInput("a packed checkpoint has no variants: leave variant out")
+    if not is_main_process:
+        return
+    target = Path(save_directory)
+    make_folder(target)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as room:
+        written = Path(room)
+        type(model).save_pretrained(model, written, **{**arguments, "max_shard_size": "1000GB"})
+        packed.mark(written, is_packed=True)
+        modules = {module.matrix: module for module in model.modules() if isinstance(module, PackedLinear)}
+        shard = target / packed.shard_name(1, 1)
+        packed.write_shard(
+            shard,
+            {name: module.packed for name, module in modules.items()},
+            load_file(written / "model.safetensors"),
+            [name for name, module in modules.items() if module.transposed],
+        )
+        packed.write_index(target, [shard])
+        packed.remove_other_weights(target, [shard])
+        for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
+            if not path.name.startswith("model.safetensors"):
+                shutil.move(path, target / path.name)

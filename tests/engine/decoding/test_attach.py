@@ -1,0 +1,149 @@
+"""Models on the engine: the same outputs up to rounding, everything undone, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import sparity
+from families import tiny_configs
+from sparity.engine.decoding.model import not_fast
+from sparity.engine.kernels import native
+from sparity.engine.linear import DenseLinear, PackedLinear
+from sparity.errors import InvalidInput
+
+NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
+TOKENS = torch.arange(24).reshape(2, 12) % 97
+
+
+def logits(model, tokens=TOKENS):
+    with torch.no_grad():
+        return model(tokens, use_cache=False).logits.float()
+
+
+def error(found, wanted):
+    return float((found - wanted).abs().max())
+
+
+@pytest.mark.parametrize("family", sorted(tiny_configs()))
+def test_outputs_are_the_models_and_everything_is_undone(tiny, family):
+    model = tiny(family)
+    exact = logits(copy.deepcopy(model).float())
+    before = {name: (parameter, parameter.clone()) for name, parameter in model.named_parameters()}
+    classes = [type(module) for module in model.modules()]
+    plain = logits(model)
+    with sparity.attached(model) as attached:
+        assert attached is model
+        assert any(isinstance(module, PackedLinear) for module in model.modules())
+        assert error(logits(model), exact) <= 2 * error(plain, exact) + 1e-3
+        generated = model.generate(TOKENS, max_new_tokens=4, do_sample=False, pad_token_id=0)
+        assert generated.shape == (2, 16)
+    assert [type(module) for module in model.modules()] == classes
+    after = dict(model.named_parameters())
+    assert all(
+        after[name] is parameter and torch.equal(parameter, value) for name, (parameter, value) in before.items()
+    )
+    assert "save_pretrained" not in vars(model)
+    assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize("form", ["dense", "bitmask", "csr"])
+def test_every_layer_can_be_held_in_one_format(tiny, form):
+    model = tiny("llama")
+    exact, plain = logits(copy.deepcopy(model).float()), logits(model)
+    sparity.attach(model, form=form)
+    projections = [module for name, module in model.named_modules() if name.endswith("_proj")]
+    if form == "dense":
+        assert {type(module) for module in projections} == {DenseLinear}
+    else:
+        assert {module.packed.format for module in projections} == {form}
+    assert error(logits(model), exact) <= 2 * error(plain, exact) + 1e-3
+
+
+def test_int8_changes_outputs_a_little_and_comes_back(tiny):
+    model = tiny("llama")
+    plain = logits(model)
+    with sparity.attached(model, values="int8"):
+        assert model.model.layers[0].mlp.up_proj.packed.quantized
+        changed = logits(model)
+    assert 0 < error(changed, plain) < 0.2 * float(plain.abs().max())
+    assert torch.equal(logits(model), plain)
+
+
+def test_a_failure_half_way_is_undone(tiny):
+    model = tiny("llama")
+    plain = logits(model)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[:] = 0  # 2:4 holds this one, and not the next
+    words = r"layers\.0\.self_attn\.k_proj: two_of_four"
+    with pytest.raises(InvalidInput, match=words), sparity.attached(model, form="two_of_four"):
+        pass
+    assert type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (64, 32)
+    assert not torch.equal(logits(model), plain)
+
+
+def test_what_cannot_be_attached(tiny):
+    model = tiny("llama")
+    with pytest.raises(InvalidInput, match="bfloat16 on the CPU, not float32 on cpu"):
+        sparity.attach(copy.deepcopy(model).float())
+    with pytest.raises(InvalidInput, match="takes a causal language model of transformers, not Linear"):
+        sparity.attach(torch.nn.Linear(2, 2))
+    with pytest.raises(InvalidInput, match='no format "bitmusk"; did you mean "bitmask"'):
+        sparity.attach(model, form="bitmusk")
+
+
+def test_an_attached_model_is_saved_packed(tiny, tmp_path):
+    model = sparity.attach(tiny("llama"))
+    model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "model.safetensors").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert isinstance(loaded.model.layers[0].mlp.up_proj, PackedLinear)
+    assert torch.equal(logits(loaded), logits(model))
+    assert not_fast(loaded) == not_fast(model)
+
+
+def test_a_copy_stands_by_itself(tiny, steps):
+    model = sparity.attach(tiny("llama"))
+    copied = copy.deepcopy(model)
+    expected = logits(copied)
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+        model.lm_head.weight.zero_()
+    assert torch.equal(logits(copied), expected)
+    assert copied.lm_head.weight.data_ptr() != model.lm_head.weight.data_ptr()
+    generated = copied.generate(TOKENS[:1], max_new_tokens=3, do_sample=False)
+    assert generated.shape == (1, 15)
+    assert native.unavailable() or steps == [1, 1]
+
+
+def test_a_tied_head_stays_tied_and_in_memory_once(tiny):
+    config = copy.deepcopy(tiny("llama").config)
+    config.tie_word_embeddings = True
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    plain = logits(model)
+    sparity.attach(model, form="dense")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert error(logits(model), plain) <= 0.05 * float(plain.abs().max())
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_gradients_reach_what_lies_before(tiny):
+    model = tiny("llama")
+    model(TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+    wanted = model.model.norm.weight.grad.clone(), model.model.embed_tokens.weight.grad.clone()
+    model.zero_grad()
+    sparity.attach(model)
+    model(TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+    for found, slope in zip((model.model.norm.weight.grad, model.model.embed_tokens.weight.grad), wanted, strict=True):
+        torch.testing.assert_close(found.float(), slope.float(), rtol=0.2, atol=0.05 * float(slope.abs().max()))
+
+
+def test_attaching_twice_changes_nothing_more(tiny):
+    model = sparity.attach(tiny("llama"))
+    layers = [id(module) for module in model.modules()]
+    expected = logits(model)
+    assert sparity.attach(model) is model
+    assert [id(module) for module in model.modules()] == layers
+    assert torch.equal(logits(model), expected)
