@@ -148,7 +148,9 @@ def _quality(job: Job, dense: Any, sparse: Any) -> list[Quality]:
 
 def _speeds(job: Job, dense: Any, sparse: Any) -> Iterator[Speed]:
     test = job.recipe.measure.speed
-    for batch in test.batch if test else ():
+    if test is None:
+        return
+    for batch in test.batch:
         yield compare_speed(dense, sparse, _prompt(job), test.prompt, test.tokens, test.rounds, batch)
 
 
