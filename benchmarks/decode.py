@@ -4,9 +4,9 @@
     python benchmarks/decode.py FOLDER [--variants NAME;NAME;...] [--rounds 5] [--tokens 24] [--threads 2] [--out FILE]
 
 Random weights (16 blocks, hidden 2048, 32 heads, 8 of them for keys and values, FFN 8192, vocabulary 32,000, untied)
-decode as fast as trained ones. --prepare writes the variants into FOLDER once, 21 GB for all: pruned by magnitude and
-packed, and as GGUF. Then all the variants that are named are held in memory at once and take turns in each round. --out
-adds the run to those that FILE has. llama.cpp needs `pip install 'sparity[bench]'`.
+decode as fast as trained ones. --prepare writes them into FOLDER once, as a checkpoint and as GGUF, 6 GB. The variants
+that are named are then loaded, pruned by magnitude and packed; all are held in memory at once and take turns in each
+round. --out adds the run to those that FILE has. llama.cpp needs `pip install 'sparity[bench]'`.
 
 Beside each engine variant, its products alone are timed in the same rounds: one call for each matrix of a token, with
 what the calls cost. The rest of a token's time is Python, attention, norms and other small operations.
@@ -33,7 +33,6 @@ from sparity.measure.report import plain
 from sparity.measure.speed import pace
 from sparity.measure.turns import ratios, spread, take_turns
 from sparity.models.loading import load
-from sparity.pipeline.packing import convert
 from sparity.static.patterns.base import build_pattern
 
 PROMPT = 32
@@ -55,40 +54,26 @@ VARIANTS = [
     *(f"engine {sparsity} {values}" for values in VALUES for sparsity in SPARSITIES),
     *(f"llama.cpp {kind}" for kind in PEERS),
 ]
-PLAIN = ("transformers", "engine dense bf16")  # read from the dense checkpoint as it is
 
 
-def place(folder, variant):
-    """Where a variant lies."""
-    name = "dense" if variant in PLAIN else variant.replace(" ", "-").replace("%", "percent").replace(":", "-of-")
-    return folder / (f"{name}.gguf" if variant.startswith("llama.cpp") else name)
+def place(folder, peer=None):
+    """Where the dense checkpoint lies, or the GGUF file of a kind."""
+    return folder / (f"{peer}.gguf" if peer else "dense")
 
 
-def prepare(folder, variants, threads):
-    """Write each variant that is not there yet."""
-    dense = place(folder, PLAIN[0])
-    if not dense.exists():
+def prepare(folder, threads):
+    """Write the dense checkpoint and the GGUF files that are not there yet."""
+    from peers import quantise, write_gguf
+
+    if not place(folder).exists():
         torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).save_pretrained(dense)
-    for variant in variants:
-        path = place(folder, variant)
-        if path.exists():
-            continue
-        if variant.startswith("llama.cpp"):
-            write_peer(folder, variant, threads)
-        else:
-            sparsity, values = variant.removeprefix("engine ").rsplit(" ", 1)
-            convert(str(pruned(folder, sparsity)), path, VALUES[values], True)
-
-
-def pruned(folder, sparsity):
-    """The plain checkpoint of a sparsity, written when it is first asked for."""
-    if sparsity == "dense":
-        return place(folder, PLAIN[0])
-    path = place(folder, f"plain {sparsity}")
-    if not path.exists():
-        prune(load(place(folder, PLAIN[0])), SPARSITIES[sparsity]).save_pretrained(path)
-    return path
+        LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).save_pretrained(place(folder))
+    first, *others = PEERS
+    if not place(folder, first).exists():
+        write_gguf(load(place(folder)), place(folder, first))
+    for kind in others:
+        if not place(folder, kind).exists():
+            quantise(place(folder, first), place(folder, kind), kind, threads)
 
 
 def prune(model, sparsity):
@@ -102,30 +87,22 @@ def prune(model, sparsity):
     return model
 
 
-def write_peer(folder, variant, threads):
-    """The dense weights as GGUF, in bfloat16 or quantised from that by llama.cpp."""
-    from peers import quantise, write_gguf
-
-    kind = variant.removeprefix("llama.cpp ")
-    if kind == "bf16":
-        write_gguf(load(place(folder, PLAIN[0])), place(folder, variant))
-        return
-    prepare(folder, ["llama.cpp bf16"], threads)
-    quantise(place(folder, "llama.cpp bf16"), place(folder, variant), kind, threads)
-
-
 def open_variant(folder, variant, context, threads):
     """(what times one generation, bytes of weights, what times one token's products or None)."""
-    path = place(folder, variant)
     if variant.startswith("llama.cpp"):
         from peers import LlamaCpp
 
+        path = place(folder, variant.removeprefix("llama.cpp "))
         return LlamaCpp(path, context, threads).generate, path.stat().st_size, None
-    model = load(path)
-    if variant != "transformers":
-        model = attach(model, form="dense") if variant in PLAIN else attach(model)
-    products = None if variant == "transformers" else partial(time_products, model)
-    return partial(time_generation, model), held_bytes(model), products
+    model = load(place(folder))
+    if variant == "transformers":
+        return partial(time_generation, model), held_bytes(model), None
+    sparsity, values = variant.removeprefix("engine ").rsplit(" ", 1)
+    if sparsity == "dense":
+        attach(model, form="dense", values=VALUES[values])
+    else:
+        attach(prune(model, SPARSITIES[sparsity]), values=VALUES[values])
+    return partial(time_generation, model), held_bytes(model), partial(time_products, model)
 
 
 def time_products(model, ids, tokens):
@@ -187,7 +164,7 @@ def main():
     if unknown:
         parser.error(f"no variant {unknown[0]!r}; there are: {'; '.join(VARIANTS)}")
     if options.prepare:
-        prepare(options.folder, variants, options.threads)
+        prepare(options.folder, options.threads)
         return
     run = {
         "command": f"python benchmarks/decode.py FOLDER --variants '{';'.join(variants)}' --rounds {options.rounds}",
