@@ -16,8 +16,9 @@ struct Whole {
   }
 
   inline void ahead(int) const {}
+  inline bool has_room(int) const { return true; }
 
-  inline void floats(int64_t group, int row, typename Isa::Floats& low, typename Isa::Floats& high) {
+  inline void floats(int64_t group, int row, bool, typename Isa::Floats& low, typename Isa::Floats& high) {
     const auto* at = reinterpret_cast<const uint16_t*>(rows[row]) + group * kGroup;
     uint16_t copy[kGroup];
     if ((group + 1) * kGroup <= columns) {
@@ -68,12 +69,11 @@ inline void dense_row_bytes(const SparityMatrix& weight, const Inputs& in, const
                             int64_t row) {
   const auto* values = static_cast<const int8_t*>(weight.values) + row * weight.columns;
   const auto* x = static_cast<const typename Isa::Q*>(in.x) + token * in.stride;
-  typename Isa::Total totals[Tokens] = {}, plain = {};
+  typename Isa::Total totals[Tokens] = {};
   int64_t column = 0;
   for (; column + kGroup <= weight.columns; column += kGroup) {
     __builtin_prefetch(values + column + kAhead);
     const typename Isa::Bytes weights = Isa::load_bytes(values + column);
-    if (Isa::kShift) plain = Isa::add_up(plain, weights);
 #pragma GCC unroll 4
     for (int t = 0; t < Tokens; ++t) totals[t] = Isa::multiply(totals[t], weights, x + t * in.stride + column);
   }
@@ -81,10 +81,9 @@ inline void dense_row_bytes(const SparityMatrix& weight, const Inputs& in, const
     int8_t copy[kGroup] = {};
     memcpy(copy, values + column, size_t(weight.columns - column));
     const typename Isa::Bytes weights = Isa::load_bytes(copy);
-    if (Isa::kShift) plain = Isa::add_up(plain, weights);
     for (int t = 0; t < Tokens; ++t) totals[t] = Isa::multiply(totals[t], weights, x + t * in.stride + column);
   }
-  for (int t = 0; t < Tokens; ++t) store_scaled(weight, in, out, token + t, row, Isa::total(totals[t], plain));
+  for (int t = 0; t < Tokens; ++t) store_scaled<Isa>(weight, in, out, token + t, row, Isa::total(totals[t]));
 }
 
 template <class Isa, int Tokens>

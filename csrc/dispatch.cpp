@@ -1,4 +1,5 @@
 // The C interface: which instruction set runs, how the work is split over threads, and where inputs are prepared.
+#include <omp.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -80,9 +81,35 @@ bool finite(uint16_t bits) { return (bits & 0x7f80) != 0x7f80; }
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
+// The part of the work that a thread takes first, from front to back, so that it reads memory on where it was.
+struct alignas(64) Lane {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+
+// Calls work(begin, end) for parts of [0, units). A thread has a lane of its own, and then helps out in the others.
+template <class Work>
+void share_out(int64_t units, int threads, const Work& work) {
+  constexpr int kMost = 64;
+  Lane lanes[kMost];
+  const int count = threads < kMost ? threads : kMost;
+  for (int i = 0; i < count; ++i) {
+    lanes[i].next.store(units * i / count, std::memory_order_relaxed);
+    lanes[i].end = units * (i + 1) / count;
+  }
+  const int64_t share = units / (int64_t(threads) * 16) + 1;  // small enough that a thread held up is helped out
+#pragma omp parallel num_threads(threads)
+  for (int turn = 0; turn < count; ++turn) {
+    Lane& lane = lanes[(omp_get_thread_num() + turn) % count];
+    int64_t begin;
+    while ((begin = lane.next.fetch_add(share, std::memory_order_relaxed)) < lane.end)
+      work(begin, std::min(begin + share, lane.end));
+  }
+}
+
 bool supported(const SparityMatrix& weight) {
   if (weight.format == SPARITY_BLOCK) return !weight.scales && weight.block_width % 16 == 0;
-  return !weight.scales || weight.columns < int64_t(1) << 20;  // beyond, int32 sums could overflow
+  return !weight.scales || weight.columns < int64_t(1) << 17;  // beyond, int32 sums could overflow
 }
 
 // What threads share out: tiles of 4 rows, or rows of blocks.
@@ -167,17 +194,29 @@ int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint
   if (!prepare(isa, weights, count, x, tokens, in)) return SPARITY_UNSUPPORTED;
   int64_t units = 0;
   for (int i = 0; i < count; ++i) units += units_of(*weights[i]);
-  const int64_t share = units / (int64_t(threads) * 16) + 1;  // small enough that a thread held up is helped out
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t begin = 0; begin < units; begin += share) {
+  share_out(units, threads, [&](int64_t begin, int64_t end) {
     int64_t first = 0;  // units are counted through all weights, and this is where a weight's own begin
     for (int i = 0; i < count; ++i) {
       const SparityMatrix& weight = *weights[i];
       const int64_t own = units_of(weight);
-      const int64_t from = std::max(begin - first, int64_t(0)), to = std::min(begin + share - first, own);
+      const int64_t from = std::max(begin - first, int64_t(0)), to = std::min(end - first, own);
       if (from < to) isa.gemv(weight, weight.scales ? in.ints : in.floats, {ys[i], wide != 0}, tokens, from, to);
       first += own;
     }
+  });
+  return SPARITY_OK;
+}
+
+int sparity_row_sums(const SparityMatrix* weight, int32_t* out, int threads) {
+  if (weight->format == SPARITY_BLOCK || !weight->scales) return SPARITY_UNSUPPORTED;
+  const Kernels& isa = kernels();
+  const int64_t tiles = units_of(*weight);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    int64_t sums[sparity::kTileRows];
+    isa.row_sums(*weight, tile, sums);
+    const int64_t first = tile * sparity::kTileRows, rows = std::min(weight->rows - first, sparity::kTileRows);
+    for (int64_t row = 0; row < rows; ++row) out[first + row] = int32_t(sums[row]);
   }
   return SPARITY_OK;
 }
@@ -195,11 +234,13 @@ int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void
 
 uint64_t sparity_read(const void* memory, int64_t bytes, int threads) {
   const Kernels& isa = kernels();
-  const int64_t words = bytes / 8, share = words / (int64_t(threads) * 16) + 1;
-  uint64_t sum = 0;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(+ : sum)
-  for (int64_t begin = 0; begin < words; begin += share)
-    sum += isa.read(static_cast<const uint64_t*>(memory) + begin, begin + share < words ? share : words - begin);
+  constexpr int64_t kWords = 4096;
+  const int64_t words = bytes / 8;
+  std::atomic<uint64_t> sum{0};
+  share_out(round_up(words, kWords) / kWords, threads, [&](int64_t begin, int64_t end) {
+    const auto* from = static_cast<const uint64_t*>(memory) + begin * kWords;
+    sum += isa.read(from, std::min(end * kWords, words) - begin * kWords);
+  });
   return sum;
 }
 

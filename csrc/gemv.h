@@ -26,8 +26,11 @@ inline void store(const Outputs& out, int64_t at, float value) {
     static_cast<uint16_t*>(out.y)[at] = to_bfloat16(value);
 }
 
+// `sum` is that of the products with inputs shifted by Isa::kShift.
+template <class Isa>
 inline void store_scaled(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
-                         int64_t exact) {
+                         int64_t sum) {
+  const int64_t exact = Isa::kShift ? sum - Isa::kShift * int64_t(weight.row_sums[row]) : sum;
   const double scale = double(weight.scales[row]) * double(in.scales[token]);
   store(out, token * weight.rows + row, float(double(exact) * scale));
 }
@@ -48,12 +51,12 @@ inline void tile_floats(const SparityMatrix& weight, const Inputs& in, const Out
   const int64_t groups = (weight.columns + kGroup - 1) / kGroup;
   const X* x = static_cast<const X*>(in.x) + token * in.stride;
   typename Isa::Sum sums[kTileRows][Tokens] = {};
-  for (int64_t group = 0; group < groups; ++group) {
+  const auto add = [&](int64_t group, bool room) __attribute__((always_inline)) {
     source.ahead(2);
 #pragma GCC unroll 4
     for (int row = 0; row < kTileRows; ++row) {
       typename Isa::Floats low, high;
-      source.floats(group, row, low, high);
+      source.floats(group, row, room, low, high);
 #pragma GCC unroll 4
       for (int t = 0; t < Tokens; ++t) {
         const X* at = x + t * in.stride + group * kGroup;
@@ -61,10 +64,17 @@ inline void tile_floats(const SparityMatrix& weight, const Inputs& in, const Out
         sums[row][t] = Isa::multiply(sums[row][t], high, at + 32);
       }
     }
-  }
-  for (int row = 0; row < kTileRows && tile * kTileRows + row < weight.rows; ++row)
-    for (int t = 0; t < Tokens; ++t)
-      store(out, (token + t) * weight.rows + tile * kTileRows + row, Isa::sum(sums[row][t]));
+  };
+  int64_t group = 0;
+  for (; group < groups && source.has_room(2); ++group) add(group, true);
+  for (; group < groups; ++group) add(group, false);
+  float results[kTileRows][Tokens];
+#pragma GCC unroll 4
+  for (int row = 0; row < kTileRows; ++row)
+#pragma GCC unroll 4
+    for (int t = 0; t < Tokens; ++t) results[row][t] = Isa::sum(sums[row][t]);
+  for (int row = 0; row < kTileRows; ++row)
+    for (int t = 0; t < Tokens; ++t) store_inside(weight, out, token + t, tile * kTileRows + row, results[row][t]);
 }
 
 template <class Isa, int Tokens, class Source>
@@ -74,21 +84,27 @@ inline void tile_bytes(const SparityMatrix& weight, const Inputs& in, const Outp
   const int64_t groups = (weight.columns + kGroup - 1) / kGroup;
   const Q* x = static_cast<const Q*>(in.x) + token * in.stride;
   typename Isa::Total totals[kTileRows][Tokens] = {};
-  typename Isa::Total plain[kTileRows] = {};  // the sum of the weights, where inputs are shifted to be unsigned
-  for (int64_t group = 0; group < groups; ++group) {
+  const auto add = [&](int64_t group, bool room) __attribute__((always_inline)) {
     source.ahead(1);
 #pragma GCC unroll 4
     for (int row = 0; row < kTileRows; ++row) {
-      const typename Isa::Bytes weights = source.bytes(group, row);
-      if (Isa::kShift) plain[row] = Isa::add_up(plain[row], weights);
+      const typename Isa::Bytes weights = source.bytes(group, row, room);
 #pragma GCC unroll 4
       for (int t = 0; t < Tokens; ++t)
         totals[row][t] = Isa::multiply(totals[row][t], weights, x + t * in.stride + group * kGroup);
     }
-  }
+  };
+  int64_t group = 0;
+  for (; group < groups && source.has_room(1); ++group) add(group, true);
+  for (; group < groups; ++group) add(group, false);
+  int64_t results[kTileRows][Tokens];
+#pragma GCC unroll 4
+  for (int row = 0; row < kTileRows; ++row)
+#pragma GCC unroll 4
+    for (int t = 0; t < Tokens; ++t) results[row][t] = Isa::total(totals[row][t]);
   for (int row = 0; row < kTileRows && tile * kTileRows + row < weight.rows; ++row)
     for (int t = 0; t < Tokens; ++t)
-      store_scaled(weight, in, out, token + t, tile * kTileRows + row, Isa::total(totals[row][t], plain[row]));
+      store_scaled<Isa>(weight, in, out, token + t, tile * kTileRows + row, results[row][t]);
 }
 
 template <class Isa, class Source>
@@ -113,9 +129,6 @@ inline void tile_all_tokens(const SparityMatrix& weight, const Inputs& in, const
   if (tokens - token == 1) tile_bytes<Isa, 1>(weight, in, out, token, tile, source);
 }
 
-// Whether a kernel may read whole vectors from this tile on.
-inline bool has_room(const SparityMatrix& weight, int64_t tile) { return weight.offsets[tile + 1] + 64 <= weight.kept; }
-
 #include "block.h"
 #include "dense.h"
 
@@ -131,10 +144,7 @@ void gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int
         tile_all_tokens<Isa, Paired<Isa>>(weight, in, out, tokens, unit);
         break;
       case SPARITY_BITMASK:
-        if (has_room(weight, unit))
-          tile_all_tokens<Isa, Masked<Isa, false>>(weight, in, out, tokens, unit);
-        else
-          tile_all_tokens<Isa, Masked<Isa, true>>(weight, in, out, tokens, unit);
+        tile_all_tokens<Isa, Masked<Isa>>(weight, in, out, tokens, unit);
         break;
       default:
         block_row<Isa>(weight, in, out, tokens, unit);
@@ -150,15 +160,16 @@ inline void unpack_from(const SparityMatrix& weight, int64_t tile, int64_t rows,
   Source source(weight, tile, element);
   for (int64_t group = 0; group * kGroup < columns; ++group) {
     const int64_t width = columns - group * kGroup < kGroup ? columns - group * kGroup : kGroup;
+    const bool room = source.has_room(element);
     for (int row = 0; row < kTileRows; ++row) {  // also rows beyond the end: a stream must be read on
       char copy[kGroup * 2];
       char* at = static_cast<char*>(out) + (row * columns + group * kGroup) * element;
       char* to = row < rows && width == kGroup ? at : copy;
       if (weight.scales) {
-        Isa::store_bytes(source.bytes(group, row), reinterpret_cast<int8_t*>(to));
+        Isa::store_bytes(source.bytes(group, row, room), reinterpret_cast<int8_t*>(to));
       } else {
         typename Isa::Floats low, high;
-        source.floats(group, row, low, high);
+        source.floats(group, row, room, low, high);
         Isa::store_floats(low, reinterpret_cast<uint16_t*>(to));
         Isa::store_floats(high, reinterpret_cast<uint16_t*>(to) + 32);
       }
@@ -171,10 +182,32 @@ template <class Isa>
 void unpack_tile(const SparityMatrix& weight, int64_t tile, int64_t rows, void* out) {
   if (weight.format == SPARITY_TWO_OF_FOUR)
     unpack_from<Isa, Paired<Isa>>(weight, tile, rows, out);
-  else if (has_room(weight, tile))
-    unpack_from<Isa, Masked<Isa, false>>(weight, tile, rows, out);
   else
-    unpack_from<Isa, Masked<Isa, true>>(weight, tile, rows, out);
+    unpack_from<Isa, Masked<Isa>>(weight, tile, rows, out);
+}
+
+template <class Isa, class Source>
+inline void sums_from(const SparityMatrix& weight, int64_t tile, int64_t sums[kTileRows]) {
+  Source source(weight, tile, 1);
+  for (int64_t group = 0; group * kGroup < weight.columns; ++group) {
+    const bool room = source.has_room(1);
+    for (int row = 0; row < kTileRows; ++row) {
+      int8_t values[kGroup];
+      Isa::store_bytes(source.bytes(group, row, room), values);
+      for (int8_t value : values) sums[row] += value;
+    }
+  }
+}
+
+template <class Isa>
+void row_sums(const SparityMatrix& weight, int64_t tile, int64_t sums[kTileRows]) {
+  for (int row = 0; row < kTileRows; ++row) sums[row] = 0;
+  if (weight.format == SPARITY_BITMASK) return sums_from<Isa, Masked<Isa>>(weight, tile, sums);
+  if (weight.format == SPARITY_TWO_OF_FOUR) return sums_from<Isa, Paired<Isa>>(weight, tile, sums);
+  const int64_t first = tile * kTileRows;
+  for (int64_t row = first; row < first + kTileRows && row < weight.rows; ++row)
+    for (int64_t column = 0; column < weight.columns; ++column)
+      sums[row - first] += static_cast<const int8_t*>(weight.values)[row * weight.columns + column];
 }
 
 // ---- inputs
@@ -230,7 +263,7 @@ inline uint64_t read(const uint64_t* words, int64_t count) {
 template <class Isa>
 constexpr sparity::Kernels kernels() {
   return {sizeof(typename Isa::X), sizeof(typename Isa::Q), prepare_floats<Isa>, prepare_ints<Isa>, quantize, read,
-          gemv<Isa>,               unpack_tile<Isa>};
+          gemv<Isa>,               unpack_tile<Isa>,       row_sums<Isa>};
 }
 
 }  // namespace

@@ -157,8 +157,7 @@ struct Avx2 {
     }
     return total;
   }
-  static inline Total add_up(Total total, const Bytes&) { return total; }
-  static inline int64_t total(const Total& total, const Total&) {
+  static inline int64_t total(const Total& total) {
     alignas(32) int32_t parts[8];
     _mm256_store_si256(reinterpret_cast<__m256i*>(parts), total.at);
     int64_t out = 0;

@@ -110,8 +110,7 @@ struct Avx512 {
       total.at = _mm512_add_epi32(total.at, _mm512_madd_epi16(weights.at[i], _mm512_loadu_si512(x + 32 * i)));
     return total;
   }
-  static inline Total add_up(Total total, const Bytes&) { return total; }
-  static inline int64_t total(const Total& total, const Total&) {
+  static inline int64_t total(const Total& total) {
     alignas(64) int32_t parts[16];
     _mm512_store_si512(parts, total.at);
     int64_t out = 0;

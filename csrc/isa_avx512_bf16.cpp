@@ -84,15 +84,9 @@ struct Avx512Bf16 {
     total.at = _mm512_dpbusd_epi32(total.at, _mm512_loadu_si512(x), weights.at);
     return total;
   }
-  static inline Total add_up(Total total, const Bytes& weights) {
-    total.at = _mm512_dpbusd_epi32(total.at, _mm512_set1_epi8(1), weights.at);
-    return total;
-  }
-  // What the shift added comes off in each lane: modulo 2^32, so a lane may overflow on the way.
-  static inline int64_t total(const Total& total, const Total& plain) {
-    const __m512i lanes = _mm512_sub_epi32(total.at, _mm512_slli_epi32(plain.at, 7));
-    return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(lanes)),
-                                                    _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(lanes, 1))));
+  static inline int64_t total(const Total& total) {
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(total.at)),
+                                                    _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(total.at, 1))));
   }
 };
 

@@ -18,7 +18,7 @@ struct Scalar {
   struct Bytes {
     int8_t at[64];
   };
-  using Total = int32_t;
+  using Total = int64_t;
 
   static X input(uint16_t bits) { return to_float(bits); }
   static float output(X x) { return x; }
@@ -82,8 +82,7 @@ struct Scalar {
     for (int i = 0; i < 64; ++i) total += int32_t(weights.at[i]) * x[i];
     return total;
   }
-  static Total add_up(Total total, const Bytes&) { return total; }
-  static int64_t total(Total total, Total) { return total; }
+  static int64_t total(Total total) { return total; }
 };
 
 }  // namespace

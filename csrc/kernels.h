@@ -34,6 +34,8 @@ struct Kernels {
                int64_t end);
   // One tile (from `tile` on, 4 rows or fewer) as rows of out [rows, columns].
   void (*unpack_tile)(const SparityMatrix& weight, int64_t tile, int64_t rows, void* out);
+  // The sums of one tile's int8 values.
+  void (*row_sums)(const SparityMatrix& weight, int64_t tile, int64_t sums[kTileRows]);
 };
 
 extern const Kernels scalar_kernels;

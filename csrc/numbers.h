@@ -27,4 +27,10 @@ inline uint64_t load_word(const uint8_t* at) {
   return word;
 }
 
+inline uint32_t load_half(const uint8_t* at) {
+  uint32_t half;
+  memcpy(&half, at, 4);
+  return half;
+}
+
 }  // namespace

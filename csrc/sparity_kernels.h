@@ -28,6 +28,7 @@ typedef struct {
   int64_t block_rows, block_width;
   int64_t kept;                  // entries of values (blocks of them in the format block)
   int32_t format;
+  const int32_t* row_sums;       // int8: [rows], from sparity_row_sums
 } SparityMatrix;
 
 // The number of this interface; a library of another number is not used.
@@ -54,6 +55,9 @@ SPARITY_EXPORT int sparity_gemv_many(const SparityMatrix* const* weights, int co
 // Rows [begin, end) of the weight as they are stored, bfloat16 or int8, into out [end - begin, columns].
 // begin is a multiple of 4 (of block_rows in the format block).
 SPARITY_EXPORT int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void* out, int threads);
+
+// The sum of each row's int8 values into out [rows]; it belongs into the weight before sparity_gemv.
+SPARITY_EXPORT int sparity_row_sums(const SparityMatrix* weight, int32_t* out, int threads);
 
 // x: bfloat16 [tokens, columns] -> int8 out and its scale per token; NaN as scale marks a token that is not finite.
 SPARITY_EXPORT void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t* out, float* scales,

@@ -2,6 +2,13 @@
 
 import torch
 
+FAST = {  # what else a family must have, so that the engine decodes it on its fast path
+    "llama": {"head_dim": 16},
+    "mistral": {"head_dim": 16, "sliding_window": None},
+    "qwen2": {"hidden_size": 64},
+    "qwen3": {"head_dim": 16},
+}
+
 
 def tiny_configs():
     """A tiny configuration per family."""

@@ -164,11 +164,15 @@ class Output(_Section):
         "plain", description="zeros stored, loads anywhere; or only what is kept"
     )
     values: Literal["same", "int8"] = Field("same", description="of packed matrices: as they are, or quantised")
+    prefer: Literal["memory", "speed"] = Field(
+        "memory", description="of packed matrices: the smallest format, or the fastest on this machine"
+    )
 
     @model_validator(mode="after")
-    def _int8_is_packed(self) -> "Output":
-        if self.values != "same" and self.format != "packed":
-            raise ValueError("`values: int8` needs `format: packed`")
+    def _of_packed_matrices(self) -> "Output":
+        for key in ("values", "prefer"):
+            if getattr(self, key) != type(self).model_fields[key].default and self.format != "packed":
+                raise ValueError(f"`{key}: {getattr(self, key)}` needs `format: packed`")
         return self
 
 

@@ -1,14 +1,15 @@
-"""Safetensors files written tensor by tensor: nothing but the tensor at hand need be in memory."""
+"""Safetensors files: written tensor by tensor, with nothing but that in memory; their headers read strictly."""
 
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from sparity.errors import CorruptFile
 from sparity.files import write_atomically
 
 CODES = {
@@ -16,6 +17,8 @@ CODES = {
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 ENTRY = 200  # bytes of a header that an entry needs beside its name, at most
+LONGEST_HEADER = 100_000_000  # bytes; safetensors itself takes no more
+LARGEST_SIDE = 2**63 - 1  # beyond, a shape cannot even be said to PyTorch
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -51,6 +54,45 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             _write(file, tensors, metadata)
 
     write_atomically(path, write)
+
+
+def check_header(path: Path) -> None:
+    """Refuse what a safetensors reader lets pass: a name that is there twice, a side that no tensor can have, no file.
+
+    Raises:
+        CorruptFile: one of these, or no readable header.
+    """
+    if not os.path.isfile(path):  # False for a device or a pipe, and for a name that no file can have
+        raise CorruptFile(f"{path} is missing or no ordinary file; fetch it again")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(LONGEST_HEADER, path.stat().st_size - 8):
+                raise ValueError(f"its header would take {length} bytes")
+            header = unique_json(file.read(length))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        if any(side > LARGEST_SIDE for shape in shapes for side in shape):
+            raise ValueError("a shape is beyond all bounds")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFile(f"{path} is truncated or damaged ({error}); fetch or save it again") from error
+
+
+def unique_json(text: str | bytes) -> Any:
+    """What a JSON text holds; a key that an object has twice, which readers settle in their own ways, is an error.
+
+    Raises:
+        ValueError, RecursionError: no JSON, or such a key.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
 
 
 def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> None:

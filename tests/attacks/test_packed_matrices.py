@@ -60,6 +60,12 @@ def beside_two_of_four():
     return changed(source, values=values)
 
 
+def nothing(*indices, **more):
+    """The tensors of a sparse matrix that keeps no weight."""
+    empty = {name: torch.zeros(0, dtype=torch.int32) for name in indices}
+    return {**empty, "values": torch.zeros(0, dtype=torch.bfloat16), **more}
+
+
 ATTACKS = {
     "bitmask, a bit too many": (lambda: attack("bitmask", "masks", lambda t: edited(t, 0, 255)), "offsets disagree"),
     "bitmask, a bit too few": (lambda: attack("bitmask", "masks", lambda t: edited(t, 0, 0)), "offsets disagree"),
@@ -113,6 +119,25 @@ ATTACKS = {
     "another shape": (lambda: dataclasses.replace(packed("bitmask"), shape=(9, 70)), "outside|expected"),
     "a huge shape": (lambda: dataclasses.replace(packed("bitmask"), shape=(2**62, 2**62)), "cannot be"),
     "a negative shape": (lambda: dataclasses.replace(packed("csr"), shape=(-10, 70)), "cannot be"),
+    "more weights than a matrix has": (
+        lambda: Packed("coo", (2**31 - 1, 2**31 - 1), torch.bfloat16, nothing("rows", "columns")),
+        "more than the 4294967296 weights",
+    ),
+    "blocks far larger than the matrix": (
+        lambda: Packed("block", (1, 2**31), torch.bfloat16, {}, {"rows": 4096, "columns": 4096}),
+        "cannot be",
+    ),
+    "blocks that fill up to more": (
+        lambda: Packed(
+            "block",
+            (1, 2**31 - 1),
+            torch.bfloat16,
+            nothing("columns", offsets=torch.zeros(2, dtype=torch.int64), values=torch.ones(0, 4096, 16).bfloat16()),
+            {"rows": 4096, "columns": 16},
+        ),
+        "filled up: 4096 x 2147483648 is more than",
+    ),
+    "int8, the value that is none": (lambda: attack("bitmask", "values", lambda t: edited(t, 0, -128), "int8"), "-128"),
     "an integer weight": (lambda: dataclasses.replace(packed("csr"), dtype=torch.int64), "cannot be"),
 }
 
@@ -123,6 +148,19 @@ def test_a_contradiction_is_refused(name):
     found = make()
     with pytest.raises(CorruptFile, match=words):
         format_of(found).unpack(found)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if "strided" not in name and "shape" not in name])
+def test_a_contradiction_whose_every_hash_is_right_is_refused(tmp_path, name):
+    """An attacker computes hashes too."""
+    make, words = ATTACKS[name]
+    path = tmp_path / "packed.safetensors"
+    try:
+        file.write(path, {"a": make()})
+    except KeyError:
+        pytest.skip("a type that a file does not have")
+    with pytest.raises(CorruptFile, match=f"{words}|makes no sense|cannot be"):
+        file.read(path)
 
 
 def test_options_from_a_stranger_are_checked():
@@ -183,7 +221,7 @@ def test_a_file_comes_back(path):
         (lambda header, _: header["matrices"]["a"].update(options=None), "makes no sense"),
         (lambda header, _: header["matrices"]["a"].update(hashes=None), "names no tensors"),
         (lambda header, _: header["matrices"].update(a=5), "names no tensors"),
-        (lambda header, _: header["matrices"]["a"]["hashes"].update(values=5), "was altered"),
+        (lambda header, _: header["matrices"]["a"]["hashes"].update(values=5), "must be texts"),
     ],
 )
 def test_an_altered_file_is_refused(path, change, words):
@@ -212,7 +250,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "plain.safetensors")
     with pytest.raises(CorruptFile, match="holds no packed matrices"):
         file.read(tmp_path / "plain.safetensors")
-    with pytest.raises(CorruptFile, match="cannot be read"):
+    with pytest.raises(CorruptFile, match="is missing"):
         file.read(tmp_path / "absent.safetensors")
 
 

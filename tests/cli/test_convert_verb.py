@@ -2,6 +2,8 @@
 
 import pytest
 
+from orphaned_folders import orphan
+
 
 @pytest.fixture
 def plain(sparity, model, token_files, tmp_path):
@@ -26,9 +28,16 @@ def test_there_and_back(sparity, plain, tmp_path):
     assert sparity("verify", tmp_path / "back").code == 0
 
 
+def test_an_orphaned_layout_becomes_either(sparity, model, tmp_path):
+    old = orphan(model, tmp_path / "old", "sparse-bitmask")
+    assert sparity("convert", old, tmp_path / "packed").out.startswith(f"{tmp_path / 'packed'}: packed, weights ")
+    assert sparity("convert", old, tmp_path / "plain", "--to", "plain", "--json").json["layout"] == "plain"
+
+
 def test_what_is_refused(sparity, plain, tmp_path):
     for arguments, words in (
         ((plain, tmp_path / "out", "--values", "int4"), "--values int4: same or int8"),
+        ((plain, tmp_path / "out", "--to", "zip"), "--to zip: packed, plain or auto"),
         ((tmp_path / "nowhere", tmp_path / "out"), "does not exist"),
         ((plain, plain), "the dense model lies there and would be lost"),
     ):

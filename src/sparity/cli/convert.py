@@ -1,4 +1,4 @@
-"""`sparity convert SOURCE TARGET`: a checkpoint in the other layout."""
+"""`sparity convert SOURCE TARGET`: a checkpoint in another layout."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +10,13 @@ from sparity.cli.console import Json, Quiet
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A Hugging Face folder or name, plain or packed.", show_default=False)],
+    source: Annotated[str, typer.Argument(help="A Hugging Face folder or name.", show_default=False)],
     target: Annotated[Path, typer.Argument(help="The folder of the result.", show_default=False)],
+    to: Annotated[str, typer.Option(help="packed or plain; auto: plain from packed, else packed.")] = "auto",
     values: Annotated[str, typer.Option(help="Of packed matrices: same, or int8 with a scale per output.")] = "same",
+    prefer: Annotated[
+        str, typer.Option(help="Of packed matrices: memory = the smallest format, speed = the fastest here.")
+    ] = "memory",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -20,23 +24,34 @@ def convert(
     """Pack a plain checkpoint, or make a packed one plain again; every weight comes back bit for bit.
 
     A packed checkpoint stores the weights that are not zero, and runs on sparse kernels. Loading it with transformers
-    needs `import sparity`. With --values int8 the packed weights are quantised.
+    needs `import sparity`. With --values int8 the packed weights are quantised. With --prefer speed the formats are
+    timed on this machine, and a matrix that is fastest dense stays dense. The layouts sparse-bitmask and
+    sparse-24-bitmask of compressed-tensors are read too.
     """
     with console.errors_in_one_line():
         from sparity.errors import InvalidInput
         from sparity.measure.format import size
         from sparity.models import transformers as hf
+        from sparity.pipeline.choices import dense_words
         from sparity.pipeline.export import weight_bytes
         from sparity.pipeline.packing import convert as run
 
         if values not in ("same", "int8"):
             raise InvalidInput(f"--values {values}: same or int8")
+        if prefer not in ("memory", "speed"):
+            raise InvalidInput(f"--prefer {prefer}: memory or speed")
+        if to not in ("auto", "packed", "plain"):
+            raise InvalidInput(f"--to {to}: packed, plain or auto")
         before = weight_bytes(hf.locate(source))
-        layout = run(source, target, values, force)  # type: ignore[arg-type]
-        after = weight_bytes(target)
+        layout = run(source, target, values, force, None if to == "auto" else to, prefer)  # type: ignore[arg-type]
+        after, reason = weight_bytes(target), dense_words(target)
     if json:
-        console.print_json({"target": str(target), "layout": layout, "bytes_before": before, "bytes_after": after})
+        console.print_json(
+            {"target": str(target), "layout": layout, "bytes_before": before, "bytes_after": after, "note": reason}
+        )
     elif not quiet:
         console.out.print(
-            f"{target}: {layout}, weights {size(after)} (before {size(before)})", markup=False, soft_wrap=True
+            f"{target}: {layout}, weights {size(after)} (before {size(before)}){f'; {reason}' if reason else ''}",
+            markup=False,
+            soft_wrap=True,
         )

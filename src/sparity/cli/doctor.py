@@ -1,9 +1,10 @@
-"""`sparity doctor`: what this installation and this machine can do."""
+"""`sparity doctor`: what this installation and this machine can do, and which kernels a model runs on."""
 
+import dataclasses
 import importlib.util
 import shutil
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,11 +12,31 @@ from rich.table import Table
 from sparity.cli import console
 from sparity.cli.console import Json
 
+if TYPE_CHECKING:
+    from sparity.engine.kernels.choice import Choice
+    from sparity.pipeline.kernels import Alike
+
 EXTRAS = {"data": ("datasets", "pyarrow")}
 
 
-def doctor(json: Json = False) -> None:
-    """Check versions, processor, device, disk, extras and that the bundled model loads and prunes; exit 1 if not."""
+def doctor(
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Show which kernels multiply this model's weights, and why.", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check versions, processor, device, disk, extras and that the bundled model loads and prunes; exit 1 if not.
+
+    With --kernels MODEL: for each kind of weight in a packed model, what multiplies it at several batch sizes, how
+    fast, and why the others lost; for a plain model, as it would be packed for speed. Exit code 1 when there is no
+    such model.
+    """
+    if kernels is not None:
+        _kernels_of(kernels, json)
+        return
     found = examine()
     if json:
         console.print_json(found)
@@ -26,6 +47,42 @@ def doctor(json: Json = False) -> None:
         console.out.print(table)
     if found["bundled model"] != "works":
         raise typer.Exit(1)
+
+
+def _kernels_of(model: str, json: bool) -> None:
+    with console.errors_in_one_line():
+        from sparity.pipeline.kernels import examine_kernels
+
+        found = examine_kernels(model)
+    if json:
+        console.print_json(dataclasses.asdict(found))
+        return
+    console.out.print(f"{found.model}: {found.layout}, {found.threads} threads", markup=False, soft_wrap=True)
+    for alike in found.weights:
+        console.out.print(_kernel_table(alike))
+    if found.unavailable:
+        console.out.print(f"no compiled kernels: {found.unavailable}", markup=False, soft_wrap=True)
+
+
+def _kernel_table(alike: "Alike") -> Table:
+    weights = f"{alike.count} of {alike.rows} x {alike.columns} ({', '.join(alike.roles)})"
+    title = f"{weights}: {alike.format}, {alike.values}, {alike.density} % kept"
+    table = Table("inputs", "winner", "candidates: time per call, why not", title=title, title_justify="left")
+    if alike.formats is not None:
+        table.add_row("format, 1", alike.formats.winner, _candidates(alike.formats))
+    for batch, choice in alike.kernels.items():
+        table.add_row(str(batch), choice.winner, _candidates(choice))
+    return table
+
+
+def _candidates(choice: "Choice") -> str:
+    lines = [] if choice.timed else [choice.how]
+    for candidate in choice.candidates:
+        time = None if candidate.seconds is None else f"{candidate.seconds * 1e6:,.0f} us"
+        said = ", ".join(filter(None, (time, candidate.lost)))
+        if said:
+            lines.append(f"{candidate.name}: {said}")
+    return "\n".join(lines)
 
 
 def examine() -> dict[str, Any]:

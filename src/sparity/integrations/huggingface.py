@@ -4,12 +4,14 @@ Imported by the hook in `sparity/__init__.py` once transformers' quantizers are 
 """
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -18,7 +20,9 @@ from sparity.engine.decoding.model import quicken
 from sparity.engine.linear import PackedLinear
 from sparity.engine.saving import save_packed
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.models.packed import INDEX, METHOD, VERSION, Matrix, matrices
+from sparity.models import packed
+from sparity.models.packed import INDEX, METHOD, VERSION, Matrix
+from sparity.models.source import CheckpointSource
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +48,7 @@ class SparityQuantizer(HfQuantizer):
 
     def validate_environment(self, *_: Any, **arguments: Any) -> None:
         """Refuse what packed weights cannot do, before anything is read."""
-        version = self.quantization_config.version
-        if version != VERSION:
-            raise InvalidInput(
-                f"a packed checkpoint of version {version}; this release reads {VERSION}: update sparity"
-            )
+        packed.check_version({"version": self.quantization_config.version})
         device_map = arguments.get("device_map")
         places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
         if not {str(place) for place in places} <= {"None", "auto", "cpu"}:
@@ -72,9 +72,9 @@ class SparityQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
         shards = sorted(set(map(Path, checkpoint_files)))
         _check_complete(shards)
-        found = {name: matrix for path in shards for name, matrix in matrices(path).items()}
-        self._waiting = [_replace(model, name, matrix) for name, matrix in found.items()]
-        parts = "|".join(sorted({part for matrix in found.values() for part in matrix.entry["hashes"]}))
+        found = CheckpointSource(_folder_of(shards, model.name_or_path)).matrices.values()
+        self._waiting = [_replace(model, matrix.name, matrix) for matrix in found]
+        parts = "|".join(sorted({part for matrix in found for part in matrix.entry["hashes"]}))
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         model._keys_to_ignore_on_load_unexpected = ignored | {rf"\.({parts})$"}  # they are read behind the others
         return model
@@ -109,6 +109,9 @@ def _replace(model: nn.Module, name: str, matrix: Matrix) -> tuple[PackedLinear,
         except AttributeError:
             continue
         rows, columns = matrix.entry["shape"]
+        if not isinstance(original, Conv1D if matrix.transposed else nn.Linear):
+            kind = type(original).__name__
+            raise CorruptFile(f"{matrix.path}: {name} is packed as a linear layer, but is a {kind} in this model")
         if tuple(original.get_parameter("weight").shape) != matrix.shape:
             raise CorruptFile(f"{matrix.path}: {name} is packed as {rows} x {columns}, which does not fit the model")
         module = PackedLinear(name, columns, rows, getattr(original, "bias", None), matrix.transposed)
@@ -117,8 +120,18 @@ def _replace(model: nn.Module, name: str, matrix: Matrix) -> tuple[PackedLinear,
     raise CorruptFile(f"{matrix.path}: the model has no module {name}: the configuration belongs to another model")
 
 
+def _folder_of(shards: list[Path], model: str) -> Path:
+    """The one folder of all shards: the model's own, when that is a folder and not a name."""
+    folder = shards[0].parent
+    outside = os.path.isdir(model) and not folder.resolve().is_relative_to(Path(model).resolve())
+    if outside or any(path.parent != folder for path in shards):
+        raise CorruptFile(f"{model}: the index names shards outside the model's folder")
+    return folder
+
+
 def _check_complete(shards: list[Path]) -> None:
     """Every shard that the names speak of is in the index; what is not would be filled at random."""
     totals = {int(match[1]) for path in shards if (match := re.search(r"-of-(\d{5})\.safetensors$", path.name))}
     if totals != {len(shards)}:
-        raise CorruptFile(f"{shards[0].parent}: the index names {len(shards)} shards of {max(totals, default=0)}")
+        where = ", ".join({str(path.parent) for path in shards}) or "a packed checkpoint"
+        raise CorruptFile(f"{where}: the index names {len(shards)} shards of {max(totals, default=0)}")

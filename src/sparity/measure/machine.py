@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from sparity.engine.kernels.processor import processor_name
+
 PACKAGES = ("sparity", "torch", "transformers", "safetensors", "numpy")
 
 
@@ -34,16 +36,6 @@ def package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def processor_name() -> str:
-    """The processor's model name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @contextmanager

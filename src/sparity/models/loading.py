@@ -1,11 +1,12 @@
 """Load a model that Sparity exported, or any Hugging Face folder, for use."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparity.errors import CorruptFile, InvalidInput
+from sparity.errors import CorruptFile, InvalidInput, SparityError
 from sparity.models import transformers as hf
 from sparity.models.source import CheckpointSource
 
@@ -25,22 +26,26 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto") -> Any:
     from transformers import AutoModelForCausalLM
 
     folder = hf.locate(path)
-    hf.read_config(folder)
-    if CheckpointSource(folder).packed and torch.device(device).type != "cpu":
+    config, source = hf.read_config(folder), CheckpointSource(folder)
+    if source.packed and torch.device(device).type != "cpu":
         raise InvalidInput(
             f"{folder} is packed, and packed weights are multiplied on the CPU: convert it to plain first"
         )
     wanted = dtype if dtype == "auto" else hf.named_dtype(dtype)
     try:
         with hf.quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=wanted,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                output_loading_info=True,
-            )
+            options: dict[str, Any] = {
+                "dtype": wanted,
+                "use_safetensors": True,
+                "ignore_mismatched_sizes": True,  # they are refused below, by name
+                "output_loading_info": True,
+            }
+            if source.rescued:
+                model, found = _from_tensors(config, source, options)
+            else:
+                model, found = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    except SparityError:
+        raise
     except Exception as error:  # a wrong value of the configuration can break transformers anywhere
         raise CorruptFile(f"transformers cannot load {folder}: {hf.first_words(error)}") from error
     unfit = sorted(found["missing_keys"]) + sorted(str(key[0]) for key in found["mismatched_keys"])
@@ -50,6 +55,18 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto") -> Any:
             "it is incomplete or belongs to another configuration"
         )
     return model.to(device).eval()
+
+
+def _from_tensors(config: Any, source: CheckpointSource, options: dict[str, Any]) -> Any:
+    """A model from tensors that transformers cannot read itself, with what `from_pretrained` found."""
+    from transformers import GenerationConfig
+
+    kind: Any = type(hf.empty_model(copy.deepcopy(config), torch.float32))  # it writes the type into what it is given
+    tensors = source.read(list(source.shapes()))
+    model, found = kind.from_pretrained(None, config=config, state_dict=tensors, **options)
+    if (source.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source.folder)
+    return model, found
 
 
 def load_tokenizer(path: str | Path) -> Any:

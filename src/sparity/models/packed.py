@@ -19,12 +19,13 @@ from torch import Tensor
 from sparity.engine.formats import Packed, unpack
 from sparity.engine.formats.storage import file
 from sparity.engine.formats.storage.values import DTYPE_NAMES
-from sparity.errors import CorruptFile
+from sparity.errors import CorruptFile, InvalidInput
 from sparity.files import read_json_object, write_json
 
 INDEX = "sparity.safetensors.index.json"
 TRANSPOSED = "transposed"  # metadata: names of matrices whose tensor is stored as [in, out], as GPT-2's are
 METHOD = "sparity"
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # of config.json; the second in old ones
 VERSION = 1  # of the layout, in config.json
 
 
@@ -53,6 +54,16 @@ class Matrix:
     name: str
     entry: Mapping[str, Any]
     transposed: bool
+
+    @property
+    def stored(self) -> str:
+        """The name of the tensor that it stands for."""
+        return f"{self.name}.weight"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        return tuple(f"{self.name}.{part}" for part in self.entry["hashes"])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,13 +100,22 @@ def matrices(path: Path) -> dict[str, Matrix]:
     with safe_open(path, framework="pt") as shard:
         said = (shard.metadata() or {}).get(TRANSPOSED, "[]")
     try:
-        transposed = set(json.loads(said))
-        found = {name: Matrix(path, name, entry, name in transposed) for name, entry in entries.items()}
-        for matrix in found.values():
-            _ = matrix.shape, matrix.dtype
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{path}: its header makes no sense ({error!r}); fetch the file again") from error
-    return found
+        transposed = json.loads(said)
+        unknown = [name for name in transposed if name not in entries]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: its header makes no sense ({error!r:.200}); fetch the file again") from error
+    if not isinstance(transposed, list) or unknown:
+        raise CorruptFile(f"{path}: its header calls matrices transposed that are not there; fetch the file again")
+    return {name: Matrix(path, name, entry, name in transposed) for name, entry in entries.items()}
+
+
+def check_version(quantization: Mapping[str, Any]) -> None:
+    """Raise `InvalidInput` when config.json tells of a version that this release does not read."""
+    version = quantization.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise InvalidInput(
+            f"a packed checkpoint of version {version!r:.40}; this release reads {VERSION}: update sparity"
+        )
 
 
 def write_shard(
@@ -119,7 +139,8 @@ def write_index(folder: Path, shards: Collection[Path]) -> None:
 def mark(folder: Path, is_packed: bool) -> None:
     """Say in config.json who reads the weights: transformers with Sparity, or by itself."""
     config = read_json_object(folder / "config.json")
-    config.pop("quantization_config", None)
+    for key in QUANTIZATION_KEYS:
+        config.pop(key, None)
     if is_packed:
         config["quantization_config"] = {"quant_method": METHOD, "version": VERSION}
     write_json(folder / "config.json", config)

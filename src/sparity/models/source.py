@@ -4,15 +4,18 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from sparity.engine.formats.conversions.compressed_tensors import PARTS
+from sparity.engine.formats.storage.values import aligned
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.models import packed
-from sparity.shards import CODES
+from sparity.models import packed, rescued
+from sparity.shards import CODES, check_header, unique_json
 
 
 class Source(ABC):
@@ -71,19 +74,29 @@ class ModuleSource(Source):
 
 class CheckpointSource(Source):
     """A Hugging Face folder with `model.safetensors`, whole or in shards, or a packed one. Files are open only while
-    they are read. A packed matrix NAME shows as the dense tensor NAME.weight, unpacked when it is read.
+    they are read. A packed matrix NAME shows as the dense tensor NAME.weight, unpacked when it is read, and so does a
+    weight in an orphaned layout.
+
+    Attributes:
+        rescued: the orphaned layout that config.json names, see `rescued.layout_of`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.packed = packed.is_read_packed(folder)
-        self.matrices: dict[str, packed.Matrix] = {}  # stored name -> what it is made of
+        layout = rescued.layout_of(folder)
+        self.rescued = None if self.packed else layout
+        self.matrices: dict[str, packed.Matrix] = {}  # of a packed folder, by the name that each stands for
+        self._made: dict[str, packed.Matrix | rescued.Rescued] = {}  # what is not stored as it is shown
         self._homes: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         listed = _index(folder / (packed.INDEX if self.packed else "model.safetensors.index.json"))
-        for path in _shard_paths(folder, listed):
+        self._shards = _shard_paths(folder, listed)
+        for path in self._shards:
             for name, shape, dtype in read_header(path):
+                if self.packed and (name in self._homes or (listed or {}).get(name) != path.name):
+                    raise CorruptFile(f"{path}: {name} is there twice, or not where the index says; fetch it again")
                 self._homes[name], self._shapes[name], self._dtypes[name] = path, shape, dtype
         absent = sorted(set(listed or ()) - set(self._homes))
         if absent:
@@ -91,22 +104,23 @@ class CheckpointSource(Source):
                 f"{folder}: the index lists {len(absent)} tensors that no shard holds, {absent[0]} among them; "
                 "fetch or save the model again"
             )
-
         if self.packed:
-            for path in sorted(set(self._homes.values())):
-                for name, matrix in packed.matrices(path).items():
-                    self._stand_in(name, matrix)
+            for path in self._shards:
+                self._stand_in(found := {matrix.stored: matrix for matrix in packed.matrices(path).values()})
+                self.matrices.update(found)
+        elif self.rescued in PARTS:
+            headers = {name: (self._shapes[name], self._dtypes[name]) for name in self._homes}
+            self._stand_in(rescued.find(self.rescued, self._homes, headers))
 
-    def _stand_in(self, name: str, matrix: packed.Matrix) -> None:
-        """Show a matrix as the tensor that it stands for, in place of its parts."""
-        for part in matrix.entry["hashes"]:
-            for known in (self._homes, self._shapes, self._dtypes):
-                known.pop(f"{name}.{part}", None)
-        stored = f"{name}.weight"
-        if stored in self._homes:
-            raise CorruptFile(f"{matrix.path}: {stored} is there twice, dense and packed")
-        self.matrices[stored], self._homes[stored] = matrix, matrix.path
-        self._shapes[stored], self._dtypes[stored] = matrix.shape, matrix.dtype
+    def _stand_in(self, found: Mapping[str, packed.Matrix | rescued.Rescued]) -> None:
+        """Show matrices as the tensors that they stand for, in place of their parts."""
+        for stored, matrix in found.items():
+            for part in matrix.parts:
+                for known in (self._homes, self._shapes, self._dtypes):
+                    known.pop(part, None)
+            if stored in self._shapes:
+                raise CorruptFile(f"{self.folder}: {stored} is there twice, as it is and packed")
+            self._made[stored], self._shapes[stored], self._dtypes[stored] = matrix, matrix.shape, matrix.dtype
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Source.shapes`."""
@@ -118,12 +132,13 @@ class CheckpointSource(Source):
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """See `Source.read`."""
-        tensors = {name: self.matrices[name].weight() for name in names if name in self.matrices}
-        names = [name for name in names if name not in self.matrices]
+        tensors = {name: self._made[name].weight() for name in names if name in self._made}
+        names = [name for name in names if name not in self._made]
         for path in sorted({self._homes[name] for name in names}):
             try:
                 with safe_open(path, framework="pt") as file:
-                    tensors.update({name: file.get_tensor(name) for name in names if self._homes[name] == path})
+                    here = [name for name in names if self._homes[name] == path]
+                    tensors.update({name: aligned(file.get_tensor(name)) for name in here})
             except (SafetensorError, OSError) as error:
                 raise CorruptFile(f"{path} changed or vanished while it was read ({error})") from error
         return tensors
@@ -131,7 +146,7 @@ class CheckpointSource(Source):
     def fingerprint(self) -> str:
         """A hash of the shards' names, sizes, change times and headers."""
         digest = hashlib.sha256()
-        for path in sorted(set(self._homes.values())):
+        for path in self._shards:
             status = path.stat()
             digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
         digest.update(json.dumps(sorted(self._shapes.items())).encode())
@@ -140,10 +155,10 @@ class CheckpointSource(Source):
 
 def _index(path: Path) -> dict[str, str] | None:
     folder = path.parent
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
-        listed = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+        listed = dict(unique_json(path.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise CorruptFile(f"{path} is not a shard index ({error}); fetch or save the model again") from error
     for shard in listed.values():
@@ -155,13 +170,13 @@ def _index(path: Path) -> dict[str, str] | None:
 def _shard_paths(folder: Path, listed: dict[str, str] | None) -> list[Path]:
     if listed is None:
         whole = folder / "model.safetensors"
-        if whole.exists():
+        if whole.is_file():
             return [whole]
         others = sorted(path.name for path in folder.glob("*.bin"))
         found = f" (it holds {', '.join(others)}: only safetensors are read, save the model again)" if others else ""
         raise InvalidInput(f"{folder} has no model.safetensors and no model.safetensors.index.json{found}")
     paths = [folder / name for name in sorted(set(listed.values()))]
-    missing = [path.name for path in paths if not os.path.exists(path)]  # False for a name that no file can have
+    missing = [path.name for path in paths if not os.path.isfile(path)]  # False for a name that no file can have
     if missing:
         raise CorruptFile(f"{folder}: missing shards {', '.join(missing)}; fetch them again")
     return paths
@@ -174,6 +189,7 @@ def read_header(path: Path) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
         CorruptFile: the file is missing, truncated or no safetensors file.
         InvalidInput: a tensor of a quantised type.
     """
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             entries = []

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sparity import zoo
 from sparity.errors import InvalidInput, UnsupportedModel
-from sparity.files import expand, read_json_object
-from sparity.models.packed import METHOD
+from sparity.files import expand
+from sparity.models import rescued
+from sparity.models.packed import QUANTIZATION_KEYS
 
 
 def locate(model: str | Path) -> Path:
@@ -57,14 +58,14 @@ def read_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder")
-    content = read_json_object(path)
-    quantization = content.get("quantization_config")
-    if quantization and not (isinstance(quantization, dict) and quantization.get("quant_method") == METHOD):
-        raise UnsupportedModel(f"{folder} is already quantised: start from the model's unquantised weights")
+    layout = rescued.layout_of(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a wrong value can break transformers anywhere
         raise UnsupportedModel(f"{path}: {first_words(error)}") from error
+    for key in QUANTIZATION_KEYS if layout else ():  # the weights are read as plain ones
+        config.__dict__.pop(key, None)
+    return config
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> nn.Module:

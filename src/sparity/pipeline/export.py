@@ -11,6 +11,7 @@ from sparity.files import file_hash, write_atomically, write_json, write_text
 from sparity.measure.card import model_card
 from sparity.measure.html import render_html
 from sparity.measure.report import Candidate, Report
+from sparity.models.packed import QUANTIZATION_KEYS
 from sparity.models.source import CheckpointSource, read_header
 from sparity.pipeline.job import Job
 
@@ -38,7 +39,8 @@ def write_companions(job: Job, folder: Path) -> None:
         if generation is not None:
             write_text(folder / "generation_config.json", generation.to_json_string())
     config.pop("torch_dtype", None)
-    config.pop("quantization_config", None)  # of a packed model: what is written here is plain
+    for key in QUANTIZATION_KEYS:  # of a packed model: what is written here is plain
+        config.pop(key, None)
     config["dtype"] = str(job.decoder.dtype).removeprefix("torch.")
     write_json(folder / "config.json", config)
 

@@ -17,6 +17,7 @@ from sparity.measure.speed import compare_speed
 from sparity.models.loading import load
 from sparity.models.packed import Matrix
 from sparity.models.source import CheckpointSource
+from sparity.pipeline.choices import dense_words
 from sparity.pipeline.export import weight_bytes
 from sparity.pipeline.job import Job
 from sparity.quality.agreement import compare, grade
@@ -78,7 +79,15 @@ def _packed_note(folder: Path) -> str:
     run = "multiplied by compiled kernels"
     if reasons:
         run = f"unpacked for every product, which is slow ({'; '.join(sorted(reasons))})"
-    what = f"{held}, {run}" if held else "no matrix would be smaller, so all are dense"
+    reason = dense_words(folder)
+    what = (
+        f"{held}, {run}"
+        if held
+        else "all matrices are dense"
+        if reason
+        else "no matrix would be smaller, so all are dense"
+    )
+    what = "; ".join(filter(None, (what, reason)))
     return f"This is a packed export: {what}. Loading it needs `import sparity`."
 
 

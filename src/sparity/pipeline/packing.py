@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from sparity.engine.formats import Format
 from sparity.engine.formats.conversions.smallest import smallest_format
+from sparity.engine.kernels.fastest import Fastest, fastest_format
 from sparity.errors import InvalidInput
 from sparity.files import expand, file_hash, read_json_object, write_atomically, write_json
 from sparity.models import Decoder, packed
 from sparity.models import transformers as hf
 from sparity.models.packed import INDEX
 from sparity.models.source import CheckpointSource
+from sparity.pipeline.choices import CHOICES, write_choices
 from sparity.pipeline.export import shard_name, write_plain_index
 from sparity.pipeline.folder import RunFolder
 from sparity.pipeline.output import refuse_to_replace
@@ -22,16 +25,24 @@ from sparity.shards import LazyTensors, write_tensors
 
 Layout = Literal["plain", "packed"]
 Stored = Literal["same", "int8"]
+Prefer = Literal["memory", "speed"]
 OTHER_WEIGHTS = (
     ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack"
 )  # fmt: skip
 
 
-def convert(source: str | Path, target: str | Path, values: Stored = "same", force: bool = False) -> Layout:
-    """Write a checkpoint in the other layout: packed from plain, plain from packed; what it became is returned.
+def convert(
+    source: str | Path,
+    target: str | Path,
+    values: Stored = "same",
+    force: bool = False,
+    to: Layout | None = None,
+    prefer: Prefer = "memory",
+) -> Layout:
+    """Write a checkpoint in another layout, `to`: packed, or plain from packed, when that is None; it is returned.
 
     Every tensor comes back bit for bit, unless `values` is "int8": then packed matrices are quantised, with a scale per
-    output.
+    output. `prefer` is the format of each: the smallest, or the fastest on this machine.
 
     Raises:
         InvalidInput: no such model, or a model of an architecture that Sparity does not know.
@@ -41,17 +52,25 @@ def convert(source: str | Path, target: str | Path, values: Stored = "same", for
     folder = hf.locate(source)
     refuse_to_replace(folder, expand(target))
     decoder = Decoder.open(folder)
-    to: Layout = "plain" if isinstance(decoder.source, CheckpointSource) and decoder.source.packed else "packed"
-    if to == "plain" and values != "same":
-        raise InvalidInput(f"{folder} is packed already: convert it to plain first, then pack it with values {values}")
-    identity = {"convert": decoder.source.fingerprint(), "to": to, "values": values}
+    source_packed = isinstance(decoder.source, CheckpointSource) and decoder.source.packed
+    source_rescued = isinstance(decoder.source, CheckpointSource) and decoder.source.rescued is not None
+    to = to or ("plain" if source_packed else "packed")
+    asked = f"values {values}" if values != "same" else f"prefer {prefer}" if prefer != "memory" else None
+    if source_packed and (to == "packed" or asked):
+        again = f", then pack it with {asked}" if asked else ""
+        raise InvalidInput(f"{folder} is packed already: convert it to plain first{again}")
+    if to == "plain" and not source_packed and not source_rescued:
+        raise InvalidInput(f"{folder} is plain already: there is nothing to convert")
+    if to == "plain" and asked:
+        raise InvalidInput(f"{asked} is for packed matrices, and a plain checkpoint has none")
+    identity = {"convert": decoder.source.fingerprint(), "to": to, "values": values, "prefer": prefer}
     with RunFolder.open(expand(target), identity, force, resume=True) as work:
         if to == "packed":
-            pack_weights(decoder, work.path, values)
+            pack_weights(decoder, work.path, values, prefer)
         else:
             _unpack_weights(decoder, work.path)
         for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.name.endswith(OTHER_WEIGHTS):
+            if path.is_file() and not path.name.endswith((*OTHER_WEIGHTS, CHOICES)):
                 write_atomically(work.path / path.name, partial(shutil.copyfile, path))
         packed.mark(work.path, to == "packed")
         _rewrite_record(work.path, to, recount=values == "int8")
@@ -59,10 +78,10 @@ def convert(source: str | Path, target: str | Path, values: Stored = "same", for
     return to
 
 
-def pack_in_place(folder: Path, values: Stored) -> None:
+def pack_in_place(folder: Path, values: Stored, prefer: Prefer) -> None:
     """Turn the plain checkpoint in a run's working folder into a packed one; what was stopped half-way is finished."""
     if not is_packed(folder):
-        pack_weights(Decoder.open(folder), folder, values)
+        pack_weights(Decoder.open(folder), folder, values, prefer)
     shards = set(folder.glob("sparity-*.safetensors"))
     packed.remove_other_weights(folder, shards)
     packed.mark(folder, is_packed=True)
@@ -73,11 +92,19 @@ def is_packed(folder: Path) -> bool:
     return (folder / INDEX).exists()
 
 
-def pack_weights(decoder: Decoder, target: Path, values: Stored = "same") -> None:
-    """Write the packed shards of a plain checkpoint and their index into `target`.
+def pack_weights(decoder: Decoder, target: Path, values: Stored = "same", prefer: Prefer = "memory") -> None:
+    """Write the packed shards of a plain checkpoint and their index into `target`; for speed, also what was chosen why.
 
-    A matrix that no sparse format stores in fewer bytes stays an ordinary tensor.
+    A matrix that no sparse format stores in fewer bytes, or multiplies faster, stays an ordinary tensor.
     """
+    chosen: dict[str, Fastest] = {}
+
+    def format_for(name: str, matrix: Tensor) -> Format:
+        if prefer == "memory":
+            return smallest_format(matrix, values)
+        chosen[name] = fastest_format(matrix, values)
+        return chosen[name].format
+
     linear, groups = decoder.linear_weights(), list(_groups(decoder))
     shards = [target / packed.shard_name(number, len(groups)) for number in range(1, len(groups) + 1)]
     for shard, names in zip(shards, groups, strict=True):
@@ -88,13 +115,15 @@ def pack_weights(decoder: Decoder, target: Path, values: Stored = "same") -> Non
                 continue
             weight = _read(decoder, name)
             matrix = weight.T if linear[name] else weight
-            chosen = smallest_format(matrix, values)
-            if chosen.name == "dense" and values == "same":
+            form = format_for(name, matrix)
+            if form.name == "dense" and values == "same":
                 others.append(name)
             else:
-                found[name.removesuffix(".weight")] = chosen.pack(matrix, values)
+                found[name.removesuffix(".weight")] = form.pack(matrix, values)
         transposed = [name.removesuffix(".weight") for name, turned in linear.items() if turned]
         packed.write_shard(shard, found, LazyTensors(others, partial(_read, decoder)), transposed)
+    if prefer == "speed":
+        write_choices(target, chosen)
     packed.write_index(target, shards)
 
 

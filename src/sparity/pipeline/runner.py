@@ -135,7 +135,7 @@ def _work(job: Job, folder: RunFolder, listener: Listener) -> Report:
     )
     if job.recipe.output.format == "packed":
         listener.phase("packing")
-        pack_in_place(folder.path, job.recipe.output.values)
+        pack_in_place(folder.path, job.recipe.output.values, job.recipe.output.prefer)
     layers = committed_layers(records)
     if job.recipe.output.values == "int8":
         realised = realised_sparsity(folder.path)

@@ -5,15 +5,8 @@ import copy
 import pytest
 import torch
 
-from families import build, tiny_configs
+from families import FAST, build, tiny_configs
 from sparity.engine.decoding import model as decoding
-
-FAST = {
-    "llama": {"head_dim": 16},
-    "mistral": {"head_dim": 16, "sliding_window": None},
-    "qwen2": {"hidden_size": 64},
-    "qwen3": {"head_dim": 16},
-}
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import FAST
 
 import sparity
+from families import FAST, build, tiny_configs
 from sparity.engine.decoding.model import not_fast
 from sparity.engine.kernels import native
 
@@ -220,8 +220,6 @@ def test_why_a_model_is_not_fast(tiny):
     assert "layers.0.self_attn.q_proj is not multiplied by the compiled kernels" in not_fast(
         sparity.attach(model, form="csr")
     )
-    from families import build, tiny_configs
-
     for family, words in (("llama", "heads of size 8"), ("mistral", "a window of the text only")):
         assert words in not_fast(sparity.attach(build(tiny_configs()[family]).bfloat16()))
     config = tiny_configs()["llama"]

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.engine.formats.storage.packed import Packed
-from sparity.engine.formats.storage.values import FLOATS, Values, dequantize, dtype_name, nonzero, quantize
+from sparity.engine.formats.storage.values import FLOATS, LARGEST, Values, dequantize, dtype_name, nonzero, quantize
 from sparity.errors import CorruptFile, InvalidInput
 
 LARGEST_SIDE = 2**31 - 1
+LARGEST_MATRIX = 2**32  # weights; a few bytes from a stranger may not ask for all memory there is
 Layout = dict[str, tuple[torch.dtype, tuple[int | None, ...]]]
 
 
@@ -117,13 +118,18 @@ class Format(ABC):
         rows, columns = packed.shape
         if packed.dtype not in FLOATS or not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
             raise CorruptFile(f"{self.name}: a weight of {rows} x {columns} in {dtype_name(packed.dtype)} cannot be")
+        check_size(self.name, rows, columns)
         layout = self._full_layout(rows, columns, torch.int8 if packed.quantized else packed.dtype)
         if packed.tensors.keys() != layout.keys():
             raise CorruptFile(f"{self.name}: expected the tensors {sorted(layout)}, found {sorted(packed.tensors)}")
         for name, (dtype, sides) in layout.items():
             _check_tensor(f"{self.name}, tensor {name}", packed.tensors[name], dtype, sides)
-        if packed.quantized and not bool(_usable_scales(packed.tensors["scales"])):
-            raise CorruptFile(f"{self.name}: scales must be finite and above zero")
+        if packed.quantized:
+            if not bool(_usable_scales(packed.tensors["scales"])):
+                raise CorruptFile(f"{self.name}: scales must be finite and above zero")
+            values = packed.tensors["values"]
+            if values.numel() and int(values.min()) < -LARGEST:
+                raise CorruptFile(f"{self.name}: int8 values lie between -{LARGEST} and {LARGEST}, -128 is none")
         self.check_content(packed)
 
     def _full_layout(self, rows: int, columns: int, stored: torch.dtype) -> Layout:
@@ -159,6 +165,14 @@ def check_weight(weight: Tensor) -> None:
         raise InvalidInput(
             f"a weight to pack is a dense, non-empty matrix in {known}, not {list(weight.shape)} in "
             f"{dtype_name(weight.dtype)} ({dtype_name(weight.layout)})"  # type: ignore[arg-type]
+        )
+
+
+def check_size(what: str, rows: int, columns: int) -> None:
+    """Raise `CorruptFile` when a matrix is larger than any that is read."""
+    if rows * columns > LARGEST_MATRIX:
+        raise CorruptFile(
+            f"{what}: {rows} x {columns} is more than the {LARGEST_MATRIX} weights that a matrix may have"
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparity.engine.formats.base import Format, Layout, check_offsets, check_sorted
+from sparity.engine.formats.base import Format, Layout, check_offsets, check_size, check_sorted
 from sparity.engine.formats.csr import row_starts
 from sparity.engine.formats.storage.packed import Packed
 from sparity.engine.formats.storage.values import bits, nonzero
@@ -63,6 +63,7 @@ class Block(Format):
         """See `Format.check_content`."""
         columns, offsets, values = (packed.tensors[name] for name in ("columns", "offsets", "values"))
         down, across = self._grid(*packed.shape)
+        check_size("block, with its blocks filled up", down * self.rows, across * self.columns)
         if len(columns) != len(values):
             raise CorruptFile(f"block: {len(columns)} columns for {len(values)} blocks")
         check_offsets("block", offsets, len(values))

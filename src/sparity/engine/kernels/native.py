@@ -36,6 +36,7 @@ class Matrix(ctypes.Structure):
         ("block_width", ctypes.c_int64),
         ("kept", ctypes.c_int64),
         ("format", ctypes.c_int32),
+        ("row_sums", ctypes.c_void_p),
     )
 
 
@@ -168,6 +169,7 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_isa_use": (whole, (whole,)),
         "sparity_gemv": (whole, (pointer, pointer, pointer, whole, long, whole)),
         "sparity_gemv_many": (whole, (pointer, whole, pointer, pointer, whole, long, whole)),
+        "sparity_row_sums": (whole, (pointer, pointer, whole)),
         "sparity_unpack": (whole, (pointer, long, long, pointer, whole)),
         "sparity_quantize": (None, (pointer, long, long, pointer, pointer, whole)),
         "sparity_rms_norm": (None, (pointer, pointer, pointer, real, long, long, pointer, whole)),

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from sparity.engine.formats import Packed, format_of
+from sparity.engine.formats.storage.values import aligned
 from sparity.engine.kernels import native
 from sparity.errors import InvalidInput
 
 FORMATS = {"dense": 0, "bitmask": 1, "two_of_four": 2, "block": 3}
 LARGE = 1 << 21  # bytes of one large page
 _NOTHING = torch.zeros(1)
-INT8_COLUMNS = 1 << 20  # beyond, sums of int8 products could leave int32
+INT8_COLUMNS = 1 << 17  # beyond, sums of int8 products could leave int32
 
 
 def declines(packed: Packed) -> str | None:
@@ -49,7 +50,8 @@ class NativeWeight:
         if reason := declines(packed):
             raise InvalidInput(f"{packed.format} {packed.shape[0]} x {packed.shape[1]}: {reason}")
         format_of(packed).check(packed)
-        self.packed = replace(packed, tensors={name: on_large_pages(part) for name, part in packed.tensors.items()})
+        moved = {name: on_large_pages(aligned(part)) for name, part in packed.tensors.items()}
+        self.packed = replace(packed, tensors=moved)
         parts = self.packed.tensors
         # a null pointer may not even be moved by 0, so an empty tensor is given an address
         address = {name: part.data_ptr() or _NOTHING.data_ptr() for name, part in parts.items()}
@@ -67,6 +69,10 @@ class NativeWeight:
             format=FORMATS[packed.format],
         )
         self.address = ctypes.addressof(self._matrix)  # the pointer that each call hands over
+        if packed.quantized:
+            self._row_sums = torch.empty(packed.shape[0], dtype=torch.int32)
+            native.library().sparity_row_sums(self.address, self._row_sums.data_ptr(), native.threads())
+            self._matrix.row_sums = self._row_sums.data_ptr()
 
     def __repr__(self) -> str:
         return f"NativeWeight({self.packed.format}, {self.packed.shape[0]} x {self.packed.shape[1]})"

@@ -1,11 +1,23 @@
-"""A packed weight with the back end that multiplies it."""
+"""A packed weight with the back ends that multiply it, each number of inputs by the one that `choose` picks."""
 
+from collections.abc import Callable, Mapping
+
+import torch
 from torch import Tensor
 
-from sparity.engine.formats import Packed
+from sparity.engine.formats import Packed, format_of
+from sparity.engine.formats.storage.values import dtype_name
+from sparity.engine.kernels import native
+from sparity.engine.kernels.choice import Case, Choice, choose, default_timer, density_step
 from sparity.engine.kernels.gemv import cpu, pytorch
 from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.engine.kernels.prefill.cpu import prefill
+from sparity.engine.kernels.timing import Call, Timer
+
+GEMV, PREFILL, PYTORCH = "gemv", "prefill", "pytorch"
+BATCHES = (1, 4, cpu.MOST_TOKENS)  # where timings are made; a batch in between goes by the next one above
+MANY = 128  # beyond the last of BATCHES: what larger batches are looked up under
+Route = Callable[[Tensor], Tensor]
 
 
 class Prepared:
@@ -17,27 +29,82 @@ class Prepared:
         declined: why the compiled kernels do not run, or None when they do.
     """
 
-    def __init__(self, packed: Packed) -> None:
+    def __init__(self, packed: Packed, timer: Timer | None = None) -> None:
         self.declined = declines(packed)
+        if self.declined:
+            format_of(packed).check(packed)
         self.native = None if self.declined else NativeWeight(packed)
         self.packed = self.native.packed if self.native else packed
+        self._timer = timer
+        self._chosen: dict[tuple[int, int], tuple[Choice, Route]] = {}  # by batch of `BATCHES` and threads
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` [..., columns] in the weight's type -> `[..., rows]`."""
         rows = x.reshape(-1, x.shape[-1])
-        if self.native is None:
-            out = pytorch.gemv(self.packed, rows)
-        elif len(rows) <= cpu.MOST_TOKENS:
-            out = cpu.gemv(self.native, rows)
-        else:
-            out = prefill(self.native, rows)
+        out = self._decided(len(rows))[1](rows)
         return out.reshape(*x.shape[:-1], self.packed.shape[0])
 
+    def choice(self, batch: int) -> Choice:
+        """What multiplies so many inputs (`gemv`, `prefill` or `pytorch`), and why; timed at the first call."""
+        return self._decided(batch)[0]
 
-def prepare(packed: Packed) -> Prepared:
-    """Make a packed weight ready to multiply.
+    def _decided(self, batch: int) -> tuple[Choice, Route]:
+        key = next((size for size in BATCHES if batch <= size), MANY), native.threads()
+        if key not in self._chosen:
+            found = self._choose(*key)
+            self._chosen[key] = found, self._route(found.winner)
+        return self._chosen[key]
+
+    def _choose(self, batch: int, threads: int) -> Choice:
+        return choose(
+            case_of(self.packed, batch, threads),
+            self._offered(batch),
+            lambda names: self._calls(names, batch),
+            rule=GEMV if batch <= cpu.MOST_TOKENS else PREFILL,
+            timer=self._timer if self._timer else default_timer(),
+        )
+
+    def _offered(self, batch: int) -> dict[str, str | None]:
+        """Route -> why it cannot multiply so many inputs, or None."""
+        as_stored = self.packed.format == "dense" and not self.packed.quantized
+        few = None if batch <= cpu.MOST_TOKENS else f"for at most {cpu.MOST_TOKENS} inputs"
+        return {
+            GEMV: self.declined or few,
+            PREFILL: self.declined or ("nothing to unpack: PyTorch does the same" if as_stored else None),
+            PYTORCH: None if as_stored or self.declined else "unpacks the weight for each call",
+        }
+
+    def _calls(self, names: list[str], batch: int) -> Mapping[str, Call]:
+        x = torch.randn(batch, self.packed.shape[1], generator=torch.Generator().manual_seed(0)).to(self.packed.dtype)
+
+        def call(route: Route) -> Call:
+            return lambda: route(x)
+
+        return {name: call(self._route(name)) for name in names}
+
+    def _route(self, name: str) -> Route:
+        weight, packed = self.native, self.packed
+        if weight is not None and name == GEMV:
+            return lambda x: cpu.gemv(weight, x)
+        if weight is not None and name == PREFILL:
+            return lambda x: prefill(weight, x)
+        if packed.format == "dense" and not packed.quantized:
+            return lambda x: torch.nn.functional.linear(x, packed.tensors["values"])
+        return lambda x: pytorch.gemv(packed, x)
+
+
+def case_of(packed: Packed, batch: int, threads: int) -> Case:
+    """What the timing of a packed weight holds for."""
+    rows, columns = packed.shape
+    values = "int8" if packed.quantized else dtype_name(packed.dtype)
+    density = density_step(min(packed.tensors["values"].numel(), rows * columns), rows * columns)
+    return Case(rows, columns, packed.format, values, density, batch, threads)
+
+
+def prepare(packed: Packed, timer: Timer | None = None) -> Prepared:
+    """Make a packed weight ready to multiply; `timer` takes the clock's place.
 
     Raises:
         CorruptFile: it contradicts itself.
     """
-    return Prepared(packed)
+    return Prepared(packed, timer)

@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sparity.engine.formats.base import format_of
+from sparity.engine.formats.base import LARGEST_SIDE, check_size, format_of
 from sparity.engine.formats.storage.packed import Packed
-from sparity.engine.formats.storage.values import DTYPE_NAMES, dtype_name
+from sparity.engine.formats.storage.values import DTYPE_NAMES, aligned, dtype_name
 from sparity.errors import CorruptFile, InvalidInput, SparityError
-from sparity.shards import LazyTensors, write_tensors
+from sparity.shards import LazyTensors, check_header, unique_json, write_tensors
 
 VERSION = 1
 HEADER = "sparity"
@@ -60,16 +60,21 @@ def read(path: Path) -> dict[str, Packed]:
 
 
 def read_entries(path: Path) -> dict[str, dict[str, Any]]:
-    """What the header says of each matrix, by name; nothing is checked but that its tensors are there.
+    """What the header says of each matrix, by name: checked in itself, and that its tensors are there, but not read.
 
     Raises:
-        CorruptFile: truncated, of a later version, or an entry without its tensors.
+        CorruptFile: truncated, of a later version, or an entry that was altered, makes no sense or lacks its tensors.
     """
+    check_header(path)
     with _opened(path) as file:
         entries = _entries(path, file.metadata() or {})
-        wanted = {f"{name}.{part}" for name, entry in entries.items() for part in _parts(path, name, entry)}
-        if missing := sorted(wanted - set(file.keys())):
+        wanted = [f"{name}.{part}" for name, entry in entries.items() for part in _parts(path, name, entry)]
+        if missing := sorted(set(wanted) - set(file.keys())):
             raise CorruptFile(f"{path}: tensors and header differ in {missing[:3]}")
+    if len(set(wanted)) < len(wanted):
+        raise CorruptFile(f"{path}: two matrices share a tensor")
+    for name, entry in entries.items():
+        check_entry(f"{path}, {name}", entry)
     return entries
 
 
@@ -80,7 +85,7 @@ def read_matrix(path: Path, name: str, entry: Mapping[str, Any]) -> Packed:
         CorruptFile: altered, or contents that contradict each other.
     """
     with _opened(path) as file:
-        parts = {part: file.get_tensor(f"{name}.{part}") for part in entry["hashes"]}
+        parts = {part: aligned(file.get_tensor(f"{name}.{part}")) for part in entry["hashes"]}
     return restore(f"{path}, {name}", entry, parts)
 
 
@@ -111,29 +116,38 @@ def restore(where: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
     Raises:
         CorruptFile: an unknown format, a wrong hash, or tensors that contradict each other.
     """
-    try:
-        rows, columns = entry["shape"]
-        options = entry["options"]
-        if not all(type(number) is int for number in (rows, columns, *options.values())):
-            raise CorruptFile(f"{where}: shape and options must be whole numbers")
-        packed = Packed(str(entry["format"]), (rows, columns), DTYPE_NAMES[entry["dtype"]], tensors, options)
-        hashes = {part: str(value) for part, value in entry["hashes"].items()}
-        if entry["hash"] != entry_hash({key: value for key, value in entry.items() if key != "hash"}):
-            raise CorruptFile(f"{where}: its header entry was altered (its SHA-256 differs); fetch the file again")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptFile(f"{where}: its header entry makes no sense ({error!r})") from error
+    check_entry(where, entry)
+    packed = Packed(entry["format"], entry["shape"], DTYPE_NAMES[entry["dtype"]], tensors, entry["options"])
     try:
         form = format_of(packed)
     except InvalidInput as error:
         raise CorruptFile(f"{where}: {error}") from error
     for part, tensor in tensors.items():
-        if tensor_hash(tensor) != hashes.get(part):
+        if tensor_hash(tensor) != entry["hashes"].get(part):
             raise CorruptFile(f'{where}: the tensor "{part}" was altered (its SHA-256 differs); fetch the file again')
     try:
         form.check(packed)
     except SparityError as error:
         raise CorruptFile(f"{where}: {error}") from error
     return packed
+
+
+def check_entry(where: str, entry: Mapping[str, Any]) -> None:
+    """Raise `CorruptFile` unless a header entry makes sense in itself and has its own hash."""
+    try:
+        rows, columns = entry["shape"]
+        if not all(type(number) is int for number in (rows, columns, *entry["options"].values())):
+            raise CorruptFile(f"{where}: shape and options must be whole numbers")
+        if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
+            raise CorruptFile(f"{where}: a weight of {rows} x {columns} cannot be")
+        check_size(where, rows, columns)
+        DTYPE_NAMES[entry["dtype"]]
+        if not all(type(text) is str for text in (entry["format"], *entry["hashes"].values())):
+            raise CorruptFile(f"{where}: format and hashes must be texts")
+        if entry["hash"] != entry_hash({key: value for key, value in entry.items() if key != "hash"}):
+            raise CorruptFile(f"{where}: its header entry was altered (its SHA-256 differs); fetch the file again")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CorruptFile(f"{where}: its header entry makes no sense ({error!r:.200})") from error
 
 
 def tensor_hash(tensor: Tensor) -> str:
@@ -148,17 +162,19 @@ def entry_hash(entry: Mapping[str, Any]) -> str:
 
 def _entries(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        header = json.loads(metadata[HEADER])
+        header = unique_json(metadata[HEADER])
         version, matrices = header["version"], header["matrices"]
-        if version == VERSION and isinstance(matrices, dict):
+        if type(version) is int and version == VERSION and isinstance(matrices, dict):
             return matrices
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CorruptFile(f'{path} holds no packed matrices: its "{HEADER}" header cannot be read') from error
-    raise CorruptFile(f"{path}: packed matrices of version {version!r}; this Sparity reads {VERSION}")
+        raise CorruptFile(
+            f'{path} holds no packed matrices: its "{HEADER}" header cannot be read ({error!r:.200})'
+        ) from error
+    raise CorruptFile(f"{path}: packed matrices of version {version!r:.40}; this Sparity reads {VERSION}")
 
 
 def _parts(path: Path, name: str, entry: Any) -> list[str]:
     hashes = entry.get("hashes") if isinstance(entry, dict) else None
-    if not isinstance(hashes, dict):
+    if not isinstance(hashes, dict) or not all(part.isidentifier() for part in hashes):
         raise CorruptFile(f"{path}, {name}: its header entry names no tensors")
     return list(hashes)

@@ -21,6 +21,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, copied when its numbers straddle machine words, as those of a file with an odd header do."""
+    return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
+
+
 def bits(values: Tensor) -> Tensor:
     """The same memory as integers of the same width: only +0 is 0 there, so -0.0 and NaN count as kept."""
     return values.view(_INTEGERS[values.element_size()])
