@@ -1,93 +1,179 @@
-"""Decode speed of packed models beside the dense one, in transformers, batch 1, the two taking turns.
+"""Decoding of a 1.1 B Llama at batch 1: transformers, the engine dense and sparse, and llama.cpp, in turns.
 
-    python benchmarks/decode.py FOLDER [--rounds 5] [--threads N] [--out FILE]
+    python benchmarks/decode.py FOLDER --prepare
+    python benchmarks/decode.py FOLDER [--variants NAME;NAME;...] [--rounds 5] [--tokens 24] [--threads 2] [--out FILE]
 
-A random Llama of a billion weights in bfloat16 (hidden 2048, MLP 8192, 16 blocks, 8 of 32 heads for keys and values,
-vocabulary 32000) is written into FOLDER, pruned by magnitude and packed. The dense model is stock transformers with
-PyTorch's own products. Random weights decode as fast as trained ones; quality is not looked at.
+Random weights (16 blocks, hidden 2048, 32 heads, 8 of them for keys and values, FFN 8192, vocabulary 32,000, untied)
+decode as fast as trained ones. --prepare writes them into FOLDER once, as a checkpoint and as GGUF, 6 GB. The variants
+that are named are then loaded, pruned by magnitude and packed; all are held in memory at once and take turns in each
+round. --out adds the run to those that FILE has. llama.cpp needs `pip install 'sparity[bench]'`.
+
+Beside each engine variant, its products alone are timed in the same rounds: one call for each matrix of a token, with
+what the calls cost. The rest of a token's time is Python, attention, norms and other small operations.
 """
 
 import argparse
 import json
-import shutil
-import sys
+import statistics
+import time
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import sparity
-from sparity.measure.machine import describe
+from sparity.engine.attach import attach
+from sparity.engine.linear import DenseLinear, PackedLinear
+from sparity.files import read_json_object
+from sparity.measure.contenders import held_bytes
+from sparity.measure.generating import Timed, time_generation
+from sparity.measure.machine import describe, package_version
+from sparity.measure.report import plain
+from sparity.measure.speed import pace
+from sparity.measure.turns import ratios, spread, take_turns
+from sparity.models.loading import load
+from sparity.static.patterns.base import build_pattern
 
-VARIANTS = {
-    "50 %": ({"sparsity": 0.5}, "same"),
-    "70 %": ({"sparsity": 0.7}, "same"),
-    "2:4": ({"pattern": "2:4"}, "same"),
-    "50 %, int8": ({"sparsity": 0.5}, "int8"),
-    "2:4, int8": ({"pattern": "2:4"}, "int8"),
+PROMPT = 32
+SHAPE = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
 }
+SPARSITIES = {"dense": None, "50 %": 0.5, "70 %": 0.7, "2:4": "2:4"}
+VALUES = {"bf16": "same", "int8": "int8"}
+PEERS = ("bf16", "Q8_0", "Q4_0")
+VARIANTS = [
+    "transformers",
+    *(f"engine {sparsity} {values}" for values in VALUES for sparsity in SPARSITIES),
+    *(f"llama.cpp {kind}" for kind in PEERS),
+]
 
 
-def write_model(folder):
-    """A random model in one shard."""
-    config = LlamaConfig(
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=32000,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    torch.set_default_dtype(torch.float32)
+def place(folder, peer=None):
+    """Where the dense checkpoint lies, or the GGUF file of a kind."""
+    return folder / (f"{peer}.gguf" if peer else "dense")
+
+
+def prepare(folder, threads):
+    """Write the dense checkpoint and the GGUF files that are not there yet."""
+    from peers import quantise, write_gguf
+
+    if not place(folder).exists():
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).save_pretrained(place(folder))
+    first, *others = PEERS
+    if not place(folder, first).exists():
+        write_gguf(load(place(folder)), place(folder, first))
+    for kind in others:
+        if not place(folder, kind).exists():
+            quantise(place(folder, first), place(folder, kind), kind, threads)
+
+
+def prune(model, sparsity):
+    """Zero the smallest weights of every linear layer of the blocks, in place."""
+    pattern = build_pattern("2:4" if sparsity == "2:4" else "unstructured")
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+            weight = layer.weight.detach()
+            keep = pattern.keep(weight.abs().float(), 0.5 if sparsity == "2:4" else sparsity, "layer")
+            weight.masked_fill_(~keep, 0)
+    return model
+
+
+def open_variant(folder, variant, context, threads):
+    """(what times one generation, bytes of weights, what times one token's products or None)."""
+    if variant.startswith("llama.cpp"):
+        from peers import LlamaCpp
+
+        path = place(folder, variant.removeprefix("llama.cpp "))
+        return LlamaCpp(path, context, threads).generate, path.stat().st_size, None
+    model = load(place(folder))
+    if variant == "transformers":
+        return partial(time_generation, model), held_bytes(model), None
+    sparsity, values = variant.removeprefix("engine ").rsplit(" ", 1)
+    if sparsity == "dense":
+        attach(model, form="dense", values=VALUES[values])
+    else:
+        attach(prune(model, SPARSITIES[sparsity]), values=VALUES[values])
+    return partial(time_generation, model), held_bytes(model), partial(time_products, model)
+
+
+def time_products(model, ids, tokens):
+    """Seconds for the matrices of one token, each multiplied once in the model's order: the median of `tokens`."""
+    layers = [layer.prepared for layer in model.modules() if isinstance(layer, PackedLinear | DenseLinear)]
+    inputs = {layer.packed.shape[1]: torch.randn(1, layer.packed.shape[1], dtype=torch.bfloat16) for layer in layers}
+    found = []
+    with torch.no_grad():
+        for _ in range(tokens):
+            begun = time.perf_counter()
+            for layer in layers:
+                layer(inputs[layer.packed.shape[1]])
+            found.append(time.perf_counter() - begun)
+    return Timed(0.0, statistics.median(found))
+
+
+def measure(folder, variants, options):
+    """One run: the variants and their products in turns."""
+    ids = torch.arange(1, PROMPT + 1)[None]
+    opened = {
+        name: open_variant(folder, name, PROMPT + options.tokens + 1, torch.get_num_threads()) for name in variants
+    }
+    turns = {name: partial(generate, ids, options.tokens) for name, (generate, _, _) in opened.items()}
+    turns |= {
+        f"products of {name}": partial(alone, ids, options.tokens) for name, (_, _, alone) in opened.items() if alone
+    }
+    times = dict(zip(turns, take_turns(list(turns.values()), options.rounds), strict=True))
+    tokens = {name: [time.token for time in found] for name, found in times.items()}
+    measured = {}
+    for name, (_, size, alone) in opened.items():
+        found = pace(times[name], 1)
+        measured[name] = {
+            "weight_bytes": size,
+            "tokens_per_second": vars(found.decode),
+            "first_token": vars(found.first_token),
+        }
+        if alone:
+            rest = [whole - part for whole, part in zip(tokens[name], tokens[f"products of {name}"], strict=True)]
+            measured[name]["products"] = vars(spread(tokens[f"products of {name}"]))
+            measured[name]["rest_of_a_token"] = vars(spread(rest))
+    over = {f"{a} / {b}": vars(ratios(tokens[b], tokens[a])) for a, b in permutations(variants, 2)}
+    return {"rounds": options.rounds, "prompt": PROMPT, "tokens": options.tokens, "variants": measured, "ratios": over}
 
 
 def main():
-    """Pack each variant, time it, and write the result as JSON."""
+    """Prepare, or measure and write the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--variants", default=";".join(VARIANTS), help=f"of {'; '.join(VARIANTS)}")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    model = options.folder / "dense"
-    if not (model / "config.json").exists():
-        write_model(model)
-    results = {}
-    for name, (prune, values) in VARIANTS.items():
-        recipe = {
-            "stages": [{"prune": {"score": "magnitude", **prune}}],
-            "measure": {"speed": {"prompt": 32, "tokens": 16, "rounds": options.rounds}},
-            "output": {"format": "packed", "values": values},
-        }
-        output = options.folder / "packed"
-        candidate = sparity.run(recipe, model=str(model), output=output, force=True).report.to_dict()["candidates"][0]
-        shutil.rmtree(output)
-        results[name] = {
-            "gigabytes": {"dense": candidate["bytes_dense"] / 1e9, "packed": candidate["bytes_sparse"] / 1e9},
-            "tokens_per_second": {
-                "dense": candidate["speed"]["dense"]["decode"],
-                "packed": candidate["speed"]["sparse"]["decode"],
-            },
-            "decode_ratio": candidate["speed"]["decode_ratio"],
-            "first_token_ratio": candidate["speed"]["first_token_ratio"],
-        }
-        print(name, json.dumps(results[name]), file=sys.stderr)
-    content = {
-        "command": f"python benchmarks/decode.py FOLDER --rounds {options.rounds}",
-        "machine": describe(),
-        "threads": torch.get_num_threads(),
-        "results": results,
+    torch.set_num_threads(options.threads)
+    variants = [name.strip() for name in options.variants.split(";")]
+    unknown = [name for name in variants if name not in VARIANTS]
+    if unknown:
+        parser.error(f"no variant {unknown[0]!r}; there are: {'; '.join(VARIANTS)}")
+    if options.prepare:
+        prepare(options.folder, options.threads)
+        return
+    run = {
+        "command": f"python benchmarks/decode.py FOLDER --variants '{';'.join(variants)}' --rounds {options.rounds}",
+        "machine": {**describe(), "llama-cpp-python": package_version("llama-cpp-python")},
+        **measure(options.folder, variants, options),
     }
-    text = json.dumps(content, indent=1)
-    print(text)
+    known = read_json_object(options.out)["runs"] if options.out and options.out.exists() else []
+    text = json.dumps(plain({"shape": SHAPE, "runs": [*known, run]}), indent=1)
+    print(json.dumps(plain(run), indent=1))
     if options.out:
         options.out.write_text(text + "\n")
 

@@ -108,11 +108,14 @@ class Text(_Section):
 
 
 class SpeedTest(_Section):
-    """Decode speed after a prompt, batch 1, dense and sparse in turns."""
+    """Decode speed after a prompt, dense and sparse in turns."""
 
     prompt: Whole = Field(64, ge=1)
     tokens: Whole = Field(32, ge=1)
     rounds: Whole = Field(5, ge=1)
+    batch: list[Annotated[Whole, Field(ge=1)]] = Field(
+        default_factory=lambda: [1], min_length=1, description="sequences at once; the first is the one that is judged"
+    )
 
     @classmethod
     def fitting(cls, context: int | None) -> "SpeedTest":

@@ -17,7 +17,7 @@ import sparity
 from sparity import recipe as schema
 from sparity import registry
 from sparity.cli.main import VERBS, app
-from sparity.measure import report, sensitivity_report, sweep_report
+from sparity.measure import bench_report, report, sensitivity_report, sweep_report
 from sparity.models.families import llama
 from sparity.pipeline.job import prepare
 from sparity.recipe import Recipe
@@ -183,6 +183,16 @@ def test_the_sensitivity_page_names_every_field():
     assert row == [field.name for field in dataclasses.fields(sensitivity_report.Sensitivity)]
     blocks_row = next(cells for cells in rows(text) if cells[0] == "`blocks`")
     assert code(blocks_row[1]) == [field.name for field in dataclasses.fields(sensitivity_report.BlockFacts)]
+
+
+def test_the_bench_page_names_every_field():
+    table = rows(section((ROOT / "docs/bench.md").read_text(), "## The file"))[2:]
+    content = {cells[0].strip("`"): cells[1] for cells in table}
+    named = [field for cells in table for field in code(cells[0])]
+    assert sorted(named) == sorted(["format", *(field.name for field in dataclasses.fields(bench_report.BenchReport))])
+    kinds = {"runners": bench_report.Runner, "timings": bench_report.Timing, "ratios": bench_report.Ratio}
+    for name, kind in (*kinds.items(), ("skipped", bench_report.Skipped)):
+        assert {field.name for field in dataclasses.fields(kind)} <= set(code(content[name])), name
 
 
 def code(text):

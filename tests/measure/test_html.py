@@ -7,6 +7,7 @@ import yaml
 
 from pages import Page, rows
 from sparity.measure.html import render_html
+from sparity.measure.report import Spread
 
 
 def row_of(page, name, width):
@@ -81,6 +82,15 @@ def test_tables_hold_the_measurements(report):
         "880 ms [860 ms-930 ms]",
         "0.97x, on par [0.91x-1.06x]",
     ]
+
+
+def test_each_batch_size_has_its_row_and_its_protocol(report):
+    candidate = report.candidates[0]
+    batched = replace(candidate.speed, batch=8, decode_ratio=Spread(1.5, 1.4, 1.6))
+    page = render_html(replace(report, candidates=(replace(candidate, batched=(batched,)),)))
+    found = [" ".join(row[0]) + " " + row[3][0] for row in rows(page) if len(row) == 7 and row[0][-2:-1] == ["batch"]]
+    assert found == ["wanda-50 batch 1 0.87x,", "wanda-50 batch 8 1.50x,"]
+    assert "one by one, batch 8; median of 5 rounds" in Page(page).text
 
 
 def test_dense_row_is_first_and_only_it_is_set_apart(make_report):

@@ -222,13 +222,15 @@ def test_speed_and_verdicts(family_models, token_files):
         "measure": {
             "perplexity": [token_files["text"]],
             "window": 32,
-            "speed": {"prompt": 8, "tokens": 4, "rounds": 2},
+            "speed": {"prompt": 8, "tokens": 4, "rounds": 2, "batch": [2, 1]},
         },
         "accept": {"perplexity": "+100000%", "kl": 0.0001, "decode": "1000x"},
     }
     result = sparity.run(recipe(token_files, {"score": "magnitude"}, **sections), model=family_models["llama"])
     candidate = result.report.candidates[0]
     assert candidate.speed.dense.decode.low <= candidate.speed.dense.decode.median <= candidate.speed.dense.decode.high
+    assert [speed.batch for speed in candidate.speeds] == [2, 1]
+    assert candidate.verdicts[2].reached == f"{candidate.speed.decode_ratio.median:.2f}x"
     assert [verdict.passed for verdict in candidate.verdicts] == [True, False, False]
     assert candidate.verdicts[1].limit == "KL at most 0.0001"
     assert not result.accepted

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 import typer
 
 import sparity
+from sparity.cli.bench import bench
 from sparity.cli.convert import convert
 from sparity.cli.demo import demo
 from sparity.cli.doctor import doctor
 from sparity.cli.eval import evaluate
 from sparity.cli.explain import explain
+from sparity.cli.generate import generate
 from sparity.cli.methods import methods
 from sparity.cli.plan import plan
 from sparity.cli.prune import prune
@@ -27,6 +29,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sensitivity": sensitivity,
     "sweep": sweep,
     "eval": evaluate,
+    "bench": bench,
+    "generate": generate,
     "convert": convert,
     "verify": verify,
     "methods": methods,

@@ -48,7 +48,8 @@ class Point:
 def grouped_bars(title: str, groups: Sequence[BarGroup], unit: str, number: Callable[[float], str]) -> str:
     """Horizontal bars from zero to the median, with whiskers from the lowest to the highest measurement.
 
-    The first series is drawn as dense. `unit` names the axis; `number` writes the values beside the bars.
+    The first series is drawn as dense; a group may have bars of some series only. `unit` names the axis; `number`
+    writes the values beside the bars.
     """
     left, right, bar, pad = 230.0, 90.0, 17.0, 20.0
     top = 58.0
@@ -56,7 +57,8 @@ def grouped_bars(title: str, groups: Sequence[BarGroup], unit: str, number: Call
     finite = [bars.high for group in groups for bars in group.bars.values() if math.isfinite(bars.high)]
     ticks = round_ticks(0.0, max(finite, default=1.0) or 1.0)
     scale = (WIDTH - left - right) / ticks[-1]
-    step = len(series) * bar + pad
+    rows = max((len(group.bars) for group in groups), default=1)
+    step = rows * bar + pad
     bottom = top + len(groups) * step
     parts = [_legend(series, left), draw_text(WIDTH - right, 20, unit, "end", faint=True)]
     for tick in ticks:
@@ -68,14 +70,13 @@ def grouped_bars(title: str, groups: Sequence[BarGroup], unit: str, number: Call
     said = []
     for place, group in enumerate(groups):
         y = top + place * step
-        middle = y + len(series) * bar / 2
+        middle = y + rows * bar / 2
         parts.append(draw_text(left - 14, middle - (5 if group.note else -4), cut(group.label, left - 20), "end"))
         if group.note:
             parts.append(draw_text(left - 14, middle + 12, cut(group.note, left - 20), "end", faint=True))
-        for row, name in enumerate(series):
-            if name in group.bars:
-                parts.append(_bar(left, y + row * bar, bar, scale, group.bars[name], row == 0, number))
-                said.append(f"{group.label}, {name}: {format.spread(group.bars[name], number)}")
+        for row, name in enumerate(name for name in series if name in group.bars):
+            parts.append(_bar(left, y + row * bar, bar, scale, group.bars[name], name == series[0], number))
+            said.append(f"{group.label}, {name}: {format.spread(group.bars[name], number)}")
     return svg(title, "; ".join(said), bottom - pad + 16, parts)
 
 

@@ -70,7 +70,7 @@ def _comparison(report: Report) -> str:
             f'<p class="faint">{predictions}</p>',
             _quality_table(measured),
         ]
-    timed = [(candidate, candidate.speed) for candidate in report.candidates if candidate.speed]
+    timed = [(candidate, speed) for candidate in report.candidates for speed in candidate.speeds]
     if timed:
         protocols = dict.fromkeys(words.describe_protocol(speed) for _, speed in timed)
         parts += ["<h3>Speed</h3>", *(f'<p class="faint">{escape(protocol)}</p>' for protocol in protocols)]
@@ -127,7 +127,7 @@ def _quality_table(measured: Sequence[tuple[Candidate, Quality]]) -> str:
 def _speed_table(timed: Sequence[tuple[Candidate, Speed]]) -> str:
     rows = []
     for candidate, speed in timed:
-        row = [escape(candidate.name)]
+        row = [escape(candidate.name) + (f"<small>batch {speed.batch}</small>" if candidate.batched else "")]
         for dense, sparse, ratio, number in (
             (speed.dense.decode, speed.sparse.decode, speed.decode_ratio, format.rate),
             (speed.dense.first_token, speed.sparse.first_token, speed.first_token_ratio, format.seconds),

@@ -42,7 +42,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class Speed:
-    """Both models timed in turns within one run; `decode_ratio` is sparse over dense, round by round."""
+    """Both models timed in turns within one run; ratios, round by round, are above 1 where sparse is faster.
+
+    `decode` counts the tokens of the whole batch.
+    """
 
     prompt: int
     tokens: int
@@ -51,6 +54,7 @@ class Speed:
     sparse: Pace
     decode_ratio: Spread
     first_token_ratio: Spread
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,12 @@ class Candidate:
     speed: Speed | None = None
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
+    batched: tuple[Speed, ...] = ()  # at the batch sizes after the first
+
+    @property
+    def speeds(self) -> tuple[Speed, ...]:
+        """The speed at every batch size that was measured."""
+        return (*((self.speed,) if self.speed else ()), *self.batched)
 
 
 @dataclass(frozen=True)

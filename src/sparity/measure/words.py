@@ -63,8 +63,8 @@ def describe_speed(candidate: Candidate) -> str:
 def describe_protocol(speed: Speed) -> str:
     """How the speed was measured."""
     return (
-        f"Prompt of {count(speed.prompt, 'token')}, then {count(speed.tokens, 'token')} one by one, batch 1; median of "
-        f"{count(speed.rounds, 'round')} [lowest-highest], dense and sparse in turns. "
+        f"Prompt of {count(speed.prompt, 'token')}, then {count(speed.tokens, 'token')} one by one, batch "
+        f"{speed.batch}; median of {count(speed.rounds, 'round')} [lowest-highest], dense and sparse in turns. "
         "A ratio above 1x is faster than dense."
     )
 

@@ -33,11 +33,12 @@ PLAIN_NOTE = (
 def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -> Report:
     """Load the dense model and the one in `folder`, measure both, and judge the result."""
     quality: tuple[Quality, ...] = ()
-    speed = None
+    speeds: tuple[Speed, ...] = ()
     if job.texts or job.recipe.measure.speed:
         dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
         quality = tuple(_quality(job, dense, sparse))
-        speed = _speed(job, dense, sparse)
+        speeds = tuple(_speeds(job, dense, sparse))
+    speed = speeds[0] if speeds else None
     parameters = sum(torch.Size(shape).numel() for shape in job.decoder.source.shapes().values())
     zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in layers)
     pruned = sum(layer.shape[0] * layer.shape[1] for layer in layers)
@@ -56,6 +57,7 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
         speed=speed,
         verdicts=tuple(judge(job.recipe.accept, quality, speed)),
         notes=tuple(_notes(job, folder)),
+        batched=speeds[1:],
     )
     return Report(
         model=job.name,
@@ -153,11 +155,12 @@ def _quality(job: Job, dense: Any, sparse: Any) -> list[Quality]:
     return rows
 
 
-def _speed(job: Job, dense: Any, sparse: Any) -> Speed | None:
+def _speeds(job: Job, dense: Any, sparse: Any) -> Iterator[Speed]:
     test = job.recipe.measure.speed
     if test is None:
-        return None
-    return compare_speed(dense, sparse, _prompt(job), test.prompt, test.tokens, test.rounds)
+        return
+    for batch in test.batch:
+        yield compare_speed(dense, sparse, _prompt(job), test.prompt, test.tokens, test.rounds, batch)
 
 
 def _prompt(job: Job) -> Tensor:

@@ -1,0 +1,124 @@
+"""`sparity generate MODEL PROMPT`: text from a model, as it is produced."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from sparity.cli import console
+from sparity.cli.console import Json
+
+
+def generate(
+    model: Annotated[
+        str, typer.Argument(help="A Hugging Face folder or name, plain or packed, or zoo:llama.", show_default=False)
+    ],
+    prompt: Annotated[str, typer.Argument(help='The text to go on from; "-" reads it from standard input.')],
+    tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token, more draws.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print the speed on standard error.")] = False,
+    json: Json = False,
+) -> None:
+    """Generate text from a prompt; it is printed as it comes, and without the prompt.
+
+    A model in bfloat16 runs on Sparity's engine, packed or plain; another one on PyTorch.
+    """
+    with console.errors_in_one_line():
+        import torch
+
+        from sparity.cli.text_stream import TextStream
+        from sparity.engine.attach import attach
+        from sparity.errors import InvalidInput
+        from sparity.models.loading import load, load_tokenizer
+
+        if prompt == "-":
+            prompt = sys.stdin.read()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        tokenizer = load_tokenizer(model)
+        if tokenizer is None:
+            raise InvalidInput(f"{model} has no tokenizer: generate needs the folder with its tokenizer.json")
+        ids = _ids(model, tokenizer, prompt, chat)
+        subject = load(model)
+        if subject.dtype == torch.bfloat16:
+            attach(subject)
+        _check_length(subject.config, len(ids), tokens)
+        torch.manual_seed(seed)
+        stream = TextStream(tokenizer, (lambda piece: None) if json else _print)
+        with torch.no_grad():
+            subject.generate(
+                input_ids=torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+                streamer=stream,
+                max_new_tokens=tokens,
+                **_sampling(temperature, top_p),
+            )
+    speed = _speed(len(ids), stream)
+    if json:
+        console.print_json({"model": model, "prompt": prompt, "text": stream.text, "ids": stream.ids, **speed})
+        return
+    _print("\n")
+    if stats:
+        rate = speed["tokens_per_second"]
+        after = "" if rate is None else f", then {rate:.1f} tokens/s"
+        console.err.print(
+            f"{speed['prompt_tokens']} tokens of prompt, {speed['tokens']} new ones; "
+            f"first token after {speed['first_token']:.2f} s{after}",
+            soft_wrap=True,
+        )
+
+
+def _ids(model: str, tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    """The prompt's ids, with the tokenizer's special tokens or the chat template's."""
+    from sparity.errors import InvalidInput
+
+    if not chat:
+        ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+    elif tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        raise InvalidInput(f"{model} has no chat template: leave --chat out, or use a model that was trained to chat")
+    if not ids:
+        raise InvalidInput("the prompt is empty: give at least one token to go on from")
+    return ids
+
+
+def _check_length(config: Any, prompt: int, tokens: int) -> None:
+    from sparity.errors import InvalidInput
+    from sparity.models import transformers as hf
+
+    context = hf.context_length(config)
+    if context and prompt + tokens > context:
+        raise InvalidInput(
+            f"the prompt of {prompt} tokens and {tokens} new ones do not fit the model's context of {context}: shorten "
+            "the prompt or lower --tokens"
+        )
+
+
+def _sampling(temperature: float, top_p: float) -> dict[str, Any]:
+    """What decides each token; a temperature, top-p or top-k of the model's own file does not."""
+    if temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+
+
+def _speed(prompt: int, stream: Any) -> dict[str, Any]:
+    """Numbers of tokens, seconds to the first one, and tokens per second after it, if there were more."""
+    times = stream.times
+    return {
+        "prompt_tokens": prompt,
+        "tokens": len(stream.ids),
+        "first_token": times[0] - stream.begun,
+        "tokens_per_second": (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+    }
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,57 @@
+"""A benchmark in the terminal: one row per contender and batch size."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparity.measure import bench_words, format
+from sparity.measure.bench_report import BenchReport, Ratio
+from sparity.measure.table import ABSENT, DIRECTIONS
+
+WIDTH = 120
+
+
+def render_bench_table(report: BenchReport) -> Table:
+    """Medians with the lowest and the highest below them; ratios are the subject's to each opponent."""
+    weights = {runner.name: format.size(runner.weight_bytes) for runner in report.runners}
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("batch", justify="right")
+    table.add_column("model", overflow="fold", min_width=12)
+    for name in ("first token", "per token", "tokens/s", "weights", "peak", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for batch in report.batches:
+        for timing, ratio in report.at(batch):
+            table.add_row(
+                str(batch),
+                Text(timing.name, "" if ratio else "bold"),
+                *(
+                    Text(format.spread(values, number).replace(" [", "\n["))
+                    for values, number in (
+                        (timing.pace.first_token, format.seconds),
+                        (timing.token, format.seconds),
+                        (timing.pace.decode, format.rate),
+                    )
+                ),
+                weights[timing.name],
+                ABSENT if timing.peak_memory is None else format.size(timing.peak_memory),
+                _ratio(ratio),
+            )
+    return table
+
+
+def print_bench(report: BenchReport, console: Console) -> None:
+    """Print how it was measured, the table, what was skipped, and what was found."""
+    width = min(console.width, WIDTH)
+    console.print(Text(bench_words.describe_protocol(report)), width=width)
+    console.print(render_bench_table(report), width=width)
+    console.print(Text(bench_words.MEMORY), width=width)
+    for said in (*(f"Not run: {skip.reason}." for skip in report.skipped), *report.notes):
+        console.print(Text(f"Note: {said}", "yellow"), width=width)
+    for said in bench_words.describe_results(report):
+        console.print(Text(said), width=width)
+
+
+def _ratio(ratio: Ratio | None) -> Text:
+    if ratio is None:
+        return ABSENT
+    return Text(format.speed_ratio(ratio.decode).replace(", ", "\n"), DIRECTIONS[format.direction(ratio.decode)])

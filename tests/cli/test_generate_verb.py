@@ -1,0 +1,101 @@
+"""`sparity generate`: what it prints where, and what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sparity.cli.main import app
+from sparity.cli.text_stream import TextStream
+from sparity.models.loading import load, load_tokenizer
+
+PROMPT = "The following"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What transformers says by itself: the text of 12 tokens after the prompt."""
+    model, tokenizer = load("zoo:llama"), load_tokenizer("zoo:llama")
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    with torch.no_grad():
+        made = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    return tokenizer.decode(made, skip_special_tokens=True)
+
+
+def test_greedy_text_is_that_of_transformers(sparity, expected):
+    done = sparity("generate", "zoo:llama", PROMPT, "--tokens", 12)
+    assert (done.code, done.out, done.err) == (0, f"{expected}\n", "")
+
+
+def test_prompt_from_standard_input(expected):
+    done = CliRunner().invoke(app, ["generate", "zoo:llama", "-", "--tokens", "12"], input=PROMPT)
+    assert done.stdout == f"{expected}\n"
+
+
+def test_json_and_stats(sparity, expected):
+    done = sparity("generate", "zoo:llama", PROMPT, "--tokens", 12, "--json")
+    keys = ["model", "prompt", "text", "ids", "prompt_tokens", "tokens", "first_token", "tokens_per_second"]
+    assert list(done.json) == keys
+    assert done.json["text"] == expected
+    assert done.json["tokens"] == len(done.json["ids"]) == 12
+    assert done.json["tokens_per_second"] > 0
+    one = sparity("generate", "zoo:llama", PROMPT, "--tokens", 1, "--json").json
+    assert one["tokens_per_second"] is None
+    stats = sparity("generate", "zoo:llama", PROMPT, "--tokens", 12, "--stats")
+    assert stats.out == f"{expected}\n"
+    assert stats.err.startswith(f"{one['prompt_tokens']} tokens of prompt, 12 new ones; first token after ")
+
+
+def test_a_draw_is_repeated_by_its_seed(sparity, expected):
+    def draw(*options):
+        return sparity("generate", "zoo:llama", PROMPT, "--tokens", 12, "--temperature", 5, *options).out
+
+    assert draw("--seed", 1) == draw("--seed", 1) != draw("--seed", 2)
+    assert draw("--top-p", 0) == f"{expected}\n"  # only the likeliest token is left
+
+
+def test_a_chat_template_is_used(sparity, tmp_path):
+    plain = sparity("generate", "zoo:llama", PROMPT, "--chat")
+    assert plain.code == 1
+    assert plain.err.startswith("error: zoo:llama has no chat template")
+    folder = shutil.copytree(load_tokenizer("zoo:llama").name_or_path, tmp_path / "chat")
+    template = (
+        "{% for m in messages %}The following {{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    chat = sparity("generate", folder, "example", "--chat", "--tokens", 5)
+    assert chat.code == 0
+    assert chat.out == sparity("generate", folder, "The following example:", "--tokens", 5).out
+
+
+def test_what_is_refused(sparity, model):
+    def refusal(*arguments):
+        done = sparity("generate", *arguments)
+        assert done.code == 1
+        return done.err.strip()
+
+    assert refusal("zoo:llama", "") == "error: the prompt is empty: give at least one token to go on from"
+    assert refusal("zoo:llama", "a", "--tokens", 3000).startswith(
+        "error: the prompt of 1 tokens and 3000 new ones do not fit the model's context of 2048"
+    )
+    assert refusal(model, "a") == f"error: {model} has no tokenizer: generate needs the folder with its tokenizer.json"
+    assert refusal("no/such/model", "a").startswith("error: model no/such/model: this path does not exist")
+
+
+def test_half_of_a_character_is_held_back_until_it_is_whole():
+    class Bytes:
+        def decode(self, ids, skip_special_tokens):
+            assert skip_special_tokens
+            return bytes(ids).decode(errors="replace")
+
+    pieces = []
+    stream = TextStream(Bytes(), pieces.append)
+    stream.put(torch.tensor([[65, 66]]))  # the prompt
+    for byte in "xä→".encode()[:-1]:
+        stream.put(torch.tensor([byte]))
+    stream.end()
+    assert pieces == ["x", "ä", "\ufffd"]
+    assert stream.text == "xä\ufffd"
+    assert json.loads(json.dumps(stream.ids)) == list("xä→".encode()[:-1])
