@@ -1,4 +1,4 @@
-// Dense weights. Few inputs: one row at a time, a single stream, which memory delivers faster than several side by side.
+// Dense weights. Few inputs: one row at a time, a single stream, which memory delivers faster than several at once.
 // More: four rows at a time, so that each input is read once for four rows. Included by gemv.h inside its namespace.
 
 constexpr int64_t kNearInputs = 32768;  // bytes of inputs that stay in the first cache beside the weights
