@@ -1,17 +1,18 @@
-// Dense weights. One or two inputs: one row at a time, a single stream, which memory delivers faster than several side
-// by side; int8 always, because its inputs are small. More in bfloat16: four rows at a time, so that each input is read
-// once for four rows. Included by gemv.h inside its namespace.
+// Dense weights. Few inputs: one row at a time, a single stream, which memory delivers faster than several at once.
+// More: four rows at a time, so that each input is read once for four rows. Included by gemv.h inside its namespace.
 
-// Four rows as `tile_floats` reads them; rows beyond the matrix repeat the last one.
+constexpr int64_t kNearInputs = 32768;  // bytes of inputs that stay in the first cache beside the weights
+
+// Four rows as `tile_floats` and `tile_bytes` read them; rows beyond the matrix repeat the last one.
 template <class Isa>
 struct Whole {
   const char* rows[kTileRows];
   int64_t columns;
 
-  Whole(const SparityMatrix& weight, int64_t tile) : columns(weight.columns) {
+  Whole(const SparityMatrix& weight, int64_t tile, int64_t element) : columns(weight.columns) {
     for (int row = 0; row < kTileRows; ++row) {
       const int64_t at = tile * kTileRows + row < weight.rows ? tile * kTileRows + row : weight.rows - 1;
-      rows[row] = static_cast<const char*>(weight.values) + at * columns * 2;
+      rows[row] = static_cast<const char*>(weight.values) + at * columns * element;
     }
   }
 
@@ -31,6 +32,18 @@ struct Whole {
     }
     low = Isa::load_floats(at);
     high = Isa::load_floats(at + 32);
+  }
+
+  inline typename Isa::Bytes bytes(int64_t group, int row, bool) {
+    const auto* at = reinterpret_cast<const int8_t*>(rows[row]) + group * kGroup;
+    int8_t copy[kGroup];
+    if ((group + 1) * kGroup <= columns) {
+      __builtin_prefetch(at + kAheadOfRow);
+    } else {
+      memset(copy, 0, sizeof copy);
+      at = static_cast<const int8_t*>(memcpy(copy, at, size_t(columns - group * kGroup)));
+    }
+    return Isa::load_bytes(at);
   }
 };
 
@@ -97,8 +110,8 @@ inline void dense_row(const SparityMatrix& weight, const Inputs& in, const Outpu
 template <class Isa>
 inline void dense_tile(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
                        int64_t tile) {
-  if (tokens > 2 && !weight.scales)
-    return all_tokens_floats<Isa>(weight, in, out, tokens, tile, Whole<Isa>(weight, tile));
+  const bool near = weight.scales && in.stride * (tokens < 4 ? tokens : 4) <= kNearInputs;
+  if (tokens > 2 && !near) return tile_all_tokens<Isa, Whole<Isa>>(weight, in, out, tokens, tile);
   for (int64_t row = tile * kTileRows; row < (tile + 1) * kTileRows && row < weight.rows; ++row) {
     int64_t token = 0;
     for (; token + 4 <= tokens; token += 4) dense_row<Isa, 4>(weight, in, out, token, row);

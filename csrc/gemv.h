@@ -107,26 +107,24 @@ inline void tile_bytes(const SparityMatrix& weight, const Inputs& in, const Outp
       store_scaled<Isa>(weight, in, out, token + t, tile * kTileRows + row, results[row][t]);
 }
 
-template <class Isa, class Source>
-inline void all_tokens_floats(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
-                              int64_t tile, const Source& source) {
-  int64_t token = 0;
-  for (; token + 4 <= tokens; token += 4) tile_floats<Isa, 4>(weight, in, out, token, tile, source);
-  if (tokens - token == 3) tile_floats<Isa, 3>(weight, in, out, token, tile, source);
-  if (tokens - token == 2) tile_floats<Isa, 2>(weight, in, out, token, tile, source);
-  if (tokens - token == 1) tile_floats<Isa, 1>(weight, in, out, token, tile, source);
+template <class Isa, int Tokens, class Source>
+inline void tile_tokens(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t tile,
+                        const Source& source) {
+  if (weight.scales)
+    tile_bytes<Isa, Tokens>(weight, in, out, token, tile, source);
+  else
+    tile_floats<Isa, Tokens>(weight, in, out, token, tile, source);
 }
 
 template <class Isa, class Source>
 inline void tile_all_tokens(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
                             int64_t tile) {
   const Source source(weight, tile, weight.scales ? 1 : 2);
-  if (!weight.scales) return all_tokens_floats<Isa>(weight, in, out, tokens, tile, source);
   int64_t token = 0;
-  for (; token + 4 <= tokens; token += 4) tile_bytes<Isa, 4>(weight, in, out, token, tile, source);
-  if (tokens - token == 3) tile_bytes<Isa, 3>(weight, in, out, token, tile, source);
-  if (tokens - token == 2) tile_bytes<Isa, 2>(weight, in, out, token, tile, source);
-  if (tokens - token == 1) tile_bytes<Isa, 1>(weight, in, out, token, tile, source);
+  for (; token + 4 <= tokens; token += 4) tile_tokens<Isa, 4>(weight, in, out, token, tile, source);
+  if (tokens - token == 3) tile_tokens<Isa, 3>(weight, in, out, token, tile, source);
+  if (tokens - token == 2) tile_tokens<Isa, 2>(weight, in, out, token, tile, source);
+  if (tokens - token == 1) tile_tokens<Isa, 1>(weight, in, out, token, tile, source);
 }
 
 #include "block.h"
@@ -161,6 +159,7 @@ inline void unpack_from(const SparityMatrix& weight, int64_t tile, int64_t rows,
   for (int64_t group = 0; group * kGroup < columns; ++group) {
     const int64_t width = columns - group * kGroup < kGroup ? columns - group * kGroup : kGroup;
     const bool room = source.has_room(element);
+    source.ahead(int(element));
     for (int row = 0; row < kTileRows; ++row) {  // also rows beyond the end: a stream must be read on
       char copy[kGroup * 2];
       char* at = static_cast<char*>(out) + (row * columns + group * kGroup) * element;

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 3 };
+enum { SPARITY_ABI = 4 };
 enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3 };
 enum { SPARITY_OK = 0, SPARITY_UNSUPPORTED = 1 };
 

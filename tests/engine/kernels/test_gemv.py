@@ -180,3 +180,11 @@ def test_pytorch_does_every_format(name, values):
         stored = build_format(name).decode(packed)
         wanted = reference.gemv_int8(stored, packed.tensors["scales"], x)
         assert torch.equal(pytorch.gemv(packed, x), wanted.bfloat16())
+
+
+@pytest.mark.parametrize("columns", [8200, 8256])
+def test_int8_with_inputs_too_large_for_the_first_cache(isa, columns):
+    packed = form("dense").pack(weight_for("dense", 6, columns), "int8")
+    for tokens in (3, 4, 6, 7):
+        x = inputs(tokens, columns)
+        check(packed, x, run(packed, x))

@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 3
+ABI = 4
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 

@@ -10,7 +10,8 @@ from sparity.engine.formats import format_of
 from sparity.engine.kernels import native
 from sparity.engine.kernels.native_weight import NativeWeight
 
-PANEL = 2 << 20  # bytes of unpacked weight at a time: enough rows for a fast product, and still in the cache
+PANEL = 3 << 20  # bytes of unpacked weight at a time: still in the cache
+FEWEST_ROWS = 128  # of a panel, and its step: fewer make PyTorch's product slow
 
 
 def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
             return x @ whole.T
         return _scaled(torch._int_mm(x, whole.T), token_scales, packed.tensors["scales"]).to(torch.bfloat16)
     out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16)
-    step = max(64, PANEL // (columns * stored.itemsize) // 64 * 64)
+    step = max(1, PANEL // (columns * stored.itemsize) // FEWEST_ROWS) * FEWEST_ROWS
     panel = torch.empty(min(step, rows), columns, dtype=stored)
     for begin in range(0, rows, step):
         end = min(begin + step, rows)
