@@ -74,6 +74,25 @@ def test_an_expert_that_stays_dense_beside_packed_ones(plain, tmp_path):
     assert same(tensors(tmp_path / "again"), tensors(folder))
 
 
+def test_a_run_writes_packed_experts_and_reads_them(plain, token_files, tmp_path):
+    measure = {"perplexity": [token_files["text"]], "window": 16, "speed": None}
+    folder = plain("qwen3_moe", output={"format": "packed"}, measure=measure)
+    assert verify(folder).problems == ()
+    candidate = json.loads((folder / "sparity.json").read_text())["report"]["candidates"][0]
+    assert f"{3 * 4 + 2 * 4 * 3 + 3} matrices as bitmask" in candidate["notes"][0]
+    found = sparity.perplexity(sparity.load(folder), torch.arange(320) % 97, window=16)
+    wanted = sparity.perplexity(convert_back(folder, tmp_path / "back"), torch.arange(320) % 97, window=16)
+    assert found == pytest.approx(wanted, rel=0.02)
+    recipe = {"stages": [{"prune": {"score": "magnitude", "sparsity": 0.75}}], "measure": {"speed": None}}
+    again = sparity.run(recipe, model=str(folder), output=tmp_path / "again", device="cpu")
+    assert again.report.candidates[0].sparsity == pytest.approx(0.75, abs=0.02)
+
+
+def convert_back(folder, target):
+    convert(folder, target)
+    return sparity.load(target)
+
+
 def wide(family, mask):
     """A model with one wide layer of two experts in bfloat16, zeros where `mask` says."""
     config = copy.deepcopy(tiny_configs()[family])
