@@ -8,8 +8,8 @@ decode as fast as trained ones. --prepare writes them into FOLDER once, as a che
 that are named are then loaded, pruned by magnitude and packed; all are held in memory at once and take turns in each
 round. --out adds the run to those that FILE has. llama.cpp needs `pip install 'sparity[bench]'`.
 
-Beside each engine variant, the products of one token are timed alone in the same rounds, called as the decoding step calls
-them. The rest of a token's time is Python, transformers' `generate`, attention, norms and other small operations.
+Beside each engine variant, the products of one token are timed alone in the same rounds, called as the decoding step
+calls them. The rest of a token's time is Python, transformers' `generate`, attention, norms and other small operations.
 """
 
 import argparse
