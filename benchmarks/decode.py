@@ -64,7 +64,7 @@ def place(folder, peer=None):
 
 def prepare(folder, threads):
     """Write the dense checkpoint and the GGUF files that are not there yet."""
-    from peers import quantise, write_gguf
+    from peers import check_same, quantise, write_gguf
 
     if not place(folder).exists():
         torch.manual_seed(0)
@@ -72,6 +72,7 @@ def prepare(folder, threads):
     first, *others = PEERS
     if not place(folder, first).exists():
         write_gguf(load(place(folder)), place(folder, first))
+    check_same(load(place(folder)), place(folder, first))
     for kind in others:
         if not place(folder, kind).exists():
             quantise(place(folder, first), place(folder, kind), kind, threads)
