@@ -25,7 +25,7 @@ def tiny():
             model = build(config)
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
-                    if parameter.ndim == 2 and ("layers" in name or ".h." in name):
+                    if parameter.ndim > 1 and ("layers" in name or ".h." in name):
                         parameter[torch.rand(parameter.shape) < 0.5] = 0
                     elif parameter.ndim == 1 and "norm" in name:
                         parameter.uniform_(0.5, 1.5)
