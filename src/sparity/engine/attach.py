@@ -66,15 +66,20 @@ def attached(model: Any, form: str = "smallest", values: Values = "same") -> Ite
             _put(model, name, layer)
 
 
+def unsuited(model: Any) -> str | None:
+    """Why the engine does not run a causal language model as it is held, or None when it does."""
+    found = {(parameter.device.type, parameter.dtype) for parameter in model.parameters()}
+    if found == {("cpu", torch.bfloat16)}:
+        return None
+    shown = ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in found))
+    return f"the engine runs models in bfloat16 on the CPU, not {shown}"
+
+
 def _check(model: Any) -> None:
     if not isinstance(model, nn.Module) or not hasattr(model, "base_model") or not hasattr(model, "generate"):
         raise InvalidInput(f"attach takes a causal language model of transformers, not {type(model).__name__}")
-    found = {(parameter.device.type, parameter.dtype) for parameter in model.parameters()}
-    if found != {("cpu", torch.bfloat16)}:
-        shown = ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in found))
-        raise InvalidInput(
-            f"the engine runs models in bfloat16 on the CPU, not {shown}: model.to('cpu', torch.bfloat16)"
-        )
+    if reason := unsuited(model):
+        raise InvalidInput(f"{reason}: model.to('cpu', torch.bfloat16)")
 
 
 def _linear(model: Any) -> list[tuple[str, Any]]:
