@@ -35,7 +35,8 @@ def test_half_of_the_blocks_is_zero_and_three_models_take_turns(monkeypatch):
     assert found.parameters == BLOCKS + REST
     assert found.sparsity == pytest.approx(0.5, abs=0.01)
     assert 2 * (BLOCKS + REST) <= found.bytes_dense < 2 * (BLOCKS + REST) + 256  # and the rotary table
-    assert found.bytes_dense - found.bytes_sparse == pytest.approx(2 * BLOCKS * (1 - 0.5 - 1 / 16), rel=0.05)  # masks, offsets
+    saved = 2 * BLOCKS * (1 - 0.5 - 1 / 16)  # the masks take a sixteenth, offsets a little
+    assert found.bytes_dense - found.bytes_sparse == pytest.approx(saved, rel=0.05)
     assert found.speed.engine_dense.decode_ratio.median == 1
     assert found.skipped is None
 
