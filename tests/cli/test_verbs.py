@@ -158,6 +158,7 @@ def test_demo(sparity, model, token_files, tmp_path, monkeypatch):
     for stage in demo_verb.STAGES:
         Recipe.read({**demo_verb.SHARED, "stages": [{"prune": stage}]})
     assert len(demo_verb.STAGES) == 6
+    assert (demo_verb.SHARED["dtype"], demo_verb.SHARED["output"]) == ("bfloat16", {"format": "packed"})
     small = {
         "model": str(model),
         "calibration": {"tokens": token_files["calibration"]},
@@ -165,10 +166,13 @@ def test_demo(sparity, model, token_files, tmp_path, monkeypatch):
     }
     monkeypatch.setattr(demo_verb, "SHARED", small)
     monkeypatch.setattr(demo_verb, "STAGES", demo_verb.STAGES[3:5])
+    monkeypatch.setattr("sparity.measure.larger.available_memory", lambda: 10**9)
     report = sparity("demo", "-o", tmp_path / "a" / "demo", "--json").json
     assert [candidate["name"] for candidate in report["candidates"]] == ["magnitude, 2 of 4 kept", "wanda, 2 of 4 kept"]
     assert json.loads((tmp_path / "a" / "demo" / "report.json").read_text()) == report
     assert "<html" in (tmp_path / "a" / "demo" / "report.html").read_text()[:200]
+    assert report["larger"]["speed"] is None
+    assert "4.0 GB is needed" in report["larger"]["skipped"] or "no compiled kernels" in report["larger"]["skipped"]
     (tmp_path / "file").write_text("the only copy")
     monkeypatch.setattr("sparity.pipeline.runner.execute", lambda *_, **__: pytest.fail("work before the check"))
     refused = sparity("demo", "-o", tmp_path / "file")

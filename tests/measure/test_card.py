@@ -94,3 +94,10 @@ def test_hostile_names_stay_text(hostile):
     assert "\n# not a heading" not in body
     assert r"| a\|b \[x\](http://e.com) | 2,048 |" in prose
     assert yaml.safe_load(recipe.split("````")[0]) == hostile.candidates[0].recipe
+
+
+def test_dense_on_our_kernels_has_rows_of_its_own(on_engine):
+    card = model_card(on_engine, on_engine.candidates[0])
+    line = "| decode, tokens/s, dense on our kernels | 15.8 \\[15.5-16.0\\] | 23.7 \\[23.0-24.1\\] | 1.50x, faster |"
+    assert line in card
+    assert "| time to first token, dense in transformers | 850 ms" in card

@@ -4,13 +4,19 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
 from families import build, tiny_configs
+from sparity.engine.attach import attach, attached
+from sparity.engine.decoding.model import is_quickened
+from sparity.engine.kernels import native
 from sparity.errors import InvalidInput
 from sparity.measure import generating
 from sparity.measure.generating import Stamps, Timed, check_context, prompts, time_generation
 from sparity.measure.report import Spread
-from sparity.measure.speed import compare_speed, pace
+from sparity.measure.speed import compare_speed, engine_declines, pace
+
+NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled kernels: {native.unavailable()}")
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +83,38 @@ def test_speed_ratios_are_above_one_where_sparse_is_faster(monkeypatch, llama):
     assert speed.decode_ratio.median == pytest.approx(4)
     assert speed.first_token_ratio.median == 1.5
     assert (speed.batch, speed.dense.decode.median, speed.sparse.decode.median) == (2, 5.0, 20.0)
+    assert speed.engine_dense is None  # the sparse model runs in transformers too
+
+
+@NATIVE
+def test_beside_a_model_on_the_engine_the_dense_one_is_timed_there_too_and_left_as_it_was(monkeypatch):
+    dense = build(tiny_configs()["llama"]).to(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in dense.state_dict().items()}
+    sparse = attach(build(tiny_configs()["llama"]).to(torch.bfloat16))
+    seen = []
+
+    def generate(model, ids, tokens):
+        name = "sparse" if model is sparse else "engine" if is_quickened(model) else "dense"
+        seen.append(name)
+        return {"sparse": Timed(2.0, 0.1), "engine": Timed(1.0, 0.15), "dense": Timed(3.0, 0.4)}[name]
+
+    monkeypatch.setattr("sparity.measure.speed.time_generation", generate)
+    speed = compare_speed(dense, sparse, torch.arange(40), prompt=8, tokens=4, rounds=2)
+    assert seen == ["engine", "sparse", "dense", "dense", "sparse", "engine", "engine", "sparse", "dense"]
+    assert speed.decode_ratio.median == pytest.approx(4)
+    assert speed.engine_dense.decode_ratio.median == pytest.approx(1.5)
+    assert speed.engine_dense.first_token_ratio.median == 0.5
+    assert speed.engine_dense.pace.first_token.median == 1.0
+    assert {type(layer) for layer in dense.model.layers.modules() if isinstance(layer, nn.Linear)} == {nn.Linear}
+    assert all(torch.equal(weight, before[name]) for name, weight in dense.state_dict().items())
+
+
+def test_why_a_dense_model_is_not_timed_on_the_engine(monkeypatch, llama):
+    monkeypatch.setattr(native, "unavailable", lambda: None)
+    assert engine_declines(llama) == "the engine runs models in bfloat16 on the CPU, not float32 on cpu"
+    half = build(tiny_configs()["llama"]).to(torch.bfloat16)
+    assert engine_declines(half) is None
+    with attached(half, form="dense"):
+        assert engine_declines(half) == "it runs on the engine already"
+    monkeypatch.setattr(native, "unavailable", lambda: "no compiler")
+    assert engine_declines(half) == "no compiled kernels: no compiler"

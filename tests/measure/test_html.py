@@ -7,7 +7,7 @@ import yaml
 
 from pages import Page, rows
 from sparity.measure.html import render_html
-from sparity.measure.report import Spread
+from sparity.measure.report import LargerModel, Spread
 
 
 def row_of(page, name, width):
@@ -174,3 +174,39 @@ def test_page_of_seven_has_a_plot_of_each_kind(seven):
     page = render_html(seven)
     assert page.count("<svg") == 1 + 2 + 7 * 2
     assert page.count("Realised sparsity by block and role") == 7
+
+
+def test_dense_on_our_kernels_has_a_tile_a_row_and_a_bar_of_its_own(on_engine):
+    page = render_html(on_engine)
+    text = Page(page).text
+    assert (
+        "Decoding is faster than dense in transformers: 2.60x [2.50x-2.70x], 23.7 against 9.12 tokens/s and faster "
+        "than dense on our kernels: 1.50x [1.40x-1.60x], 23.7 against 15.8 tokens/s. The second ratio is what sparsity "
+        "gives, the first also what faster kernels give."
+    ) in text
+    assert '<b class="good">1.50x, faster</b><span>decode speed beside dense on our kernels</span>' in page
+    found = [[" ".join(cell) for cell in row] for row in rows(page) if len(row) == 7 and "beside" in str(row)]
+    assert [row[:4] for row in found] == [
+        [
+            "wanda-50 beside dense in transformers",
+            "9.12 [8.80-9.40]",
+            "23.7 [23.0-24.1]",
+            "2.60x, faster [2.50x-2.70x]",
+        ],
+        ["wanda-50 beside dense on our kernels", "15.8 [15.5-16.0]", "23.7 [23.0-24.1]", "1.50x, faster [1.40x-1.60x]"],
+    ]
+    assert "wanda-50, dense on our kernels: 15.8 [15.5-16.0]; wanda-50, sparse: 23.7 [23.0-24.1]" in page
+    assert "2.60x and 1.50x" in text
+
+
+def test_a_larger_model_is_told_with_its_speed_or_why_it_was_not_timed(on_engine):
+    speed = on_engine.candidates[0].speed
+    larger = LargerModel(350_000_000, 0.5, 700_000_000, 420_000_000, speed)
+    text = Page(render_html(replace(on_engine, larger=larger))).text
+    assert "Qwen/Qwen2.5-0.5B is too small to gain from zeros: its 988.1 MB of weights" in text
+    assert "A Llama of 350.0 million random weights, 50.0 % of those of its blocks zero" in text
+    assert "420.0 MB instead of 700.0 MB in memory" in text
+    skipped = replace(larger, speed=None, skipped="1.0 GB of memory is available, 4.0 GB is needed")
+    text = Page(render_html(replace(on_engine, larger=skipped))).text
+    assert "No larger model was timed: 1.0 GB of memory is available, 4.0 GB is needed." in text
+    assert "larger model" not in Page(render_html(on_engine)).text

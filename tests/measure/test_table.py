@@ -92,3 +92,12 @@ def test_names_are_not_read_as_markup(hostile):
     assert '<script>alert("x")</script>, perplexity on a|b [x](http://e.com)' in text
     assert "\n[red]<script>  " in text
     assert "reached [bold]1[/bold]" in text
+
+
+def test_dense_on_our_kernels_has_a_row_and_a_ratio(on_engine):
+    found = lines(on_engine)
+    assert ["dense,", "our", "kernels", "-", "-", "-", "-", "15.8"] in found
+    assert ["1.50x", "ours"] in found
+    assert '"Ours" is the ratio to the dense model on our own kernels' in printed(on_engine)
+    assert "Ours" not in printed(replace(on_engine, candidates=on_engine.candidates[:0]))
+    assert max(map(len, printed(on_engine, width=80).splitlines())) <= 80

@@ -83,6 +83,12 @@ def test_a_recipe_parses_and_its_comment_says_what_it_is(path):
     assert f"sparity run {path.relative_to(RECIPES.parent)} -o OUT" in path.read_text()
 
 
+def test_the_main_recipe_ends_in_a_packed_model_of_the_type_that_the_kernels_take():
+    recipe = Recipe.read(RECIPES / "main.yaml")
+    assert (recipe.dtype, recipe.output.format, recipe.output.values) == ("bfloat16", "packed", "same")
+    assert recipe.measure.speed.rounds == 5
+
+
 def test_every_score_solver_and_budget_has_a_recipe():
     recipes = [Recipe.read(path) for path in METHODS]
     used = {

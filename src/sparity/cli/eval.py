@@ -66,3 +66,9 @@ def evaluate(
             f"dense {speed['dense']['decode']['median']:.1f}: "
             f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
         )
+        if (ours := speed["engine_dense"]) is not None:
+            ratio = ours["decode_ratio"]
+            console.out.print(
+                f"dense on our kernels {ours['pace']['decode']['median']:.1f} tokens/s: "
+                f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f}) is sparsity"
+            )

@@ -13,6 +13,7 @@ from sparity.engine.experts import PackedExperts
 from sparity.engine.formats import Format, Packed, build_format, unpack
 from sparity.engine.formats.conversions.smallest import smallest_format
 from sparity.engine.formats.storage.values import Values
+from sparity.engine.kernels.fastest import fastest_format
 from sparity.engine.linear import PackedLinear
 from sparity.engine.saving import save_packed, save_plain
 from sparity.errors import InvalidInput
@@ -28,7 +29,8 @@ def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
 
     Args:
         model: from transformers, on the CPU, in bfloat16. Layers that are packed already stay as they are.
-        form: "smallest" of the formats that can hold a matrix's zeros, or the name of one format for all of them.
+        form: of the formats that can hold a matrix's zeros the "smallest", or the "fastest", which is timed (dense
+            where dense is); or the name of one format for all of them.
         values: "same", or "int8" with a scale per output: then outputs change.
 
     Raises:
@@ -84,15 +86,20 @@ def _dense(packed: PackedLinear | PackedExperts) -> dict[str, Tensor]:
     return {"weight": weight.T.contiguous() if packed.transposed else weight}
 
 
+def unsuited(model: Any) -> str | None:
+    """Why the engine does not run a causal language model as it is held, or None when it does."""
+    found = {(parameter.device.type, parameter.dtype) for parameter in model.parameters()}
+    if found == {("cpu", torch.bfloat16)}:
+        return None
+    shown = ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in found))
+    return f"the engine runs models in bfloat16 on the CPU, not {shown}"
+
+
 def _check(model: Any) -> None:
     if not isinstance(model, nn.Module) or not hasattr(model, "base_model") or not hasattr(model, "generate"):
         raise InvalidInput(f"attach takes a causal language model of transformers, not {type(model).__name__}")
-    found = {(parameter.device.type, parameter.dtype) for parameter in model.parameters()}
-    if found != {("cpu", torch.bfloat16)}:
-        shown = ", ".join(sorted(f"{str(dtype).removeprefix('torch.')} on {device}" for device, dtype in found))
-        raise InvalidInput(
-            f"the engine runs models in bfloat16 on the CPU, not {shown}: model.to('cpu', torch.bfloat16)"
-        )
+    if reason := unsuited(model):
+        raise InvalidInput(f"{reason}: model.to('cpu', torch.bfloat16)")
 
 
 def _linear(model: Any) -> list[tuple[str, Any]]:
@@ -137,6 +144,8 @@ def _replace_experts(model: Any, name: str, stored: ExpertNames, form: str, valu
 
 
 def _chosen(weight: Tensor, form: str, values: Values) -> Format:
+    if form == "fastest":
+        return fastest_format(weight, values).format
     return smallest_format(weight, values) if form == "smallest" else build_format(form)
 
 

@@ -77,20 +77,24 @@ def _speed(candidate: Candidate) -> str:
     parts = [f"## Speed\n\n{_inline(words.describe_speed(candidate))}"]
     speed = candidate.speed
     if speed:
-        rows = [
-            (
-                "decode, tokens/s",
-                format.spread(speed.dense.decode, format.rate),
-                format.spread(speed.sparse.decode, format.rate),
-                format.speed_ratio(speed.decode_ratio),
-            ),
-            (
-                "time to first token",
-                format.spread(speed.dense.first_token, format.seconds),
-                format.spread(speed.sparse.first_token, format.seconds),
-                format.speed_ratio(speed.first_token_ratio),
-            ),
-        ]
+        found = words.baselines(speed)
+        rows = []
+        for name, item in found.items():
+            where = f", {name}" if len(found) > 1 else ""
+            rows += [
+                (
+                    f"decode, tokens/s{where}",
+                    format.spread(item.pace.decode, format.rate),
+                    format.spread(speed.sparse.decode, format.rate),
+                    format.speed_ratio(item.decode_ratio),
+                ),
+                (
+                    f"time to first token{where}",
+                    format.spread(item.pace.first_token, format.seconds),
+                    format.spread(speed.sparse.first_token, format.seconds),
+                    format.speed_ratio(item.first_token_ratio),
+                ),
+            ]
         parts += [_table(("", "dense", "sparse", "ratio"), rows), words.describe_protocol(speed)]
     return "\n\n".join(parts)
 

@@ -48,19 +48,21 @@ class Point:
 def grouped_bars(title: str, groups: Sequence[BarGroup], unit: str, number: Callable[[float], str]) -> str:
     """Horizontal bars from zero to the median, with whiskers from the lowest to the highest measurement.
 
-    The first series is drawn as dense; a group may have bars of some series only. `unit` names the axis; `number`
-    writes the values beside the bars.
+    The first series is drawn as dense, the last as sparse and those between as a paler sparse; a group may have bars of
+    some series only. `unit` names the axis; `number` writes the values beside the bars.
     """
     left, right, bar, pad = 230.0, 90.0, 17.0, 20.0
     top = 58.0
-    series = list(dict.fromkeys(name for group in groups for name in group.bars))
+    widest = sorted(groups, key=lambda group: -len(group.bars))  # it has the order of all
+    series = list(dict.fromkeys(name for group in widest for name in group.bars))
+    paints = dict(zip(series, _paints(len(series)), strict=True))
     finite = [bars.high for group in groups for bars in group.bars.values() if math.isfinite(bars.high)]
     ticks = round_ticks(0.0, max(finite, default=1.0) or 1.0)
     scale = (WIDTH - left - right) / ticks[-1]
     rows = max((len(group.bars) for group in groups), default=1)
     step = rows * bar + pad
     bottom = top + len(groups) * step
-    parts = [_legend(series, left), draw_text(WIDTH - right, 20, unit, "end", faint=True)]
+    parts = [_legend(paints, left), draw_text(WIDTH - right, 20, unit, "end", faint=True)]
     for tick in ticks:
         x = left + tick * scale
         parts += [
@@ -75,7 +77,7 @@ def grouped_bars(title: str, groups: Sequence[BarGroup], unit: str, number: Call
         if group.note:
             parts.append(draw_text(left - 14, middle + 12, cut(group.note, left - 20), "end", faint=True))
         for row, name in enumerate(name for name in series if name in group.bars):
-            parts.append(_bar(left, y + row * bar, bar, scale, group.bars[name], name == series[0], number))
+            parts.append(_bar(left, y + row * bar, bar, scale, group.bars[name], paints[name], number))
             said.append(f"{group.label}, {name}: {format.spread(group.bars[name], number)}")
     return svg(title, "; ".join(said), bottom - pad + 16, parts)
 
@@ -199,7 +201,7 @@ def _labels(spots: Sequence[tuple[float, float]], names: Sequence[str], top: flo
 
 
 def _bar(
-    left: float, y: float, height: float, scale: float, values: Spread, dense: bool, number: Callable[[float], str]
+    left: float, y: float, height: float, scale: float, values: Spread, paint: str, number: Callable[[float], str]
 ) -> str:
     words = format.spread(values, number)
     if not all(map(math.isfinite, (values.median, values.low, values.high))):
@@ -208,16 +210,22 @@ def _bar(
     whisker = f"M{low:.1f} {middle:.1f}H{high:.1f}M{low:.1f} {middle - 4:.1f}v8M{high:.1f} {middle - 4:.1f}v8"
     return (
         f'<rect x="{left:.1f}" y="{y + 1:.1f}" width="{values.median * scale:.1f}" height="{height - 2:.1f}" rx="2" '
-        f'fill="{DENSE if dense else SPARSE}"><title>{escape(words)}</title></rect>'
+        f"{paint}><title>{escape(words)}</title></rect>"
         f'<path d="{whisker}" stroke="currentColor" stroke-width="1.5" fill="none"/>'
         + draw_text(high + 8, y + height - 4, number(values.median))
     )
 
 
-def _legend(series: Sequence[str], left: float) -> str:
+def _paints(number: int) -> list[str]:
+    """The SVG attributes that colour so many series."""
+    dense, pale, sparse = f'fill="{DENSE}"', f'fill="{SPARSE}" fill-opacity="0.45"', f'fill="{SPARSE}"'
+    return [dense, *[pale] * (number - 2), sparse][:number]
+
+
+def _legend(paints: Mapping[str, str], left: float) -> str:
     parts, x = [], left
-    for number, name in enumerate(series):
-        parts.append(f'<rect x="{x:.1f}" y="9" width="13" height="13" rx="2" fill="{SPARSE if number else DENSE}"/>')
+    for name, paint in paints.items():
+        parts.append(f'<rect x="{x:.1f}" y="9" width="13" height="13" rx="2" {paint}/>')
         parts.append(draw_text(x + 19, 20, name))
         x += 40 + len(name) * CHARACTER
     return "".join(parts)

@@ -1,11 +1,11 @@
 """The report as one self-contained web page: no script, nothing fetched, light and dark."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from sparity.measure import charts, format, words
 from sparity.measure.page import details, figure, page, table
-from sparity.measure.report import Candidate, Quality, Report, Speed
+from sparity.measure.report import Candidate, Quality, Report, Speed, Spread
 
 GRADES = {"excellent": "good", "good": "good", "acceptable": "fair", "poor": "bad"}
 DIRECTIONS = {"faster": "good", "on par": "fair", "slower": "bad"}
@@ -15,6 +15,7 @@ NARROWEST_SCALE = 0.1  # of sparsity: smaller differences between layers should 
 def render_html(report: Report) -> str:
     """The whole page; write it to a file and open it, it needs nothing else."""
     sections = [_summary(report), _comparison(report), _quality_plots(report), _speed_plots(report)]
+    sections.append(_larger(report))
     sections += [_candidate(report, candidate) for candidate in report.candidates]
     return page(f"{report.model}: sparse beside dense", sections, report.machine)
 
@@ -51,8 +52,9 @@ def _tiles(candidate: Candidate) -> str:
     for item in candidate.quality[:1]:
         tiles.append((format.change(item.change), f"perplexity on {item.text}: {item.grade}", _grade(item.grade)))
     if candidate.speed:
-        ratio = candidate.speed.decode_ratio
-        tiles.append((format.speed_ratio(ratio), "decode speed beside dense", DIRECTIONS[format.direction(ratio)]))
+        for name, dense in words.baselines(candidate.speed).items():
+            kind = DIRECTIONS[format.direction(dense.decode_ratio)]
+            tiles.append((format.speed_ratio(dense.decode_ratio), f"decode speed beside {name}", kind))
     tiles.append((format.size(candidate.bytes_sparse), f"weight files, {format.size(candidate.bytes_dense)} dense", ""))
     cells = (
         f'<div class="tile"><b class="{kind}">{escape(value)}</b><span>{escape(what)}</span></div>'
@@ -70,9 +72,13 @@ def _comparison(report: Report) -> str:
             f'<p class="faint">{predictions}</p>',
             _quality_table(measured),
         ]
-    timed = [(candidate, speed) for candidate in report.candidates for speed in candidate.speeds]
+    timed = [
+        (candidate.name, f"batch {speed.batch}" if candidate.batched else "", speed)
+        for candidate in report.candidates
+        for speed in candidate.speeds
+    ]
     if timed:
-        protocols = dict.fromkeys(words.describe_protocol(speed) for _, speed in timed)
+        protocols = dict.fromkeys(words.describe_protocol(speed) for *_, speed in timed)
         parts += ["<h3>Speed</h3>", *(f'<p class="faint">{escape(protocol)}</p>' for protocol in protocols)]
         parts.append(_speed_table(timed))
     return "".join([*parts, "</section>"])
@@ -124,21 +130,41 @@ def _quality_table(measured: Sequence[tuple[Candidate, Quality]]) -> str:
     return table(["model", "perplexity", "change", "grade", "KL, nats per token", "same top-1"], rows, dense_first=True)
 
 
-def _speed_table(timed: Sequence[tuple[Candidate, Speed]]) -> str:
+def _speed_table(timed: Sequence[tuple[str, str, Speed]]) -> str:
+    """`timed` holds names, what is said below them, and speeds."""
     rows = []
-    for candidate, speed in timed:
-        row = [escape(candidate.name) + (f"<small>batch {speed.batch}</small>" if candidate.batched else "")]
-        for dense, sparse, ratio, number in (
-            (speed.dense.decode, speed.sparse.decode, speed.decode_ratio, format.rate),
-            (speed.dense.first_token, speed.sparse.first_token, speed.first_token_ratio, format.seconds),
-        ):
-            row += [f"{number(s.median)}<small>[{number(s.low)}-{number(s.high)}]</small>" for s in (dense, sparse)]
-            low_high = f"<small>[{format.ratio(ratio.low)}-{format.ratio(ratio.high)}]</small>"
-            kind = DIRECTIONS[format.direction(ratio)]
-            row.append(f'<span class="{kind}">{format.speed_ratio(ratio)}</span>{low_high}')
-        rows.append(row)
+    for name, below, speed in timed:
+        found = words.baselines(speed)
+        for dense, item in found.items():
+            said = [below, f"beside {dense}"] if len(found) > 1 else [below]
+            small = ", ".join(filter(None, said))
+            rows.append(
+                [
+                    escape(name) + (f"<small>{escape(small)}</small>" if small else ""),
+                    *_compared(item.pace.decode, speed.sparse.decode, item.decode_ratio, format.rate),
+                    *_compared(item.pace.first_token, speed.sparse.first_token, item.first_token_ratio, format.seconds),
+                ]
+            )
     heads = ["model", "decode tokens/s, dense", "sparse", "ratio", "time to first token, dense", "sparse", "ratio"]
     return table(heads, rows)
+
+
+def _compared(dense: Spread, sparse: Spread, ratio: Spread, number: Callable[[float], str]) -> list[str]:
+    cells = [f"{number(s.median)}<small>[{number(s.low)}-{number(s.high)}]</small>" for s in (dense, sparse)]
+    low_high = f"<small>[{format.ratio(ratio.low)}-{format.ratio(ratio.high)}]</small>"
+    kind = DIRECTIONS[format.direction(ratio)]
+    return [*cells, f'<span class="{kind}">{format.speed_ratio(ratio)}</span>{low_high}']
+
+
+def _larger(report: Report) -> str:
+    """Speed of a random model that is large enough, beside that of a small one."""
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in words.describe_larger(report))
+    if report.larger is None:
+        return ""
+    if report.larger.speed:
+        said += _speed_table([("random weights", "", report.larger.speed)])
+        said += _speed_figures([("random weights", report.larger.speed)])
+    return f"<section><h2>Speed of a larger model</h2>{said}</section>"
 
 
 def _quality_plots(report: Report) -> str:
@@ -152,32 +178,27 @@ def _quality_plots(report: Report) -> str:
 
 def _speed_plots(report: Report) -> str:
     timed = [(candidate.name, candidate.speed) for candidate in report.candidates if candidate.speed]
-    if not timed:
-        return ""
-    decode = [
-        charts.BarGroup(
-            name,
-            {"dense": speed.dense.decode, "sparse": speed.sparse.decode},
-            format.speed_ratio(speed.decode_ratio),
-        )
-        for name, speed in timed
-    ]
-    first = [
-        charts.BarGroup(
-            name,
-            {"dense": speed.dense.first_token, "sparse": speed.sparse.first_token},
-            format.speed_ratio(speed.first_token_ratio),
-        )
-        for name, speed in timed
-    ]
-    figures = figure(
+    return f"<section><h2>Speed</h2>{_speed_figures(timed)}</section>" if timed else ""
+
+
+def _speed_figures(timed: Sequence[tuple[str, Speed]]) -> str:
+    decode, first = [], []
+    for name, speed in timed:
+        found = words.baselines(speed)
+        ratios = [format.ratio(item.decode_ratio.median) for item in found.values()]
+        note = " and ".join(ratios) if len(ratios) > 1 else format.speed_ratio(speed.decode_ratio)
+        rates = {dense: item.pace.decode for dense, item in found.items()}
+        decode.append(charts.BarGroup(name, {**rates, "sparse": speed.sparse.decode}, note))
+        ratios = [format.ratio(item.first_token_ratio.median) for item in found.values()]
+        note = " and ".join(ratios) if len(ratios) > 1 else format.speed_ratio(speed.first_token_ratio)
+        times = {dense: item.pace.first_token for dense, item in found.items()}
+        first.append(charts.BarGroup(name, {**times, "sparse": speed.sparse.first_token}, note))
+    return figure(
         "Decoding: longer bars are faster", charts.grouped_bars("Decode speed", decode, "tokens/s", format.rate)
-    )
-    figures += figure(
+    ) + figure(
         "Time to first token: shorter bars are faster",
         charts.grouped_bars("Time to first token", first, "seconds", format.seconds),
     )
-    return f"<section><h2>Speed</h2>{figures}</section>"
 
 
 def _candidate(report: Report, candidate: Candidate) -> str:

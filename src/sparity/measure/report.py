@@ -41,10 +41,20 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A dense model beside the sparse one; ratios, round by round, are above 1 where sparse is faster."""
+
+    pace: Pace
+    decode_ratio: Spread
+    first_token_ratio: Spread
+
+
+@dataclass(frozen=True)
 class Speed:
     """Both models timed in turns within one run; ratios, round by round, are above 1 where sparse is faster.
 
-    `decode` counts the tokens of the whole batch.
+    `dense` runs in transformers, and the ratios are to it. `engine_dense` is the same model on the engine's own dense
+    kernels, in the same rounds, where the sparse one runs there too. `decode` counts the tokens of the whole batch.
     """
 
     prompt: int
@@ -55,6 +65,7 @@ class Speed:
     decode_ratio: Spread
     first_token_ratio: Spread
     batch: int = 1
+    engine_dense: Baseline | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,18 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class LargerModel:
+    """Speed alone, of a random model too large for a processor's caches; bytes are those of its weights in memory."""
+
+    parameters: int
+    sparsity: float  # of the matrices of its blocks
+    bytes_dense: int
+    bytes_sparse: int
+    speed: Speed | None
+    skipped: str | None = None  # why it was not measured
+
+
+@dataclass(frozen=True)
 class Report:
     """One or more sparse versions of one model, measured in one run on one machine."""
 
@@ -127,6 +150,7 @@ class Report:
     dtype: str
     machine: dict[str, Any]
     candidates: tuple[Candidate, ...]
+    larger: LargerModel | None = None  # of `sparity demo`
     format: int = field(default=FORMAT)
 
     @property

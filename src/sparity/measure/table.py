@@ -1,19 +1,23 @@
 """The report in the terminal: the dense model first, then a row per candidate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sparity.measure import format, words
-from sparity.measure.report import Candidate, Quality, Report
+from sparity.measure.report import Candidate, Pace, Quality, Report
 
 WIDTH = 100
 NAME_WIDTH = 22
 GRADES = {"excellent": "green", "good": "green", "acceptable": "yellow", "poor": "red"}
 DIRECTIONS = {"faster": "green", "on par": "yellow", "slower": "red"}
 ABSENT = Text("-", "dim")
+OURS = (
+    '"Ours" is the ratio to the dense model on our own kernels: what sparsity gives. The other, to dense in '
+    "transformers, also holds what faster kernels give."
+)
 
 
 def render_table(report: Report) -> Table:
@@ -27,6 +31,9 @@ def render_table(report: Report) -> Table:
     dense = {key: _dense_quality([item for _, item in measured]) for key, measured in texts.items()}
     split = len(texts) > 1
     _add_rows(table, ("dense", format.percent(0)), dense, _dense_speed(report), split)
+    ours = [item.speed.engine_dense.pace for item in report.candidates if item.speed and item.speed.engine_dense]
+    if ours:
+        _add_rows(table, ("dense, our kernels", ""), {}, _rates(ours), split)
     for candidate in report.candidates:
         measured = {(item.text, item.window): _quality(item) for item in candidate.quality}
         start = (candidate.name, format.percent(candidate.sparsity))
@@ -40,6 +47,8 @@ def print_report(report: Report, console: Console) -> None:
     console.print(render_table(report), width=width)
     console.print()
     console.print(Text(f"Weight files: {_sizes(report)}"), width=width)
+    if any(candidate.speed and candidate.speed.engine_dense for candidate in report.candidates):
+        console.print(Text(OURS), width=width)
     for whom, note in words.gather_notes(report):
         console.print(Text(f"Note{f' on {whom}' if whom else ''}: {note}"), width=width)
     for candidate in report.candidates:
@@ -47,6 +56,9 @@ def print_report(report: Report, console: Console) -> None:
             mark = Text("pass  ", "green") if verdict.passed else Text("MISSED", "bold red")
             said = f"  {candidate.name}: {verdict.limit}, reached {verdict.reached}"
             console.print(Text.assemble(mark, said), width=width)
+    for said in words.describe_larger(report):
+        console.print()
+        console.print(Text(said), width=width)
 
 
 def _add_rows(
@@ -83,7 +95,11 @@ def _sizes(report: Report) -> str:
 
 def _dense_speed(report: Report) -> Text:
     """The dense median; it was timed anew beside each candidate, so several give the lowest and the highest."""
-    medians = sorted(candidate.speed.dense.decode.median for candidate in report.candidates if candidate.speed)
+    return _rates([candidate.speed.dense for candidate in report.candidates if candidate.speed])
+
+
+def _rates(paces: Sequence[Pace]) -> Text:
+    medians = sorted(pace.decode.median for pace in paces)
     if not medians:
         return ABSENT
     return Text("-".join(dict.fromkeys((format.rate(medians[0]), format.rate(medians[-1])))))
@@ -94,4 +110,7 @@ def _speed(candidate: Candidate) -> Text:
         return ABSENT
     ratio = candidate.speed.decode_ratio
     words_of_ratio = Text(format.speed_ratio(ratio).replace(", ", "\n"), DIRECTIONS[format.direction(ratio)])
-    return Text.assemble(f"{format.rate(candidate.speed.sparse.decode.median)}\n", words_of_ratio)
+    said = Text.assemble(f"{format.rate(candidate.speed.sparse.decode.median)}\n", words_of_ratio)
+    if candidate.speed.engine_dense:
+        said.append(f"\n{format.ratio(candidate.speed.engine_dense.decode_ratio.median)} ours")
+    return said

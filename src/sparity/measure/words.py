@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sparity.measure import format
-from sparity.measure.report import Candidate, Quality, Report, Speed
+from sparity.measure.report import Baseline, Candidate, Quality, Report, Speed
 
 
 def describe_model(report: Report) -> str:
@@ -49,15 +49,49 @@ def describe_quality(candidate: Candidate) -> str:
 
 def describe_speed(candidate: Candidate) -> str:
     """Whether it got faster."""
-    speed = candidate.speed
-    if speed is None:
-        return "Speed was not measured."
-    comparison = {"faster": "faster than", "slower": "slower than", "on par": "on par with"}
-    return (
-        f"Decoding is {comparison[format.direction(speed.decode_ratio)]} dense: "
-        f"{format.spread(speed.decode_ratio, format.ratio)}, {format.rate(speed.sparse.decode.median)} against "
-        f"{format.rate(speed.dense.decode.median)} tokens/s."
+    return "Speed was not measured." if candidate.speed is None else describe_decoding(candidate.speed)
+
+
+def describe_decoding(speed: Speed) -> str:
+    """Decoding beside dense, and how much of a difference is sparsity where that was measured."""
+    compared = {"faster": "faster than", "slower": "slower than", "on par": "on par with"}
+    said = [
+        f"{compared[format.direction(item.decode_ratio)]} {name}: {format.spread(item.decode_ratio, format.ratio)}, "
+        f"{format.rate(speed.sparse.decode.median)} against {format.rate(item.pace.decode.median)} tokens/s"
+        for name, item in baselines(speed).items()
+    ]
+    share = ". The second ratio is what sparsity gives, the first also what faster kernels give"
+    return f"Decoding is {join(said)}{share if speed.engine_dense else ''}."
+
+
+def baselines(speed: Speed) -> dict[str, Baseline]:
+    """The dense models that the sparse one was timed beside, by name."""
+    dense = Baseline(speed.dense, speed.decode_ratio, speed.first_token_ratio)
+    if speed.engine_dense is None:
+        return {"dense": dense}
+    return {"dense in transformers": dense, "dense on our kernels": speed.engine_dense}
+
+
+def describe_larger(report: Report) -> list[str]:
+    """What was measured on a random model beside a small one, and why; nothing where it was not tried."""
+    larger = report.larger
+    if larger is None:
+        return []
+    size = max(candidate.bytes_dense for candidate in report.candidates)
+    why = (
+        f"{report.model} is too small to gain from zeros: its {format.size(size)} of weights fit into a processor's "
+        "cache, where reading fewer of them saves hardly any time. What it gains beside transformers is the engine's "
+        "shorter way to a token."
     )
+    if larger.speed is None:
+        return [why, f"No larger model was timed: {larger.skipped}."]
+    return [
+        why,
+        f"A Llama of {format.amount(larger.parameters)} random weights, {format.percent(larger.sparsity)} of those of "
+        f"its blocks zero, packed, shows speed only: {format.size(larger.bytes_sparse)} instead of "
+        f"{format.size(larger.bytes_dense)} in memory, both bfloat16. {describe_decoding(larger.speed)}",
+        describe_protocol(larger.speed),
+    ]
 
 
 def describe_protocol(speed: Speed) -> str:

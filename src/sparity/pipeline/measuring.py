@@ -13,7 +13,7 @@ from torch import Tensor
 from sparity.engine.kernels.native_weight import declines
 from sparity.measure import machine
 from sparity.measure.report import Candidate, Effort, Layer, Quality, Report, Speed, Verdict
-from sparity.measure.speed import compare_speed
+from sparity.measure.speed import compare_speed, engine_declines
 from sparity.models.loading import load
 from sparity.models.packed import Matrix
 from sparity.models.source import CheckpointSource
@@ -34,10 +34,13 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
     """Load the dense model and the one in `folder`, measure both, and judge the result."""
     quality: tuple[Quality, ...] = ()
     speeds: tuple[Speed, ...] = ()
+    notes = list(_notes(job, folder))
     if job.texts or job.recipe.measure.speed:
         dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
         quality = tuple(_quality(job, dense, sparse))
         speeds = tuple(_speeds(job, dense, sparse))
+        if speeds and job.recipe.output.format == "packed" and (reason := engine_declines(dense)):
+            notes.append(f"The dense model was timed in transformers only, not on our own dense kernels: {reason}.")
     speed = speeds[0] if speeds else None
     parameters = sum(torch.Size(shape).numel() for shape in job.decoder.source.shapes().values())
     zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in layers)
@@ -56,7 +59,7 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
         quality=quality,
         speed=speed,
         verdicts=tuple(judge(job.recipe.accept, quality, speed)),
-        notes=tuple(_notes(job, folder)),
+        notes=tuple(notes),
         batched=speeds[1:],
     )
     return Report(

@@ -1,6 +1,7 @@
 """Models on the engine: the same outputs up to rounding, everything undone, and what is refused."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import sparity
 from families import tiny_configs
 from sparity.engine.decoding.model import not_fast
 from sparity.engine.experts import PackedExperts
+from sparity.engine.formats import build_format
 from sparity.engine.kernels import native
 from sparity.engine.linear import DenseLinear, PackedLinear
 from sparity.errors import InvalidInput
@@ -115,6 +117,16 @@ def test_an_expert_that_a_format_cannot_hold_is_named_and_undone(tiny):
         pass
     assert model.model.layers[0].mlp.experts is experts
     assert torch.equal(experts.down_proj, kept)
+
+
+def test_the_fastest_format_of_each_layer(tiny, monkeypatch):
+    chosen = iter(["bitmask", "dense"] * 100)
+    monkeypatch.setattr(
+        "sparity.engine.attach.fastest_format", lambda *_: SimpleNamespace(format=build_format(next(chosen)))
+    )
+    model = sparity.attach(tiny("llama"), form="fastest")
+    kinds = [type(module) for name, module in model.named_modules() if name.endswith("_proj")]
+    assert kinds == [PackedLinear, DenseLinear] * 10 + [PackedLinear]
 
 
 def test_int8_changes_outputs_a_little_and_comes_back(tiny):

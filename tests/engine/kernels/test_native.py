@@ -105,5 +105,6 @@ def test_a_large_weight_moves_to_large_pages_and_stays_itself():
     assert prepared(x[0]).shape == (1024,)
     assert prepared(x[:, None]).shape == (2, 1, 1024)
     values = prepared.packed.tensors["values"]
+    assert prepare(prepared.packed).packed.tensors["values"].data_ptr() == values.data_ptr()  # moved once
     del prepared
     assert torch.equal(values, packed.tensors["values"])  # the memory lives as long as a tensor does

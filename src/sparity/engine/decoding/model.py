@@ -47,10 +47,15 @@ def slacken(model: Any) -> None:
             layer.release()
 
 
+def is_quickened(model: Any) -> bool:
+    """Whether a model is one that `quicken` changed."""
+    return isinstance(model.base_model, Quick)
+
+
 def not_fast(model: Any) -> str | None:
     """Why a model does not decode on the fast path, or None when it does."""
     base = model.base_model
-    if not isinstance(base, Quick):
+    if not is_quickened(model):
         return "it is not attached to the engine"
     return _engine(base).reason
 

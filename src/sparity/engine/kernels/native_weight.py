@@ -15,6 +15,7 @@ from sparity.errors import InvalidInput
 FORMATS = {"dense": 0, "bitmask": 1, "two_of_four": 2, "block": 3}
 LARGE = 1 << 21  # bytes of one large page
 _NOTHING = torch.zeros(1)
+_allocated: set[int] = set()  # addresses of the buffers on large pages
 INT8_COLUMNS = 1 << 17  # beyond, sums of int8 products could leave int32
 
 
@@ -79,15 +80,21 @@ class NativeWeight:
 
 
 def on_large_pages(tensor: Tensor) -> Tensor:
-    """A copy of a large tensor on 2 MB pages, where the system has them; a small one as it is."""
+    """A copy of a large tensor on 2 MB pages, where the system has them; a small one, or one there, as it is."""
     size = tensor.numel() * tensor.element_size()
-    if size < LARGE:
+    if size < LARGE or tensor.data_ptr() in _allocated:
         return tensor
     library = native.library()
     memory = library.sparity_allocate(size)
     if not memory:
         return tensor
     buffer = (ctypes.c_byte * size).from_address(memory)
-    weakref.finalize(buffer, library.sparity_free, memory, size).atexit = False  # a thread may still read at the end
+    _allocated.add(memory)
+    weakref.finalize(buffer, _free, memory, size).atexit = False  # a thread may still read at the end
     moved = torch.frombuffer(buffer, dtype=torch.uint8)  # keeps the buffer alive
     return moved.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def _free(memory: int, size: int) -> None:
+    _allocated.discard(memory)
+    native.library().sparity_free(memory, size)
