@@ -8,11 +8,12 @@ decode as fast as trained ones. --prepare writes them into FOLDER once, as a che
 that are named are then loaded, pruned by magnitude and packed; all are held in memory at once and take turns in each
 round. --out adds the run to those that FILE has. llama.cpp needs `pip install 'sparity[bench]'`.
 
-Beside each engine variant, its products alone are timed in the same rounds: one call for each matrix of a token, with
-what the calls cost. The rest of a token's time is Python, attention, norms and other small operations.
+Beside each engine variant, the products of one token are timed alone in the same rounds, called as the decoding step
+calls them. The rest of a token's time is Python, transformers' `generate`, attention, norms and other small operations.
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import time
@@ -24,7 +25,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparity.engine.attach import attach
-from sparity.engine.linear import DenseLinear, PackedLinear
+from sparity.engine.kernels import native
 from sparity.files import read_json_object
 from sparity.measure.contenders import held_bytes
 from sparity.measure.generating import Timed, time_generation
@@ -63,7 +64,7 @@ def place(folder, peer=None):
 
 def prepare(folder, threads):
     """Write the dense checkpoint and the GGUF files that are not there yet."""
-    from peers import quantise, write_gguf
+    from peers import check_same, quantise, write_gguf
 
     if not place(folder).exists():
         torch.manual_seed(0)
@@ -71,6 +72,7 @@ def prepare(folder, threads):
     first, *others = PEERS
     if not place(folder, first).exists():
         write_gguf(load(place(folder)), place(folder, first))
+    check_same(load(place(folder)), place(folder, first))
     for kind in others:
         if not place(folder, kind).exists():
             quantise(place(folder, first), place(folder, kind), kind, threads)
@@ -106,17 +108,41 @@ def open_variant(folder, variant, context, threads):
 
 
 def time_products(model, ids, tokens):
-    """Seconds for the matrices of one token, each multiplied once in the model's order: the median of `tokens`."""
-    layers = [layer.prepared for layer in model.modules() if isinstance(layer, PackedLinear | DenseLinear)]
-    inputs = {layer.packed.shape[1]: torch.randn(1, layer.packed.shape[1], dtype=torch.bfloat16) for layer in layers}
+    """Seconds for the products of one token, called as the decoding step calls them: the median of `tokens`."""
+    groups = [
+        group
+        for block in model.model.layers
+        for attention, mlp in [(block.self_attn, block.mlp)]
+        for group in (
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (attention.o_proj,),
+            (mlp.gate_proj, mlp.up_proj),
+            (mlp.down_proj,),
+        )
+    ]
+    calls = [product_call([layer.prepared.native for layer in group]) for group in [*groups, (model.lm_head,)]]
     found = []
-    with torch.no_grad():
-        for _ in range(tokens):
-            begun = time.perf_counter()
-            for layer in layers:
-                layer(inputs[layer.packed.shape[1]])
-            found.append(time.perf_counter() - begun)
+    for _ in range(tokens):
+        begun = time.perf_counter()
+        for call in calls:
+            call()
+        found.append(time.perf_counter() - begun)
     return Timed(0.0, statistics.median(found))
+
+
+def product_call(weights):
+    """A call without arguments that multiplies weights which share an input; nothing but the library's work is left."""
+    x = torch.randn(1, weights[0].packed.shape[1]).bfloat16()
+    outs = [torch.empty(weight.packed.shape[0], dtype=torch.bfloat16) for weight in weights]
+    pointers = ctypes.c_void_p * len(weights)
+    addresses, targets = pointers(*(weight.address for weight in weights)), pointers(*(out.data_ptr() for out in outs))
+
+    def call(kept=(x, outs)):  # in memory as long as the call is
+        native.library().sparity_gemv_many(
+            addresses, len(weights), kept[0].data_ptr(), targets, False, 1, native.threads()
+        )
+
+    return call
 
 
 def measure(folder, variants, options):

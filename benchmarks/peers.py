@@ -74,6 +74,19 @@ def rotated(weight, heads):
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
+def check_same(model, path):
+    """Stop unless llama.cpp's logits are the model's, up to rounding."""
+    ids = list(range(1, 33))
+    with torch.no_grad():
+        ours = model(torch.tensor([ids])).logits[0].float()
+    other = llama_cpp.Llama(str(path), n_ctx=len(ids), logits_all=True, verbose=False)
+    other.eval(ids)
+    theirs = torch.from_numpy(np.array(other.scores[: len(ids)]))
+    likeness = float(torch.nn.functional.cosine_similarity(ours, theirs).min())
+    if likeness < 0.99:
+        raise SystemExit(f"{path}: llama.cpp computes something else, likeness {likeness:.4f}")
+
+
 def quantise(source, target, kind, threads):
     """Write a quantised copy of a GGUF file with llama.cpp's own code."""
     parameters = llama_cpp.llama_model_quantize_default_params()

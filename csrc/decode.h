@@ -20,7 +20,8 @@ inline float exponential(float x) {
   x = x < -87.3f ? -87.3f : x;
   x = x > 88.3f ? 88.3f : x;
   const float shifter = 12582912.0f;  // adding it rounds to whole numbers
-  const float n = (x * 1.44269504f + shifter) - shifter;
+  const float shifted = x * 1.44269504f + shifter;
+  const float n = shifted - shifter;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -29,7 +30,9 @@ inline float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const int32_t bits = (int32_t(n) + 127) << 23;
+  uint32_t bits;
+  memcpy(&bits, &shifted, 4);
+  bits = (bits + 127) << 23;  // n is in the low bits of `shifted`, also where a NaN has no whole number
   float power;
   memcpy(&power, &bits, 4);
   return p * power;

@@ -7,7 +7,10 @@ import pytest
 
 import sparity
 from interruptions import Killed
+from quick_models import steps, tiny
 from sparity.pipeline.folder import RunFolder
+
+__all__ = ["steps", "tiny"]
 
 
 @pytest.fixture

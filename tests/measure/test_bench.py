@@ -132,6 +132,17 @@ def test_the_terminal_says_what_was_not_run(timed, capsys):
     assert "subject decodes slower than <other>" in said
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_narrow_terminal_shows_every_ratio_whole(timed, capsys, width):
+    report, _, _ = timed()
+    print_bench(report, Console(width=width))
+    said = capsys.readouterr().out
+    table = said[: said.index("Weights are what")]
+    assert table.count("2.00x") == 2  # against dense, at both batch sizes
+    assert ("peak" in table) == (width == 120)
+    assert ("subject: weights" in table) == (width == 80)
+
+
 def test_the_report_is_json(timed):
     content = timed()[0].to_dict()
     assert json.loads(json.dumps(content, allow_nan=False)) == content

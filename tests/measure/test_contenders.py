@@ -1,9 +1,13 @@
 """Contenders: what is held, and that every way to compute gives the same tokens."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from sparity.engine.attach import attach
+from sparity.engine.decoding.model import slacken
 from sparity.engine.linear import DenseLinear, PackedLinear
 from sparity.errors import InvalidInput
 from sparity.measure.contenders import contenders, held_bytes, hold_dense, stored_bytes
@@ -84,3 +88,22 @@ def test_a_packed_layer_becomes_a_plain_one_with_its_weight_and_bias(packed):
     assert type(found) is nn.Linear
     assert torch.equal(found.weight, weight)
     assert found.bias is layer.bias
+
+
+def test_packed_experts_become_plain_ones_and_count_as_held(family_models):
+    model = copy.deepcopy(family_models["mixtral"]).bfloat16()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts." in name:
+                parameter[..., ::2] = 0
+    wanted = {name: weight.clone() for name, weight in model.state_dict().items()}
+    dense = held_bytes(model)
+    attach(model)
+    assert dense / 2 < held_bytes(model) < dense
+    hold_dense(model)
+    assert held_bytes(model) == dense
+    found = model.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
+    slacken(model)
+    assert model(torch.arange(5)[None]).logits.isfinite().all()

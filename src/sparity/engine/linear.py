@@ -24,6 +24,12 @@ class _Product(torch.autograd.Function):
         return gradient @ unpack(context.prepared.packed).to(gradient.dtype), None
 
 
+def multiply(x: Tensor, prepared: Prepared) -> Tensor:
+    """`x` [..., columns], cast to the weight's type -> `[..., rows]` in the type of `x`; a gradient reaches `x`."""
+    out: Tensor = _Product.apply(x, prepared)  # type: ignore[no-untyped-call]
+    return out
+
+
 class PackedLinear(nn.Module):
     """`x @ weight.T + bias` for a packed weight `[out, in]`, in place of an `nn.Linear` or a `Conv1D`.
 
@@ -72,7 +78,7 @@ class PackedLinear(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> `[..., out]` in the type of `x`."""
-        out: Tensor = _Product.apply(x, self.prepared)  # type: ignore[no-untyped-call]
+        out = multiply(x, self.prepared)
         return out if self.bias is None else out + self.bias
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":

@@ -7,7 +7,10 @@ from types import MethodType
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
+from sparity.engine.experts import PackedExperts
+from sparity.engine.formats import Packed
 from sparity.engine.linear import PackedLinear
 from sparity.errors import InvalidInput
 from sparity.files import make_folder
@@ -44,16 +47,29 @@ def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = Tr
         written = Path(room)
         type(model).save_pretrained(model, written, **{**arguments, "max_shard_size": "1000GB"})
         packed.mark(written, is_packed=True)
-        modules = {module.matrix: module for module in model.modules() if isinstance(module, PackedLinear)}
+        linear = {module.matrix: module for module in model.modules() if isinstance(module, PackedLinear)}
+        sparse, dense = _experts(model)
         shard = target / packed.shard_name(1, 1)
         packed.write_shard(
             shard,
-            {name: module.packed for name, module in modules.items()},
-            load_file(written / "model.safetensors"),
-            [name for name, module in modules.items() if module.transposed],
+            {name: module.packed for name, module in linear.items()} | sparse,
+            load_file(written / "model.safetensors") | dense,
+            [name for name, module in linear.items() if module.transposed],
         )
         packed.write_index(target, [shard])
         packed.remove_other_weights(target, [shard])
         for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
             if not path.name.startswith("model.safetensors"):
                 shutil.move(path, target / path.name)
+
+
+def _experts(model: Any) -> tuple[dict[str, Packed], dict[str, Tensor]]:
+    """The experts' matrices: those to store packed, and the ordinary tensors of those that are dense as they are."""
+    sparse, dense = {}, {}
+    for module in model.modules():
+        for name, matrix in module.matrices() if isinstance(module, PackedExperts) else ():
+            if matrix.format == "dense" and not matrix.quantized:
+                dense[f"{name}.weight"] = matrix.tensors["values"]
+            else:
+                sparse[name] = matrix
+    return sparse, dense

@@ -6,6 +6,7 @@ Imported by the hook in `sparity/__init__.py` once transformers' quantizers are 
 import logging
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparity.engine.decoding.model import quicken
+from sparity.engine.experts import PackedExpert, PackedExperts
+from sparity.engine.formats import Packed, build_format
 from sparity.engine.linear import PackedLinear
 from sparity.engine.saving import save_packed
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import packed
+from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 from sparity.models.packed import INDEX, METHOD, VERSION, Matrix
 from sparity.models.source import CheckpointSource
 
@@ -42,7 +46,7 @@ class SparityConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class SparityQuantizer(HfQuantizer):
-    """Points transformers at the shards of a packed checkpoint, and puts `PackedLinear` where a matrix is packed."""
+    """Points transformers at the shards of a packed checkpoint, and puts packed layers where a matrix is packed."""
 
     requires_calibration = True
 
@@ -72,17 +76,23 @@ class SparityQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
         shards = sorted(set(map(Path, checkpoint_files)))
         _check_complete(shards)
-        found = CheckpointSource(_folder_of(shards, model.name_or_path)).matrices.values()
-        self._waiting = [_replace(model, matrix.name, matrix) for matrix in found]
+        self._source = CheckpointSource(_folder_of(shards, model.name_or_path))
+        self._experts = _replace_experts(model, self._source)
+        apart = {name for module in self._experts.values() for expert in module.names for name in expert}
+        found = self._source.matrices.values()
+        self._waiting = [_replace(model, matrix.name, matrix) for matrix in found if matrix.name not in apart]
         parts = "|".join(sorted({part for matrix in found for part in matrix.entry["hashes"]}))
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-        model._keys_to_ignore_on_load_unexpected = ignored | {rf"\.({parts})$"}  # they are read behind the others
+        ignored |= {rf"\.({parts})$", *(rf"(^|\.){re.escape(path)}\." for path in self._experts)}
+        model._keys_to_ignore_on_load_unexpected = ignored  # they are read behind the others
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         for module, matrix in self._waiting:
             module.give(matrix.packed())
-        self._waiting = []
+        for experts in self._experts.values():
+            experts.give(_read_experts(self._source, experts.names))
+        del self._waiting, self._experts, self._source
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
         save_packed(model)
@@ -100,8 +110,7 @@ class SparityQuantizer(HfQuantizer):
 
 def _replace(model: nn.Module, name: str, matrix: Matrix) -> tuple[PackedLinear, Matrix]:
     """Put a `PackedLinear` in the place of a matrix's module; checkpoints may leave out the model's prefix."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    for path in (name, prefix + name, name.removeprefix(prefix)):
+    for path in (spell(name) for spell in _spellings(model)):
         owner_path, _, leaf = path.rpartition(".")
         try:
             owner = model.get_submodule(owner_path)
@@ -118,6 +127,57 @@ def _replace(model: nn.Module, name: str, matrix: Matrix) -> tuple[PackedLinear,
         setattr(owner, leaf, module)
         return module, matrix
     raise CorruptFile(f"{matrix.path}: the model has no module {name}: the configuration belongs to another model")
+
+
+def _replace_experts(model: nn.Module, source: CheckpointSource) -> dict[str, PackedExperts]:
+    """Put `PackedExperts` where any matrix of an expert is packed -> each by its path in the model."""
+    placed: dict[str, PackedExperts] = {}
+    for path, own in experts_of(model).items():
+        spelled = (tuple((s(gate), s(up), s(down)) for gate, up, down in own) for s in _spellings(model))
+        names = next((found for found in spelled if _any_packed(found, source)), None)
+        if names is None:
+            continue
+        original = model.get_submodule(path)
+        _check_experts(source, names, [tuple(matrix.shape) for matrix in expert_matrices(original, 0)])
+        owner, _, leaf = path.rpartition(".")
+        placed[path] = PackedExperts.like(original, names)
+        setattr(model.get_submodule(owner), leaf, placed[path])
+    return placed
+
+
+def _any_packed(names: ExpertNames, source: CheckpointSource) -> bool:
+    return any(f"{name}.weight" in source.matrices for expert in names for name in expert)
+
+
+def _check_experts(source: CheckpointSource, names: ExpertNames, shapes: list[tuple[int, ...]]) -> None:
+    """Every gate, up and down is there, in the model's `shapes` of the three."""
+    stored = source.shapes()
+    for name, wanted in ((name, wanted) for expert in names for name, wanted in zip(expert, shapes, strict=True)):
+        found, matrix = stored.get(f"{name}.weight"), source.matrices.get(f"{name}.weight")
+        if found is None:
+            raise CorruptFile(f"{source.folder}: {name} is missing, while other experts beside it are packed")
+        if found != wanted or (matrix is not None and matrix.transposed):
+            shown = "the transpose" if found == wanted else f"{list(found)}, not {list(wanted)}"
+            raise CorruptFile(f"{source.folder}: {name} is {shown}, which does not fit the model")
+
+
+def _read_experts(source: CheckpointSource, names: ExpertNames) -> Iterator[PackedExpert]:
+    """The matrices of each expert; those that no sparse format made smaller are ordinary tensors."""
+
+    def read(name: str) -> Packed:
+        stored = f"{name}.weight"
+        if stored in source.matrices:
+            return source.matrices[stored].packed()
+        return build_format("dense").pack(source.read([stored])[stored])
+
+    for gate, up, down in names:
+        yield read(gate), read(up), read(down)
+
+
+def _spellings(model: nn.Module) -> tuple[Callable[[str], str], ...]:
+    """From a name of the model to that in the checkpoint, or back; either may leave out the model's prefix."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return str, lambda name: prefix + name, lambda name: name.removeprefix(prefix)
 
 
 def _folder_of(shards: list[Path], model: str) -> Path:

@@ -9,7 +9,8 @@ from sparity.measure.html import DIRECTIONS
 from sparity.measure.page import figure, page, table
 from sparity.measure.report import Spread
 
-HEADS = ("model", "time to first token", "per token", "tokens/s", "peak memory", "decode ratio", "first-token ratio")
+OURS = ("this model, decoding", "this model, first token")  # what stands in an opponent's row is not the opponent's
+HEADS = ("model", "time to first token", "per token", "tokens/s", "peak memory", *OURS)
 
 
 def render_bench(report: BenchReport) -> str:

@@ -5,19 +5,21 @@ from rich.table import Table
 from rich.text import Text
 
 from sparity.measure import bench_words, format
-from sparity.measure.bench_report import BenchReport, Ratio
+from sparity.measure.bench_report import BenchReport, Ratio, Timing
 from sparity.measure.table import ABSENT, DIRECTIONS
 
 WIDTH = 120
+NARROW = 96  # columns; in fewer, memory is left to the lines below the table
 
 
-def render_bench_table(report: BenchReport) -> Table:
-    """Medians with the lowest and the highest below them; ratios are the subject's to each opponent."""
+def render_bench_table(report: BenchReport, narrow: bool = False) -> Table:
+    """Medians with the lowest and the highest below them; the last column is the subject against each opponent."""
     weights = {runner.name: format.size(runner.weight_bytes) for runner in report.runners}
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("batch", justify="right")
     table.add_column("model", overflow="fold", min_width=12)
-    for name in ("first token", "per token", "tokens/s", "weights", "peak", "ratio"):
+    memory = () if narrow else ("weights", "peak")
+    for name in ("first token", "per token", "tokens/s", *memory, "this model"):
         table.add_column(name, justify="right", no_wrap=True)
     for batch in report.batches:
         for timing, ratio in report.at(batch):
@@ -32,8 +34,7 @@ def render_bench_table(report: BenchReport) -> Table:
                         (timing.pace.decode, format.rate),
                     )
                 ),
-                weights[timing.name],
-                ABSENT if timing.peak_memory is None else format.size(timing.peak_memory),
+                *(() if narrow else (weights[timing.name], _peak(timing))),
                 _ratio(ratio),
             )
     return table
@@ -43,12 +44,19 @@ def print_bench(report: BenchReport, console: Console) -> None:
     """Print how it was measured, the table, what was skipped, and what was found."""
     width = min(console.width, WIDTH)
     console.print(Text(bench_words.describe_protocol(report)), width=width)
-    console.print(render_bench_table(report), width=width)
+    console.print(render_bench_table(report, narrow=width < NARROW), width=width)
+    if width < NARROW:
+        for runner in report.runners:
+            console.print(Text(f"{runner.name}: weights {format.size(runner.weight_bytes)}"), width=width)
     console.print(Text(bench_words.MEMORY), width=width)
     for said in (*(f"Not run: {skip.reason}." for skip in report.skipped), *report.notes):
         console.print(Text(f"Note: {said}", "yellow"), width=width)
     for said in bench_words.describe_results(report):
         console.print(Text(said), width=width)
+
+
+def _peak(timing: Timing) -> Text | str:
+    return ABSENT if timing.peak_memory is None else format.size(timing.peak_memory)
 
 
 def _ratio(ratio: Ratio | None) -> Text:

@@ -10,6 +10,7 @@ from torch import nn
 
 from sparity.engine.attach import attach
 from sparity.engine.decoding.model import not_fast, slacken
+from sparity.engine.experts import PackedExperts
 from sparity.engine.linear import PackedLinear
 from sparity.errors import InvalidInput
 from sparity.models import transformers as hf
@@ -87,13 +88,13 @@ def stored_bytes(contender: Contender) -> int:
 def held_bytes(model: nn.Module) -> int:
     """The bytes of a model's weights and buffers in memory; what is shared counts once."""
     tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensors.values()) + sum(
-        layer.packed.nbytes for layer in model.modules() if isinstance(layer, PackedLinear)
-    )
+    linear = sum(layer.packed.nbytes for layer in model.modules() if isinstance(layer, PackedLinear))
+    experts = sum(layer.nbytes for layer in model.modules() if isinstance(layer, PackedExperts))
+    return sum(tensors.values()) + linear + experts
 
 
 def hold_dense(model: nn.Module) -> None:
-    """Put an `nn.Linear` with the same weight in the place of every packed layer."""
+    """Put transformers' own modules with the same weights in the place of every packed layer and of packed experts."""
     packed = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLinear)]
     for name, layer in packed:
         with torch.device("meta"):
@@ -101,8 +102,18 @@ def hold_dense(model: nn.Module) -> None:
         dense.weight = nn.Parameter(layer.weight, requires_grad=False)
         if layer.bias is not None:
             dense.bias = layer.bias
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, dense)
+        _put(model, name, dense)
+    for name, experts in [found for found in model.named_modules() if isinstance(found[1], PackedExperts)]:
+        with torch.device("meta"):
+            fused = experts.kind(experts.config)
+        for parameter, weight in experts.dense().items():
+            setattr(fused, parameter, nn.Parameter(weight, requires_grad=False))
+        _put(model, name, fused.train(experts.training))
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, layer)
 
 
 def slow_note(contender: Contender, model: Any) -> str | None:

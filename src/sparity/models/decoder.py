@@ -15,7 +15,7 @@ from sparity import registry
 from sparity.errors import InvalidInput, NumericalError, UnsupportedModel
 from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
-from sparity.models.families.base import Family
+from sparity.models.families.base import Family, family_of
 from sparity.models.layout import Layout
 from sparity.models.source import CheckpointSource, ModuleSource, Source
 from sparity.models.stubs import Listener, Recorder, Replay, Stub
@@ -153,16 +153,24 @@ class Decoder:
         return self._layout.stored((f"{self.block_name(index)}.",)) & self.source.shapes().keys()
 
     def linear_weights(self) -> dict[str, bool]:
-        """Stored name of each pruned matrix that is the whole weight of a linear layer -> whether it is `[in, out]`."""
+        """Stored name of each pruned matrix that is stored as a tensor of its own -> whether that is `[in, out]`.
+
+        It is the whole weight of a linear layer, or one matrix of an expert.
+        """
         found: dict[str, bool] = {}
         for index in range(len(self)):
             name = self.block_name(index)
             paths = {module: path for path, module in self.skeleton.get_submodule(name).named_modules()}
+            here = self.stored_names(index)
             for site in self.sites(index):
                 for projection in site.projections:
+                    if projection.expert is not None:
+                        own = f"{projection.name}.weight"
+                        found.update({own: False} if own in here else {})  # absent where experts are stored as one
+                        continue
                     path = f"{name}.{paths[projection.module]}.{projection.parameter}"
                     stored = self._layout.parts([path])
-                    if projection.expert is None and len(stored) == 1:
+                    if len(stored) == 1:
                         found[stored[0]] = projection.transposed
         return found
 
@@ -226,17 +234,16 @@ class Decoder:
 
 
 def _family(skeleton: nn.Module) -> Family:
-    model_type = str(skeleton.config.model_type)  # type: ignore[union-attr]
-    known = registry.names("family")
-    family: Family = registry.get("family", model_type if model_type in known else "llama")()
+    config: Any = skeleton.config
+    family = family_of(config)
     try:
         for index in range(max(1, len(list(skeleton.get_submodule(family.blocks).children())))):
             name = f"{family.blocks}.{index}"
-            family.sites(skeleton.get_submodule(name), name, skeleton.config)
+            family.sites(skeleton.get_submodule(name), name, config)
     except AttributeError as error:
         raise UnsupportedModel(
-            f'the architecture "{model_type}" is not supported: it is neither one of {", ".join(known)} nor shaped '
-            f"like Llama ({error})"
+            f'the architecture "{config.model_type}" is not supported: it is neither one of '
+            f"{', '.join(registry.names('family'))} nor shaped like Llama ({error})"
         ) from error
     return family
 

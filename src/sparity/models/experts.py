@@ -8,7 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparity.models.block import InputSite, Projection
-from sparity.models.families.base import Fused
+from sparity.models.families.base import Fused, family_of
+
+GATE_UP, DOWN = "gate_up_proj", "down_proj"  # the parameters [experts, 2 * inner, hidden] and [experts, hidden, inner]
+ExpertNames = tuple[tuple[str, str, str], ...]  # the gate, up and down of each expert
 
 
 def expert_sites(experts: nn.Module, name: str, roles: dict[str, str]) -> tuple[InputSite, ...]:
@@ -16,17 +19,17 @@ def expert_sites(experts: nn.Module, name: str, roles: dict[str, str]) -> tuple[
 
     `roles` names the stored matrices of gate, up and down. The router is never pruned and has no site.
     """
-    gate_up, down = experts.get_parameter("gate_up_proj"), experts.get_parameter("down_proj")
+    gate_up, down = experts.get_parameter(GATE_UP), experts.get_parameter(DOWN)
     half = gate_up.shape[1] // 2
     sites = []
     for expert in range(len(gate_up)):
         place = f"{name}.{expert}"
         first = tuple(
-            Projection(f"{place}.{roles[role]}", role, experts, rows=rows, parameter="gate_up_proj", expert=expert)
+            Projection(f"{place}.{roles[role]}", role, experts, rows=rows, parameter=GATE_UP, expert=expert)
             for role, rows in (("gate", (0, half)), ("up", (half, 2 * half)))
         )
         second = Projection(
-            f"{place}.{roles['down']}", "down", experts, rows=(0, down.shape[1]), parameter="down_proj", expert=expert
+            f"{place}.{roles['down']}", "down", experts, rows=(0, down.shape[1]), parameter=DOWN, expert=expert
         )
         sites.append(InputSite(f"{place}.gate_up", first, partial(_routed_tokens, expert)))
         sites.append(InputSite(f"{place}.down", (second,), partial(_intermediate, expert)))
@@ -35,16 +38,40 @@ def expert_sites(experts: nn.Module, name: str, roles: dict[str, str]) -> tuple[
 
 def stored_experts(name: str, memory: str, disk: str, roles: dict[str, str], count: int) -> str | Fused:
     """The stored matrices of an expert parameter, any other name with `memory` replaced by `disk`."""
-    match = re.fullmatch(rf"(.*\.){re.escape(memory)}\.experts\.(gate_up|down)_proj", name)
+    match = re.fullmatch(rf"(.*\.){re.escape(memory)}\.experts\.({GATE_UP}|{DOWN})", name)
     if not match:
         return re.sub(rf"(^|\.){re.escape(memory)}\.", rf"\g<1>{disk}.", name)
-    kinds = ("gate", "up") if match[2] == "gate_up" else ("down",)
+    kinds = ("gate", "up") if match[2] == GATE_UP else ("down",)
     return Fused(
         tuple(
             tuple(f"{match[1]}{disk}.experts.{expert}.{roles[kind]}.weight" for kind in kinds)
             for expert in range(count)
         )
     )
+
+
+def experts_of(model: Any) -> dict[str, ExpertNames]:
+    """Path of each module of a model that holds experts as fused parameters -> where checkpoints keep each matrix.
+
+    A tensor is called as its matrix, with `.weight` behind.
+    """
+    family, found = family_of(model.config), {}
+    for path, module in model.named_modules():
+        if not {GATE_UP, DOWN} <= module._parameters.keys():
+            continue
+        gate_up, down = (family.stored_as(f"{path}.{name}", model.config) for name in (GATE_UP, DOWN))
+        if isinstance(gate_up, Fused) and isinstance(down, Fused):
+            found[path] = tuple(
+                (gate.removesuffix(".weight"), up.removesuffix(".weight"), last.removesuffix(".weight"))
+                for (gate, up), (last,) in zip(gate_up.names, down.names, strict=True)
+            )
+    return found
+
+
+def expert_matrices(experts: nn.Module, expert: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gate and up `[inner, hidden]` and down `[hidden, inner]` of one expert, as views."""
+    gate, up = experts.get_parameter(GATE_UP)[expert].chunk(2)
+    return gate, up, experts.get_parameter(DOWN)[expert]
 
 
 def _routed_tokens(expert: int, experts: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
@@ -55,7 +82,7 @@ def _routed_tokens(expert: int, experts: nn.Module, arguments: tuple[Any, ...]) 
 
 def _intermediate(expert: int, experts: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
     tokens = _routed_tokens(expert, experts, arguments)
-    weight = experts.get_parameter("gate_up_proj")[expert]
+    weight = experts.get_parameter(GATE_UP)[expert]
     gate, up = (tokens @ weight.T).chunk(2, dim=-1)
     activate: Callable[[Tensor], Tensor] = experts.act_fn  # type: ignore[assignment]
     return activate(gate) * up

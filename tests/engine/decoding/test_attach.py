@@ -1,6 +1,7 @@
 """Models on the engine: the same outputs up to rounding, everything undone, and what is refused."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from transformers import AutoModelForCausalLM
 import sparity
 from families import tiny_configs
 from sparity.engine.decoding.model import not_fast
+from sparity.engine.experts import PackedExperts
+from sparity.engine.formats import build_format
 from sparity.engine.kernels import native
 from sparity.engine.linear import DenseLinear, PackedLinear
 from sparity.errors import InvalidInput
+from sparity.models.source import CheckpointSource
 
 NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
 TOKENS = torch.arange(24).reshape(2, 12) % 97
@@ -59,6 +63,70 @@ def test_every_layer_can_be_held_in_one_format(tiny, form):
     else:
         assert {module.packed.format for module in projections} == {form}
     assert error(logits(model), exact) <= 2 * error(plain, exact) + 1e-3
+
+
+@pytest.mark.parametrize("values", ["same", "int8"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_packed_and_come_back(tiny, family, values):
+    model = tiny(family)
+    fused = {name: parameter for name, parameter in model.named_parameters() if ".experts." in name}
+    before = {name: parameter.clone() for name, parameter in fused.items()}
+    with sparity.attached(model, values=values):
+        experts = [module for module in model.modules() if isinstance(module, PackedExperts)]
+        assert len(experts) == len(fused) // 2
+        assert {matrix.quantized for module in experts for _, matrix in module.matrices()} == {values == "int8"}
+        if values == "same":
+            assert all(parameter.numel() == 0 for parameter in fused.values())
+            assert sum(module.nbytes for module in experts) < sum(kept.nbytes for kept in before.values())
+        assert float((logits(model)).abs().max()) > 0
+    for name, parameter in fused.items():
+        assert model.get_parameter(name) is parameter
+        assert torch.equal(parameter, before[name])
+
+
+def test_experts_are_saved_packed_under_their_stored_names(tiny, tmp_path):
+    model = sparity.attach(tiny("mixtral"))
+    model.save_pretrained(tmp_path / "saved")
+    stored = CheckpointSource(tmp_path / "saved").matrices
+    assert {f"model.layers.2.block_sparse_moe.experts.3.{role}.weight" for role in ("w1", "w2", "w3")} <= stored.keys()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_dense_experts_stay_as_they_are(tiny):
+    model = tiny("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    sparity.attach(model, form="dense")
+    assert model.model.layers[0].mlp.experts is experts
+    with torch.no_grad():
+        experts.gate_up_proj.fill_(1.0)
+        experts.down_proj.fill_(1.0)
+    assert sparity.attach(model).model.layers[0].mlp.experts is experts
+    assert isinstance(model.model.layers[1].mlp.experts, PackedExperts)
+
+
+def test_an_expert_that_a_format_cannot_hold_is_named_and_undone(tiny):
+    model = tiny("mixtral")
+    experts, kept = model.model.layers[0].mlp.experts, model.model.layers[0].mlp.experts.down_proj.clone()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("proj.weight"):
+                parameter.zero_()
+    words = r"layers\.0\.block_sparse_moe\.experts\.0\.w1: two_of_four"
+    with pytest.raises(InvalidInput, match=words), sparity.attached(model, form="two_of_four"):
+        pass
+    assert model.model.layers[0].mlp.experts is experts
+    assert torch.equal(experts.down_proj, kept)
+
+
+def test_the_fastest_format_of_each_layer(tiny, monkeypatch):
+    chosen = iter(["bitmask", "dense"] * 100)
+    monkeypatch.setattr(
+        "sparity.engine.attach.fastest_format", lambda *_: SimpleNamespace(format=build_format(next(chosen)))
+    )
+    model = sparity.attach(tiny("llama"), form="fastest")
+    kinds = [type(module) for name, module in model.named_modules() if name.endswith("_proj")]
+    assert kinds == [PackedLinear, DenseLinear] * 10 + [PackedLinear]
 
 
 def test_int8_changes_outputs_a_little_and_comes_back(tiny):

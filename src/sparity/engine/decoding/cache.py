@@ -32,18 +32,27 @@ class GrowingLayer(DynamicLayer):
         """Append keys and values `[batch, kv_heads, new, width]`; all of them are returned."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if key_states.requires_grad:  # what a gradient passes through must not be written over
+        if key_states.requires_grad or not self._takes(key_states, value_states):
+            # what a gradient passes through must not be written over; and of other shapes or types it is for
+            # transformers to say what becomes of them
             keys, values = super().update(key_states, value_states)
             return keys, values
         length, new = self.get_seq_length(), key_states.shape[-2]
-        buffers = self.with_room(length + new, key_states.shape, key_states.dtype, value_states.shape[-1])
+        buffers = self.with_room(
+            length + new, key_states.shape, key_states.dtype, value_states.shape[-1], key_states.device
+        )
         for buffer, states in zip(buffers, (key_states, value_states), strict=True):
             buffer[:, :, length : length + new] = states
         self.show(length + new)
         return self.keys, self.values
 
     def with_room(
-        self, room: int, shape: Sequence[int], dtype: torch.dtype, value_width: int | None = None
+        self,
+        room: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        value_width: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> tuple[Tensor, Tensor]:
         """The buffers `[batch, kv_heads, capacity, width]` of keys and values, with room for `room` tokens.
 
@@ -53,22 +62,43 @@ class GrowingLayer(DynamicLayer):
         batch, heads, _, width = shape
         length = self.get_seq_length()
         held = self._buffers
-        if held is None or not (
-            held[0].dtype == dtype
-            and held[0].shape[:2] == (batch, heads)
-            and (held[0].shape[3], held[1].shape[3]) == (width, value_width or width)
-            and held[0].shape[2] >= room
-            and (not length or (_begins(self.keys, held[0]) and _begins(self.values, held[1])))
+        if (
+            held is None
+            or not (
+                held[0].dtype == dtype
+                and held[0].device == torch.device(device)
+                and (torch.is_inference_mode_enabled() or not held[0].is_inference())  # which may be written only there
+                and held[0].shape[:2] == (batch, heads)
+                and (held[0].shape[3], held[1].shape[3]) == (width, value_width or width)
+                and held[0].shape[2] >= room
+                and (not length or (_begins(self.keys, held[0]) and _begins(self.values, held[1])))
+            )
         ):
             capacity = -(-(room + max(STEP, room // 2)) // STEP) * STEP
             held = (
-                torch.empty(batch, heads, capacity, width, dtype=dtype),
-                torch.empty(batch, heads, capacity, value_width or width, dtype=dtype),
+                torch.empty(batch, heads, capacity, width, dtype=dtype, device=device),
+                torch.empty(batch, heads, capacity, value_width or width, dtype=dtype, device=device),
             )
             if length:
                 held[0][:, :, :length], held[1][:, :, :length] = self.keys, self.values
             self._buffers = held
         return held
+
+    def _takes(self, key_states: Tensor, value_states: Tensor) -> bool:
+        """Whether new keys and values are like those that are held, but for their number."""
+        if not self.get_seq_length():
+            return True
+        return all(
+            held.shape[:2] == new.shape[:2]
+            and held.shape[3] == new.shape[3]
+            and (held.dtype, held.device) == (new.dtype, new.device)
+            for held, new in ((self.keys, key_states), (self.values, value_states))
+        )
+
+    def __copy__(self) -> "GrowingLayer":
+        """A layer with the same tokens; whichever of the two grows moves to memory of its own."""
+        self._buffers = None
+        return GrowingLayer.of(self)
 
     def show(self, length: int) -> None:
         """Let the layer hold the first `length` tokens of the buffers."""

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from sparity.engine.decoding.blocks import unknown
 from sparity.engine.decoding.cache import let_grow
-from sparity.engine.decoding.fast_path import Step, unknown
+from sparity.engine.decoding.fast_path import Step
+from sparity.engine.decoding.snapshot import Snapshot
 from sparity.engine.linear import DenseLinear
 
 log = logging.getLogger(__name__)
@@ -59,11 +61,12 @@ def not_fast(model: Any) -> str | None:
 
 
 class Engine:
-    """The fast path of one model, or why there is none; a copy of the model makes its own."""
+    """The fast path of one model as it is now, or why there is none; a copy of the model makes its own."""
 
     def __init__(self, base: Any) -> None:
         self.reason = unknown(base)
-        self.step = None if self.reason else Step(base)
+        self.made_of = Snapshot(base)  # after `unknown`, which may move dense weights to other memory
+        self.step = None if self.reason else Step(base, self.made_of)
         if self.reason:
             log.info("no fast path for decoding: %s", self.reason)
 
@@ -78,7 +81,7 @@ class Quick:
 
 
 def _engine(base: Any) -> Engine:
-    if base.engine is None:
+    if base.engine is None or base.engine.made_of.changed():
         base.engine = Engine(base)
     found: Engine = base.engine
     return found
@@ -91,9 +94,11 @@ def _quick_class(cls: Any) -> Any:
 
     @wraps(original)
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
-        step = _engine(self).step
-        layers = None if torch.is_grad_enabled() else let_grow(named.get("past_key_values"))
-        if step is not None and layers is not None and not arguments:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return original(self, *arguments, **named)
+        layers = let_grow(named.get("past_key_values"))
+        step = _engine(self).step if layers is not None and not arguments else None
+        if step is not None and layers is not None:
             hidden = _decode(self, step, layers, **named)
             if hidden is not None:
                 return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=named["past_key_values"])
@@ -116,15 +121,16 @@ def _decode(
 ) -> Tensor | None:
     """Hidden states `[batch, 1, hidden]` after the last norm, or None where the model's own code must run."""
     given = input_ids if inputs_embeds is None else inputs_embeds
-    if given is None or (input_ids is not None and inputs_embeds is not None) or given.shape[1] != 1:
-        return None
-    length = layers[0].get_seq_length() if layers else 0
-    masked = attention_mask is None or (
-        isinstance(attention_mask, Tensor) and attention_mask.shape == (len(given), length + 1)
-    )
-    if use_cache is False or not masked or step.unfit(len(given), layers, options):
+    if (
+        (input_ids is None) == (inputs_embeds is None)
+        or not isinstance(given, Tensor)
+        or given.ndim != (2 if inputs_embeds is None else 3)
+        or given.shape[1] != 1
+        or use_cache is False
+        or step.unfit(len(given), attention_mask, position_ids, layers, options)
+    ):
         return None
     if position_ids is None:
-        position_ids = torch.full((1, 1), length)
+        position_ids = torch.full((1, 1), layers[0].get_seq_length())
     embeddings = base.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     return step(embeddings, position_ids, attention_mask, layers)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sparity import registry
 from sparity.models.block import InputSite, Projection
 
 GroupLayout = tuple[tuple[str, str], ...]  # the (role, path) pairs that read one input
@@ -52,6 +53,13 @@ class Family(ABC):
         Raises:
             AttributeError: the block does not have this family's shape.
         """
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model's configuration; Llama's for a `model_type` that none is named after."""
+    model_type = str(config.model_type)
+    found: Family = registry.get("family", model_type if model_type in registry.names("family") else "llama")()
+    return found
 
 
 def plain_sites(block: nn.Module, name: str, layout: tuple[GroupLayout, ...]) -> tuple[InputSite, ...]:
