@@ -51,7 +51,9 @@ def grouped_bars(title: str, groups: Sequence[BarGroup], unit: str, number: Call
     The first series is drawn as dense, the last as sparse and those between as a paler sparse; a group may have bars of
     some series only. `unit` names the axis; `number` writes the values beside the bars.
     """
-    left, right, bar, pad = 230.0, 90.0, 17.0, 20.0
+    longest = max((len(group.label) for group in groups), default=0)
+    left = min(max(230.0, longest * CHARACTER + 22), 290.0)
+    right, bar, pad = 90.0, 17.0, 20.0
     top = 58.0
     widest = sorted(groups, key=lambda group: -len(group.bars))  # it has the order of all
     series = list(dict.fromkeys(name for group in widest for name in group.bars))

@@ -135,12 +135,12 @@ def _speed_table(timed: Sequence[tuple[str, str, Speed]]) -> str:
     rows = []
     for name, below, speed in timed:
         found = words.baselines(speed)
-        for dense, item in found.items():
+        for number, (dense, item) in enumerate(found.items()):
             said = [below, f"beside {dense}"] if len(found) > 1 else [below]
             small = ", ".join(filter(None, said))
             rows.append(
                 [
-                    escape(name) + (f"<small>{escape(small)}</small>" if small else ""),
+                    ("" if number else escape(name)) + (f"<small>{escape(small)}</small>" if small else ""),
                     *_compared(item.pace.decode, speed.sparse.decode, item.decode_ratio, format.rate),
                     *_compared(item.pace.first_token, speed.sparse.first_token, item.first_token_ratio, format.seconds),
                 ]

@@ -14,10 +14,6 @@ NAME_WIDTH = 22
 GRADES = {"excellent": "green", "good": "green", "acceptable": "yellow", "poor": "red"}
 DIRECTIONS = {"faster": "green", "on par": "yellow", "slower": "red"}
 ABSENT = Text("-", "dim")
-OURS = (
-    '"Ours" is the ratio to the dense model on our own kernels: what sparsity gives. The other, to dense in '
-    "transformers, also holds what faster kernels give."
-)
 
 
 def render_table(report: Report) -> Table:
@@ -48,7 +44,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print()
     console.print(Text(f"Weight files: {_sizes(report)}"), width=width)
     if any(candidate.speed and candidate.speed.engine_dense for candidate in report.candidates):
-        console.print(Text(OURS), width=width)
+        console.print(Text(f'"ours": {words.SHARE}'), width=width)
     for whom, note in words.gather_notes(report):
         console.print(Text(f"Note{f' on {whom}' if whom else ''}: {note}"), width=width)
     for candidate in report.candidates:
