@@ -211,7 +211,12 @@ def note(run: Path, state: State, **what: Any) -> None:
 def cool_down(run: Path, state: State) -> None:
     """Follow a request to end early: the file `cooldown` with the number of steps that are left."""
     request = run / "cooldown"
-    if request.exists():
+    if request.exists() and state.steps - state.step < state.decay_steps:
+        request.unlink()
+        note(
+            run, state, told="to end early, but the rate falls already: no schedule from the start would give the same"
+        )
+    elif request.exists():
         state.decay_steps = int(request.read_text())
         state.steps = state.step + state.decay_steps
         request.unlink()

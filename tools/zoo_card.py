@@ -125,6 +125,7 @@ def _again(facts: dict[str, Any]) -> str:
         f"{command} --report   # measures it and writes this card\n```\n\n"
         f"Trained with torch {facts['torch']}, transformers {facts['transformers']}, {facts['threads']} thread(s), "
         f"{facts['cpu']}, GPU: {facts['gpu']}; {facts['cpu_seconds']:,.0f} seconds of CPU time."
+        + (f" {facts['note']}" if "note" in facts else "")
     )
 
 
@@ -135,14 +136,15 @@ def _lacks(facts: dict[str, Any], figures: Figures) -> str:
         "models gain far beyond that. It ranks methods and gives real activations; it does not write good text."
     ]
     if facts["size"] != "gpu":
-        longest = min(figures.keys.values())
+        recalls = {"copy": figures.copied, "recall pass keys": figures.keys}
+        fails = [what for what, shares in recalls.items() if max(shares.values()) < 0.5]
         lacks.append(
             "It never saw more than 512 tokens at once"
-            + (", and it does not recall pass keys" if longest < 0.5 else "")
+            + (f", and it does not {' or '.join(fails)}" if fails else "")
             + ": nothing about long contexts can be judged on it. `--size gpu` trains a last phase at 2048."
         )
     if figures.zeros:
-        lacks.append("Its share of zeros is that of a model early in training: it grows with more tokens.")
+        lacks.append("Its zeros are those of a model early in training; with more tokens they may lie elsewhere.")
     if figures.load:
         lacks.append("Its experts have had little time to differ.")
     return " ".join(lacks)

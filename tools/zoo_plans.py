@@ -82,8 +82,8 @@ def mixtral(hidden: int, layers: int, inner: int) -> PretrainedConfig:
 PLANS = {
     "cpu": {
         "llama": Plan(llama(192, 6, 512), 7500, 3000, 8, 4, 256, 2, tokens=24_000_000),
-        "relu": Plan(opt(192, 6, 512), 2400, 1200, 8, 4, 256, 2, 24_000_000, BUNDLED),
-        "moe": Plan(mixtral(192, 6, 128), 2400, 1200, 8, 8, 256, 2, 24_000_000, BUNDLED, 0.005, 0.001),
+        "relu": Plan(opt(192, 6, 512), 1661, 450, 8, 4, 256, 2, 24_000_000, BUNDLED),
+        "moe": Plan(mixtral(192, 6, 128), 652, 260, 8, 8, 256, 2, 24_000_000, BUNDLED, 0.005, 0.001),
     },
     "gpu": {
         "llama": Plan(llama(256, 8, 704), 6000, 3000, 128, 32, 512, 4),

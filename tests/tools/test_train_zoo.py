@@ -101,6 +101,16 @@ def test_an_early_end_equals_a_run_that_was_planned_so(texts, tmp_path):
     assert not (tmp_path / "told/cooldown").exists()
 
 
+def test_an_early_end_is_refused_once_the_rate_falls(texts, tmp_path):
+    planned, _ = run(texts, tmp_path / "planned", "relu", steps=3, decay=4)
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told/cooldown").write_text("9\n")
+    told, state = run(texts, tmp_path / "told", "relu", steps=3, decay=4)
+    assert state.step == 3
+    assert all(torch.equal(planned[key], told[key]) for key in planned)
+    assert "the rate falls already" in (tmp_path / "told/log.jsonl").read_text()
+
+
 def test_the_rate_warms_up_stays_and_falls_to_nought():
     def rates(*steps):
         return [State(1000, 200, step=step).rate(50) for step in steps]
