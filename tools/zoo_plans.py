@@ -92,7 +92,7 @@ PLANS = {
     },
     "toy": {
         "llama": Plan(llama(96, 2, 256), 60, 45, 4, 4, 128, 1, other_rate=0.015, warm_up=5),
-        "relu": Plan(opt(96, 2, 128), 60, 45, 4, 4, 128, 1, other_rate=0.015, warm_up=5),
+        "relu": Plan(opt(96, 2, 128), 120, 90, 4, 4, 128, 1, other_rate=0.015, warm_up=5),
         "moe": Plan(mixtral(96, 2, 32), 60, 45, 4, 4, 128, 1, other_rate=0.015, warm_up=5),
     },
 }
