@@ -1,10 +1,12 @@
 """What tests of packed checkpoints share: tensors, logits, and transformers in a process of its own."""
 
+import json
 import subprocess
 import sys
 
 import torch
 
+import mutants
 from sparity.models import Decoder
 
 TOKENS = torch.arange(40).reshape(2, 20) % 97
@@ -43,3 +45,12 @@ def alone(folder, *before):
     script = "\n".join([*before, SCRIPT])
     command = [sys.executable, "-c", script, str(folder)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False).stdout.strip()
+
+
+def change(path, edit):
+    """The file after `edit(about, header, tensors)`, its hashes made good."""
+    header, tensors = mutants.split(path.read_bytes())
+    about = json.loads(header["__metadata__"]["sparity"])
+    edit(about, header, tensors)
+    header["__metadata__"]["sparity"] = json.dumps(about)
+    path.write_bytes(mutants.joined(header, tensors, mutants.random.Random(0)))

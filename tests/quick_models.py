@@ -6,8 +6,14 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
+import sparity
 from families import FAST, build, tiny_configs
 from sparity.engine.decoding import model as decoding
+from sparity.errors import InvalidInput
+
+PROMPT = torch.arange(10).reshape(2, 5)
+ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, InvalidInput)
+NEXT = torch.tensor([[7], [8]])
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +62,27 @@ def cache_of(model, tokens):
     """A cache of the model's after a prompt `tokens` [batch, tokens]."""
     with torch.no_grad():
         return model.model(input_ids=tokens, past_key_values=DynamicCache(config=model.config)).past_key_values
+
+
+@pytest.fixture
+def both(tiny):
+    """One model on the engine, its layers dense, and the same in transformers alone."""
+    model = tiny("llama")
+    return sparity.attach(copy.deepcopy(model), form="dense"), model
+
+
+def outcome(model, inputs):
+    """What a call gives: hidden states, or the kind of error."""
+    with torch.no_grad():
+        try:
+            found = model.model(**{"past_key_values": cache_of(model, PROMPT), "input_ids": NEXT, **inputs})
+        except ERRORS as error:
+            return type(error)
+    return found[0] if isinstance(found, tuple) else found.last_hidden_state
+
+
+def same(found, wanted):
+    """Whether two outcomes agree, up to rounding; a clear refusal stands for any error."""
+    if isinstance(wanted, type):
+        return found in (wanted, InvalidInput)
+    return found.shape == wanted.shape and torch.allclose(found.float(), wanted.float(), rtol=0.05, atol=0.05)

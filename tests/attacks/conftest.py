@@ -7,10 +7,10 @@ import pytest
 
 import sparity
 from interruptions import Killed
-from quick_models import steps, tiny
+from quick_models import both, steps, tiny
 from sparity.pipeline.folder import RunFolder
 
-__all__ = ["steps", "tiny"]
+__all__ = ["both", "steps", "tiny"]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import sparity
 from sparity.engine import attach as attaching
 from sparity.engine.decoding.model import is_quick, not_fast
 from sparity.engine.kernels import native
-from sparity.engine.linear import DenseLinear, PackedLinear
+from sparity.engine.linear import DenseLinear
 from sparity.errors import InvalidInput
 
 TOKENS = torch.arange(24).reshape(2, 12) % 97
@@ -222,16 +222,6 @@ def test_a_cast_changes_all_but_the_packed_weights(tiny, steps, dtype):
     assert native.unavailable() or steps == [2, 2]
 
 
-def test_a_dense_weight_that_becomes_smaller_where_it_lies(tiny):
-    layer = nn.Linear(32, 8, bias=False).bfloat16()
-    DenseLinear.adopt(layer)
-    x = torch.ones(3, 32).bfloat16()
-    with torch.no_grad():
-        whole = layer(x)
-        layer.weight.data = layer.weight.data[:5]
-        assert torch.equal(layer(x), whole[:, :5])
-
-
 def test_a_model_in_a_wrapper_is_refused_and_works_once_attached(tiny):
     model = tiny("llama")
     compiled = torch.compile(model, backend="eager")
@@ -285,15 +275,6 @@ def test_a_cache_from_before_is_continued_on_the_engine(tiny, steps):
     assert near(logits(model), logits(tiny("llama")))
     assert second.shape == whole.shape
     assert native.unavailable() or len(steps) == 4
-
-
-def test_one_packed_layer_by_itself(tiny):
-    layer = sparity.attach(tiny("gpt2"), form="bitmask").transformer.h[0].mlp.c_fc
-    assert isinstance(layer, PackedLinear)
-    assert layer.state_dict()["weight"].shape == (32, 128)
-    assert layer.weight.shape == (128, 32)
-    with pytest.raises(InvalidInput, match="cannot be moved to meta"):
-        layer.to("meta")
 
 
 def test_dense_layers_of_an_attached_model_can_still_be_packed(tiny):
