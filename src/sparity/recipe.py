@@ -179,7 +179,7 @@ class Output(_Section):
 class Recipe(_Section):
     """Everything that one run does. Paths are relative to the current folder."""
 
-    model: str | None = Field(None, description="a Hugging Face folder or name, or zoo:llama for the bundled model")
+    model: str | None = Field(None, description="a Hugging Face folder or name, or zoo:llama, zoo:relu, zoo:moe")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto keeps the checkpoint's")
     calibration: Calibration | None = None
     stages: list[Stage] = Field(min_length=1, max_length=1)

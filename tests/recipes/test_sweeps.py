@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 import sparity
+from sparity import zoo
 from sparity.pipeline.job import prepare
 from sparity.pipeline.texts import tokenised_once
 from sparity.sweep_file import Sweep
 
 SWEEPS = sorted((Path(__file__).parents[2] / "recipes" / "sweeps").glob("*.yaml"))
-SIZES = {"calibration_sets": 4, "patterns": 10, "ria_exponent": 10, "scores_and_sparsities": 16}
+SIZES = {"calibration_sets": 4, "models": 9, "patterns": 10, "ria_exponent": 10, "scores_and_sparsities": 16}
 SMALL = ["calibration.samples=2", "calibration.length=32", "measure.window=32", "measure.windows=1"]
 
 
@@ -22,7 +23,8 @@ def test_there_is_one_for_each_study():
 def test_a_sweep_is_valid_and_its_comment_says_what_it_is(path):
     sweep = Sweep.read(path, SMALL)
     assert len(sweep.combinations) == SIZES[path.stem]
-    assert {combination.recipe.model for combination in sweep.combinations} == {"zoo:llama"}
+    used = {combination.recipe.model for combination in sweep.combinations}
+    assert used == ({f"zoo:{name}" for name in zoo.MODELS} if path.stem == "models" else {"zoo:llama"})
     with tokenised_once():
         for combination in sweep.combinations:
             prepare(combination.recipe, device="cpu")

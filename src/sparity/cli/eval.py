@@ -11,7 +11,7 @@ from sparity.cli.console import Json
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder or name, or zoo:llama.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder or name, or one of the zoo.", show_default=False)],
     text: Annotated[list[str] | None, typer.Option(help="Text or .npy of token ids; may be repeated.")] = None,
     against: Annotated[str | None, typer.Option(help="The dense model to compare with.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per window.")] = None,

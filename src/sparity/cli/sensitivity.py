@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sensitivity(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder or name, or zoo:llama.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder or name, or one of the zoo.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the result.", show_default=False)],
     ratios: Annotated[list[float] | None, typer.Option("--ratio", help="A sparsity to try; may be repeated.")] = None,
     score: Annotated[str | None, typer.Option(help="How much a weight matters (sparity methods score).")] = None,

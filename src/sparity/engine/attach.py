@@ -1,21 +1,25 @@
 """A transformers model on the engine: weights packed, decoding on the fast path; `generate` stays transformers' own."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sparity.engine.decoding.model import quicken, slacken
+from sparity.engine.decoding.model import is_quick, quicken, slacken
 from sparity.engine.experts import PackedExperts
-from sparity.engine.formats import Format, Packed, build_format, unpack
+from sparity.engine.formats import Format, Packed, build_format
 from sparity.engine.formats.conversions.smallest import smallest_format
 from sparity.engine.formats.storage.values import Values
+from sparity.engine.held import HoldsPacked
 from sparity.engine.kernels.fastest import fastest_format
-from sparity.engine.linear import PackedLinear
+from sparity.engine.linear import DenseLinear, PackedLinear
 from sparity.engine.saving import save_packed, save_plain
+from sparity.engine.swap import Swap
 from sparity.errors import InvalidInput
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 
@@ -34,13 +38,23 @@ def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
         values: "same", or "int8" with a scale per output: then outputs change.
 
     Raises:
-        InvalidInput: another type or device, no such format, or a matrix whose zeros the format cannot hold.
+        InvalidInput: another type or device, no such format, or a matrix whose zeros the format cannot hold. The model
+            is then what it was; only with int8 values, what was packed before stays packed.
     """
     _check(model)
-    for name, layer in _linear(model):
-        _replace(model, name, layer, form, values)
-    for name, stored in experts_of(model).items():
-        _replace_experts(model, name, stored, form, values)
+    before, exact, swaps = is_quick(model), values == "same", list[Swap]()
+    try:
+        for swap in _swaps(model, form, values):
+            if exact:
+                swaps.append(swap)
+            swap.put()
+            swap.let_go()
+    except BaseException:
+        for swap in swaps:
+            swap.undo()
+        if before or any(isinstance(module, HoldsPacked) for module in model.modules()):
+            save_packed(quicken(model))
+        raise
     save_packed(model)
     return quicken(model)
 
@@ -49,41 +63,26 @@ def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
 def attached(model: Any, form: str = "smallest", values: Values = "same") -> Iterator[Any]:
     """`attach` within the context; then every layer is what it was, with the same parameters, bit for bit.
 
-    Only with int8 values the dense weights stay in memory meanwhile.
+    Only with int8 values the dense weights stay in memory meanwhile. A model that was on the engine before stays there.
     """
     _check(model)
-    undo: list[tuple[str, Any, PackedLinear | PackedExperts | None]] = []
+    before, swaps = is_quick(model), list[Swap]()
     try:
-        for name, layer in _linear(model):
-            undo.append((name, layer, _replace(model, name, layer, form, values)))
-            if values == "same" and undo[-1][-1] is not None:
-                layer.weight.data = torch.empty(0, dtype=layer.weight.dtype)
-        for name, stored in experts_of(model).items():
-            experts = model.get_submodule(name)
-            undo.append((name, experts, _replace_experts(model, name, stored, form, values)))
-            if values == "same" and undo[-1][-1] is not None:
-                for parameter in experts.parameters():
-                    parameter.data = torch.empty(0, dtype=parameter.dtype)
+        for swap in _swaps(model, form, values):
+            swaps.append(swap)
+            swap.put()
+            if values == "same":
+                swap.let_go()
         save_packed(model)
         yield quicken(model)
     finally:
-        slacken(model)
-        save_plain(model)
-        for name, layer, packed in undo:
-            if packed is None:
-                continue
-            if values == "same":
-                for parameter, weight in _dense(packed).items():
-                    layer.get_parameter(parameter).data = weight
-            _put(model, name, layer)
-
-
-def _dense(packed: PackedLinear | PackedExperts) -> dict[str, Tensor]:
-    """The weights of what `packed` stands for, by parameter."""
-    if isinstance(packed, PackedExperts):
-        return packed.dense()
-    weight = unpack(packed.packed)
-    return {"weight": weight.T.contiguous() if packed.transposed else weight}
+        if not before:
+            slacken(model)
+            save_plain(model)
+        for swap in swaps:
+            swap.undo()
+        if before:
+            quicken(model)
 
 
 def unsuited(model: Any) -> str | None:
@@ -96,21 +95,49 @@ def unsuited(model: Any) -> str | None:
 
 
 def _check(model: Any) -> None:
-    if not isinstance(model, nn.Module) or not hasattr(model, "base_model") or not hasattr(model, "generate"):
-        raise InvalidInput(f"attach takes a causal language model of transformers, not {type(model).__name__}")
+    if not isinstance(model, PreTrainedModel) or not hasattr(model, "generate"):
+        raise InvalidInput(
+            f"attach takes a causal language model of transformers, not {type(model).__name__}: where one is wrapped, "
+            "attach the model inside"
+        )
     if reason := unsuited(model):
         raise InvalidInput(f"{reason}: model.to('cpu', torch.bfloat16)")
 
 
-def _linear(model: Any) -> list[tuple[str, Any]]:
-    """The linear layers of the blocks, which transformers' routers are not."""
-    prefix = f"{model.base_model_prefix}."
-    kinds = (nn.Linear, Conv1D)
-    return [(name, layer) for name, layer in model.named_modules() if type(layer) in kinds and name.startswith(prefix)]
+def _swaps(model: Any, form: str, values: Values) -> Iterator[Swap]:
+    """What is to be put where, one after another; a layer that several places share gives a swap for each."""
+    uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+
+    def swap(name: str, original: Any, packed: HoldsPacked) -> Swap:
+        owner, _, leaf = name.rpartition(".")
+        own = tuple(name for name in packed.weights if uses[id(original.get_parameter(name))] == 1)
+        return Swap(model.get_submodule(owner), leaf, original, packed, own)
+
+    for layer, places in _linear(model):
+        linear = _packed_linear(places[0], layer, form, values)
+        if linear is not None:
+            if isinstance(layer, DenseLinear):
+                layer.release()  # what it holds ready would keep its weight in memory
+            yield swap(places[0], layer, linear)
+            yield from (swap(name, layer, linear.named(name)) for name in places[1:])
+    for name, stored in experts_of(model).items():
+        experts = model.get_submodule(name)
+        packed = _packed_experts(experts, stored, form, values)
+        if packed is not None:
+            yield swap(name, experts, packed)
 
 
-def _replace(model: Any, name: str, layer: Any, form: str, values: Values) -> PackedLinear | None:
-    """Put a packed layer in the place of `layer`; None where it stays, because dense is what it will be."""
+def _linear(model: Any) -> list[tuple[Any, list[str]]]:
+    """The linear layers of the blocks, which transformers' routers are not, and all names that each has."""
+    found: dict[Any, list[str]] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if type(layer) in (nn.Linear, DenseLinear, Conv1D) and name.startswith(f"{model.base_model_prefix}."):
+            found.setdefault(layer, []).append(name)
+    return list(found.items())
+
+
+def _packed_linear(name: str, layer: Any, form: str, values: Values) -> PackedLinear | None:
+    """A packed layer for the place of `layer`; None where it stays, because dense is what it will be."""
     transposed = isinstance(layer, Conv1D)
     weight = layer.weight.detach()
     weight = weight.T if transposed else weight
@@ -119,13 +146,11 @@ def _replace(model: Any, name: str, layer: Any, form: str, values: Values) -> Pa
         return None
     replacement = PackedLinear(name, weight.shape[1], weight.shape[0], layer.bias, transposed)
     replacement.give(_packed(name, weight, chosen, values))
-    _put(model, name, replacement.train(layer.training))
-    return replacement
+    return replacement.train(layer.training)
 
 
-def _replace_experts(model: Any, name: str, stored: ExpertNames, form: str, values: Values) -> PackedExperts | None:
-    """Put packed experts in the place of a module with fused ones; None where it stays, because all would be dense."""
-    experts = model.get_submodule(name)
+def _packed_experts(experts: Any, stored: ExpertNames, form: str, values: Values) -> PackedExperts | None:
+    """Packed experts for the place of a module with fused ones; None where it stays, because all would be dense."""
     every = [[matrix.detach() for matrix in expert_matrices(experts, expert)] for expert in range(len(stored))]
     chosen = [[_chosen(matrix, form, values) for matrix in expert] for expert in every]
     if values == "same" and {found.name for expert in chosen for found in expert} == {"dense"}:
@@ -139,7 +164,6 @@ def _replace_experts(model: Any, name: str, stored: ExpertNames, form: str, valu
         )
         for names, (gate, up, down), forms in zip(stored, every, chosen, strict=True)
     )
-    _put(model, name, replacement)
     return replacement
 
 
@@ -154,8 +178,3 @@ def _packed(name: str, weight: Tensor, form: Format, values: Values) -> Packed:
         return form.pack(weight, values)
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error}") from error
-
-
-def _put(model: Any, name: str, layer: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, layer)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparity.engine.formats import Packed, unpack
+from sparity.engine.held import HoldsPacked
 from sparity.engine.kernels.gemv.cpu import gemv_many
 from sparity.engine.kernels.prepared import GEMV, Prepared, prepare
 from sparity.engine.linear import multiply
@@ -16,7 +17,7 @@ from sparity.models.experts import DOWN, GATE_UP, ExpertNames
 PackedExpert = tuple[Packed, Packed, Packed]  # gate and up [inner, hidden], down [hidden, inner]
 
 
-class PackedExperts(nn.Module):
+class PackedExperts(HoldsPacked):
     """In place of a module that holds all experts in the parameters `gate_up_proj` and `down_proj`.
 
     The weights are no parameters: they cannot be trained, moved to another device or cast. Inputs are cast to their
@@ -26,6 +27,8 @@ class PackedExperts(nn.Module):
         names: the names under which the checkpoint keeps the matrices.
         kind: the class of the module that it stands for, which is built from `config`.
     """
+
+    weights = (GATE_UP, DOWN)
 
     def __init__(self, names: ExpertNames, kind: type[nn.Module], config: Any, act_fn: nn.Module) -> None:
         super().__init__()
@@ -58,7 +61,9 @@ class PackedExperts(nn.Module):
         return sum(packed.nbytes for _, packed in self.matrices())
 
     def dense(self) -> dict[str, Tensor]:
-        """The dense parameters by name, unpacked anew each time."""
+        """The dense parameters by name, unpacked anew each time; none while a model is loaded."""
+        if not self._prepared:
+            return {}
         gate, _, down = (prepared.packed for prepared in self._prepared[0])
         count, (inner, hidden) = len(self.names), gate.shape
         gate_up = torch.empty(count, 2 * inner, hidden, dtype=gate.dtype)

@@ -1,14 +1,16 @@
 """Linear layers that the engine multiplies: with a packed weight, or with an ordinary dense one."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from sparity.engine.formats import Packed, unpack
+from sparity.engine.held import NOT_PICKLED, HoldsPacked
 from sparity.engine.kernels.native_weight import declines
 from sparity.engine.kernels.prepared import Prepared, prepare
+from sparity.errors import InvalidInput
 
 
 class _Product(torch.autograd.Function):
@@ -30,15 +32,18 @@ def multiply(x: Tensor, prepared: Prepared) -> Tensor:
     return out
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(HoldsPacked):
     """`x @ weight.T + bias` for a packed weight `[out, in]`, in place of an `nn.Linear` or a `Conv1D`.
 
-    The weight is no parameter: it cannot be trained, moved to another device or cast. Inputs are cast to its type.
+    The weight is no parameter: it cannot be trained, moved to another device or cast. Inputs are cast to its type. A
+    `state_dict` has it dense.
 
     Attributes:
         matrix: the name under which the checkpoint keeps the weight.
         transposed: whether the layer that it stands for keeps `[in, out]`.
     """
+
+    weights = ("weight",)
 
     def __init__(
         self, matrix: str, in_features: int, out_features: int, bias: nn.Parameter | None, transposed: bool = False
@@ -75,6 +80,18 @@ class PackedLinear(nn.Module):
             return torch.empty(self.out_features, self.in_features, device="meta")
         return unpack(self.packed)
 
+    def dense(self) -> dict[str, Tensor]:
+        """The weight as the layer that it stands for keeps it; nothing while a model is loaded."""
+        if self._prepared is None:
+            return {}
+        return {"weight": self.weight.T.contiguous() if self.transposed else self.weight}
+
+    def named(self, matrix: str) -> "PackedLinear":
+        """A layer that keeps the same packed weight and bias under another name."""
+        other = PackedLinear(matrix, self.in_features, self.out_features, self.bias, self.transposed)
+        other._prepared = self._prepared
+        return other.train(self.training)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> `[..., out]` in the type of `x`."""
@@ -83,12 +100,10 @@ class PackedLinear(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
         """A layer of its own that reads the same packed weight, which nothing changes."""
-        copied = PackedLinear(
-            self.matrix, self.in_features, self.out_features, deepcopy(self.bias, memo), self.transposed
-        )
-        copied._prepared = self._prepared
+        copied = self.named(self.matrix)
+        copied.bias = deepcopy(self.bias, memo)
         memo[id(self)] = copied
-        return copied.train(self.training)
+        return copied
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -136,17 +151,24 @@ class _Held:
 
     def __init__(self) -> None:
         self._prepared: Prepared | None = None
-        self._address = 0
+        self._place: tuple[Any, ...] = (0,)
 
     def prepared(self, weight: Tensor) -> Prepared | None:
-        if weight.data_ptr() != self._address:
+        if _place(weight) != self._place:
             packed = Packed("dense", (weight.shape[0], weight.shape[1]), weight.dtype, {"values": weight.detach()})
             usable = weight.device.type == "cpu" and weight.is_contiguous() and declines(packed) is None
             self._prepared = prepare(packed) if usable else None
             if self._prepared is not None:
                 weight.data = self._prepared.packed.tensors["values"]  # on large pages, and in memory once
-            self._address = weight.data_ptr()
+            self._place = _place(weight)
         return self._prepared
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Held":
         return _Held()
+
+    def __getstate__(self) -> NoReturn:
+        raise InvalidInput(NOT_PICKLED)
+
+
+def _place(weight: Tensor) -> tuple[Any, ...]:
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype

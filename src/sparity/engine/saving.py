@@ -7,7 +7,7 @@ from types import MethodType
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparity.engine.experts import PackedExperts
 from sparity.engine.formats import Packed
@@ -30,6 +30,14 @@ def save_plain(model: Any) -> None:
         vars(module).pop("save_pretrained", None)
 
 
+def unpacked_state(model: Any) -> dict[str, Tensor]:
+    """The state dict without the weights that are packed."""
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        nn.Module._save_to_state_dict(module, found, f"{name}." if name else "", False)
+    return found
+
+
 def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = True, **arguments: Any) -> None:
     """All but the packed weights is written by transformers to a folder beside; then everything is moved in.
 
@@ -39,13 +47,17 @@ def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = Tr
         raise InvalidInput("save to a folder first, then upload the folder")
     if arguments.get("variant"):
         raise InvalidInput("a packed checkpoint has no variants: leave variant out")
+    if arguments.pop("state_dict", None) is not None:
+        raise InvalidInput("packed weights are saved as they are in the model: leave state_dict out")
     if not is_main_process:
         return
     target = Path(save_directory)
     make_folder(target)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as room:
         written = Path(room)
-        type(model).save_pretrained(model, written, **{**arguments, "max_shard_size": "1000GB"})
+        type(model).save_pretrained(
+            model, written, **{**arguments, "state_dict": unpacked_state(model), "max_shard_size": "1000GB"}
+        )
         packed.mark(written, is_packed=True)
         linear = {module.matrix: module for module in model.modules() if isinstance(module, PackedLinear)}
         sparse, dense = _experts(model)

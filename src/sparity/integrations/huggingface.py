@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -21,7 +21,7 @@ from sparity.engine.decoding.model import quicken
 from sparity.engine.experts import PackedExpert, PackedExperts
 from sparity.engine.formats import Packed, build_format
 from sparity.engine.linear import PackedLinear
-from sparity.engine.saving import save_packed
+from sparity.engine.saving import save_packed, unpacked_state
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import packed
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
@@ -97,6 +97,10 @@ class SparityQuantizer(HfQuantizer):
             del model.config.transformers_weights
         save_packed(model)
         return quicken(model)
+
+    def get_state_dict_and_metadata(self, model: Any, *_: Any, **__: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What transformers writes when a model is saved; `engine.saving` writes the rest."""
+        return unpacked_state(model), {}
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
         """See `engine.saving`."""

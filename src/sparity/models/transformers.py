@@ -17,7 +17,7 @@ from sparity.models.packed import QUANTIZATION_KEYS
 
 
 def locate(model: str | Path) -> Path:
-    """The folder of a model: a local path, a bundled one (`zoo:llama`), or a Hugging Face name that is fetched.
+    """The folder of a model: a local path, one of the zoo (`zoo:llama`), or a Hugging Face name that is fetched.
 
     Raises:
         InvalidInput: there is no such folder and no such repository can be reached.

@@ -9,7 +9,7 @@
 import logging
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from sparity.engine.decoding.blocks import unknown
 from sparity.engine.decoding.cache import let_grow
 from sparity.engine.decoding.fast_path import Step
 from sparity.engine.decoding.snapshot import Snapshot
+from sparity.engine.held import NOT_PICKLED, HoldsPacked
 from sparity.engine.linear import DenseLinear
+from sparity.errors import InvalidInput
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,11 @@ def quicken(model: Any) -> Any:
         base.__class__ = _quick_class(type(base))  # type: ignore[arg-type]  # classes are hashable
     base.engine = Engine(base)
     return model
+
+
+def is_quick(model: Any) -> bool:
+    """Whether `quicken` was applied."""
+    return isinstance(model.base_model, Quick)
 
 
 def slacken(model: Any) -> None:
@@ -73,11 +80,23 @@ class Engine:
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
 
+    def __getstate__(self) -> NoReturn:
+        raise InvalidInput(NOT_PICKLED)
+
 
 class Quick:
     """Marks the classes that `_quick_class` makes."""
 
     engine: Engine | None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        for module in self.modules():  # type: ignore[attr-defined]
+            if isinstance(module, HoldsPacked):
+                module.refuse_move(fn)  # before anything is moved
+        return super()._apply(fn, recurse)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # pickle looks for a class by its name, which is the original's
+        return _empty, (type(self).__mro__[2],), vars(self)
 
 
 def _engine(base: Any) -> Engine:
@@ -85,6 +104,11 @@ def _engine(base: Any) -> Engine:
         base.engine = Engine(base)
     found: Engine = base.engine
     return found
+
+
+def _empty(original: Any) -> Any:
+    made = _quick_class(original)
+    return made.__new__(made)
 
 
 @cache
