@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 OUT ?= demo-out
 
-.PHONY: demo test lint install install-test clean
+.PHONY: demo test lint sanitize install install-test clean
 
 demo: install
 	$(VENV)/bin/sparity demo --output $(OUT)
@@ -16,6 +16,14 @@ lint: install-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The kernels' tests with a library that watches every read, write and overflow; needs cmake and gcc.
+sanitize: install-test
+	cmake -S csrc -B build/sanitized -DSPARITY_SANITIZE=ON
+	cmake --build build/sanitized --parallel
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	SPARITY_LIBRARY=build/sanitized/libsparity_kernels.so OMP_NUM_THREADS=1 \
+	$(VENV)/bin/python -m pytest -q -n auto tests/engine tests/attacks/test_fast_path_inputs.py
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

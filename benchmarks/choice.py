@@ -10,7 +10,6 @@ same: their ratio shows the noise.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import tempfile
 import torch
 
 from gemv import ratio, seconds, spread, weight
+from results import save
 from sparity.engine.formats import build_format
 from sparity.engine.kernels import choice_file, prepare
 from sparity.engine.kernels.fastest import fastest_format
@@ -96,12 +96,7 @@ def main():
         "slowest": {worst: results[worst]["over dense"]},
         "results": results,
     }
-    text = json.dumps(content, indent=1)
-    if options.out:
-        with open(options.out, "w") as file:
-            file.write(text + "\n")
-    else:
-        print(text)
+    save(content, options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ medians over all rounds with the lowest and the highest. `bound` is what the byt
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -17,6 +16,7 @@ import time
 
 import torch
 
+from results import save
 from sparity.engine.formats import build_format
 from sparity.engine.kernels import native
 from sparity.engine.kernels.gemv.cpu import gemv
@@ -145,12 +145,7 @@ def main():
         "waiting": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
         "results": results,
     }
-    text = json.dumps(content, indent=1)
-    if options.out:
-        with open(options.out, "w") as file:
-            file.write(text + "\n")
-    else:
-        print(text)
+    save(content, options.out)
 
 
 if __name__ == "__main__":

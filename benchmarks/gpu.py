@@ -16,12 +16,12 @@ work of the bitmask GEMV.
 
 import argparse
 import copy
-import json
 import sys
 
 import torch
 
 from gemv import ratio, spread, weight
+from results import save
 from sparity.engine.formats import build_format, format_of
 from sparity.engine.kernels import gpu
 from sparity.engine.kernels.gemv import reference
@@ -253,12 +253,7 @@ def main():
         "results": results,
         "launches": cuts,
     }
-    text = json.dumps(content, indent=1)
-    if options.out:
-        with open(options.out, "w") as file:
-            file.write(text + "\n")
-    else:
-        print(text)
+    save(content, options.out)
     return 1 if failures or any("wrong" in found for case in results.values() for found in case.values()) else 0
 
 

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
+from results import save
 from sparity.measure.machine import describe
 
 SAMPLES, LENGTH = 16, 256
@@ -156,10 +157,7 @@ def main():
             "high": max(per_block),
         },
     }
-    text = json.dumps(content, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    save(content, options.out)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ token, the median of a round, are given as median, lowest and highest over the r
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from results import save
 from sparity.engine.attach import attach
 from sparity.measure.generating import time_generation
 from sparity.measure.machine import describe
@@ -54,10 +54,7 @@ def main():
         },
         "transformers / engine": vars(ratios(*times)),
     }
-    text = json.dumps(content, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    save(content, options.out)
 
 
 if __name__ == "__main__":

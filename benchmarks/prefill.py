@@ -6,13 +6,13 @@ The sides take turns; a ratio is PyTorch's time over ours within a round, given 
 """
 
 import argparse
-import json
 import os
 import sys
 
 import torch
 
 from gemv import ratio, seconds, spread, weight
+from results import save
 from sparity.engine.formats import build_format
 from sparity.engine.kernels import native
 from sparity.engine.kernels.native_weight import NativeWeight
@@ -80,12 +80,7 @@ def main():
         "waiting": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")},
         "results": results,
     }
-    text = json.dumps(content, indent=1)
-    if options.out:
-        with open(options.out, "w") as file:
-            file.write(text + "\n")
-    else:
-        print(text)
+    save(content, options.out)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ store in turns. The store of the whole model (32 blocks) is stated beside its me
 """
 
 import argparse
-import json
 import shutil
 import time
 from pathlib import Path
 
 import sparity
 from large_model import write_model
+from results import save
 from sparity.calibration.store import store_bytes
 from sparity.measure.machine import describe
 from sparity.models import Decoder
@@ -71,10 +71,7 @@ def main():
         "stated_gigabytes_of_32_blocks": stated / options.blocks * 32 / 1e9,
         "results": results,
     }
-    text = json.dumps(content, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    save(content, options.out)
 
 
 if __name__ == "__main__":

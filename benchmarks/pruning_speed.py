@@ -9,7 +9,6 @@ Both take turns; the ratio of a round is ours over the baseline's.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -17,6 +16,7 @@ from functools import partial
 
 import torch
 
+from results import save
 from sparity.calibration import Statistics
 from sparity.measure.machine import describe
 from sparity.static.pruning import Pruning
@@ -175,12 +175,7 @@ def main():
         "forward_seconds_per_pass": forward_seconds(),
         "results": results,
     }
-    text = json.dumps(content, indent=1)
-    if options.out:
-        with open(options.out, "w") as file:
-            file.write(text + "\n")
-    else:
-        print(text)
+    save(content, options.out)
 
 
 if __name__ == "__main__":
