@@ -8,7 +8,7 @@ from torch import nn
 
 from families import build, tiny_configs
 from sparity.engine.attach import attach, attached
-from sparity.engine.decoding.model import is_quickened
+from sparity.engine.decoding.model import is_quick
 from sparity.engine.kernels import native
 from sparity.errors import InvalidInput
 from sparity.measure import generating
@@ -94,7 +94,7 @@ def test_beside_a_model_on_the_engine_the_dense_one_is_timed_there_too_and_left_
     seen = []
 
     def generate(model, ids, tokens):
-        name = "sparse" if model is sparse else "engine" if is_quickened(model) else "dense"
+        name = "sparse" if model is sparse else "engine" if is_quick(model) else "dense"
         seen.append(name)
         return {"sparse": Timed(2.0, 0.1), "engine": Timed(1.0, 0.15), "dense": Timed(3.0, 0.4)}[name]
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sparity.engine.attach import attached, unsuited
-from sparity.engine.decoding.model import is_quickened
+from sparity.engine.decoding.model import is_quick
 from sparity.engine.kernels import native
 from sparity.errors import InvalidInput
 from sparity.measure.generating import Timed, check_context, prompts, time_generation
@@ -32,7 +32,7 @@ def compare_speed(
         raise InvalidInput(f"speed: the text has {len(token_ids)} tokens, less than a prompt of {prompt}")
     ids = prompts(token_ids, batch, prompt)
     turns = [partial(time_generation, model, ids, tokens) for model in (dense, sparse)]
-    if is_quickened(sparse) and engine_declines(dense) is None:
+    if is_quick(sparse) and engine_declines(dense) is None:
         turns.append(partial(_time_on_engine, dense, ids, tokens))
     dense_times, sparse_times, *engine_times = take_turns(turns, rounds)
     decode, first_token = _faster(dense_times, sparse_times)
@@ -55,7 +55,7 @@ def engine_declines(dense: Any) -> str | None:
     """Why a dense model cannot be timed both in transformers and on the engine, or None when it can."""
     if reason := native.unavailable():
         return f"no compiled kernels: {reason}"
-    return "it runs on the engine already" if is_quickened(dense) else unsuited(dense)
+    return "it runs on the engine already" if is_quick(dense) else unsuited(dense)
 
 
 def pace(times: Sequence[Timed], batch: int) -> Pace:

@@ -39,7 +39,7 @@ def quicken(model: Any) -> Any:
 
 
 def is_quick(model: Any) -> bool:
-    """Whether `quicken` was applied."""
+    """Whether a model is on the engine."""
     return isinstance(model.base_model, Quick)
 
 
@@ -54,15 +54,10 @@ def slacken(model: Any) -> None:
             layer.release()
 
 
-def is_quickened(model: Any) -> bool:
-    """Whether a model is one that `quicken` changed."""
-    return isinstance(model.base_model, Quick)
-
-
 def not_fast(model: Any) -> str | None:
     """Why a model does not decode on the fast path, or None when it does."""
     base = model.base_model
-    if not is_quickened(model):
+    if not is_quick(model):
         return "it is not attached to the engine"
     return _engine(base).reason
 
