@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import zoo_card
 import zoo_data
 import zoo_probes
 import zoo_start
+from zoo_muon import Muon
 from zoo_plans import PLANS, Plan
 
 ROWS = 256  # of logits at a time
@@ -98,39 +98,6 @@ def loss_of(model: PreTrainedModel, trunk: nn.Module, ids: Tensor) -> Tensor:
         balance = sum(load_balancing_loss_func((logits,), *sizes) for logits in out.router_logits)
         loss = loss + model.config.router_aux_loss_coef * balance / len(out.router_logits)
     return loss
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose every matrix is made nearly orthogonal before it is applied (Jordan et al. 2024, "Muon").
-
-    torch.optim.Muon takes two dimensions only; here leading dimensions, as of fused experts, are matrices of their own.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.05):
-        super().__init__(parameters, {"lr": rate, "momentum": momentum, "decay": decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Move every parameter that has a gradient."""
-        for group in self.param_groups:
-            for weight in group["params"]:
-                mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
-                mean.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(mean, group["momentum"]))
-                rows, columns = weight.shape[-2:]
-                weight.mul_(1 - group["lr"] * group["decay"])
-                weight.add_(update, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
-
-
-def orthogonal(matrix: Tensor) -> Tensor:
-    """[..., rows, columns] with all singular values moved near 1, by five quintic Newton-Schulz steps in bf16."""
-    tall = matrix.shape[-2] > matrix.shape[-1]
-    near = (matrix.mT if tall else matrix).bfloat16()
-    near = near / near.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
-        gram = near @ near.mT
-        near = 3.4445 * near + (-4.7750 * gram + 2.0315 * gram @ gram) @ near
-    return (near.mT if tall else near).to(matrix.dtype)
 
 
 def build(config: PretrainedConfig, device: str, seed: int) -> PreTrainedModel:

@@ -120,20 +120,6 @@ def test_the_rate_warms_up_stays_and_falls_to_nought():
     assert rates(0, 24, 49, 500, 800, 900, 999) == pytest.approx([0.02, 0.5, 1, 1, 1, 0.5, 0.005])
 
 
-@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (3, 16, 8)])
-def test_an_update_has_singular_values_near_one(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(train_zoo.orthogonal(matrix))
-    assert values.min() > 0.5
-    assert values.max() < 1.5
-
-
-def test_expert_matrices_are_made_orthogonal_one_by_one():
-    stack = torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(1))
-    alone = torch.stack([train_zoo.orthogonal(matrix) for matrix in stack])
-    torch.testing.assert_close(train_zoo.orthogonal(stack), alone)
-
-
 def test_embeddings_routers_norms_and_biases_go_to_adamw():
     for name in ARCHITECTURES:
         model = train_zoo.build(PLANS["toy"][name].config, "cpu", 0)
