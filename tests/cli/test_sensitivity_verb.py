@@ -42,6 +42,7 @@ def test_json_is_the_file(sparity, arguments, tmp_path):
         (("--measure", "nowhere.npy"), "token file nowhere.npy does not exist"),
         (("--windows", 0), "measure.windows: Input should be greater than or equal to 1"),
         (("--score", "wnda"), 'did you mean "wanda"'),
+        (("--unseen-expert", "nonsense"), "unseen_expert: Input should be 'error', 'magnitude' or 'dense'"),
     ],
 )
 def test_bad_input_is_one_line(sparity, arguments, tmp_path, change, words):

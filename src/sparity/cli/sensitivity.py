@@ -23,6 +23,9 @@ def sensitivity(
         str, typer.Option(help="unstructured, N:M (N kept of M) or block:ROWSxCOLUMNS.")
     ] = "unstructured",
     solver: Annotated[str, typer.Option(help="mask_only or sparsegpt.")] = "mask_only",
+    unseen_expert: Annotated[
+        str, typer.Option(help="What becomes of an expert that sees no token: error, magnitude or dense.")
+    ] = "error",
     text: Annotated[str | None, typer.Option(help="Calibration text: file or data set name[:split].")] = None,
     field: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 32,
@@ -48,7 +51,7 @@ def sensitivity(
         from sparity.pipeline.sensitivity import RATIOS, execute_sensitivity
         from sparity.recipe import Recipe, Text
 
-        prune: dict[str, Any] = {"pattern": pattern, "solver": solver}
+        prune: dict[str, Any] = {"pattern": pattern, "solver": solver, "unseen_expert": unseen_expert}
         if score is not None:
             prune["score"] = score
         measured = Text.named(measure).model_dump(exclude_none=True)
