@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from pages import Page
 
 SMALL = ("--prompt", 8, "--tokens", 2, "--rounds", 1, "--batch", "2,1", "--threads", 1)
@@ -36,6 +38,17 @@ def test_what_is_refused(sparity):
 
     assert refusal("zoo:llama", "--batch", "1,x") == "error: --batch 1,x: write whole numbers from 1, such as 1,8,32"
     assert refusal("zoo:llama", "--batch", "0").startswith("error: --batch 0")
+    assert refusal("zoo:llama", "--batch", "9" * 5000).startswith("error: --batch 99")
+    assert refusal("zoo:llama", "--batch", "\u0663").startswith("error: --batch")
     assert "2048 + 64 tokens do not fit the model's context of 2048" in refusal("zoo:llama", "--prompt", 2048)
     assert "dense is named twice" in refusal("zoo:llama", "--against", "dense,dense")
     assert "this path does not exist" in refusal("zoo:llama", "--against", "no/such/model")
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_measured(sparity, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("sparity.measure.bench.bench", lambda *_: pytest.fail("something was measured"))
+    done = sparity("bench", "zoo:llama", "-o", tmp_path / "file")
+    assert done.code == 1
+    assert "cannot create the folder" in done.err
+    assert (tmp_path / "file").read_text() == "mine"

@@ -82,6 +82,23 @@ def test_what_is_refused(sparity, model):
     )
     assert refusal(model, "a") == f"error: {model} has no tokenizer: generate needs the folder with its tokenizer.json"
     assert refusal("no/such/model", "a").startswith("error: model no/such/model: this path does not exist")
+    assert refusal("zoo:llama", "\udcff").startswith("error: the prompt is not text in UTF-8")
+    assert refusal("zoo:llama", "a", "--temperature", 1e-45).startswith("error: --temperature 1e-45: at least 0.001")
+
+
+@pytest.mark.parametrize(
+    "option", [("--seed", 2**64), ("--seed", -1), ("--threads", 100_000), ("--temperature", "inf"), ("--tokens", 0)]
+)
+def test_numbers_out_of_range(sparity, option):
+    done = sparity("generate", "zoo:llama", PROMPT, *option)
+    assert done.code == 2
+    assert f"Invalid value for '{option[0]}'" in " ".join(done.err.split())
+
+
+def test_bytes_that_are_no_text(sparity):
+    done = CliRunner().invoke(app, ["generate", "zoo:llama", "-"], input=b"\xff\xfe\x00")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: the prompt is not text in UTF-8")
 
 
 def test_half_of_a_character_is_held_back_until_it_is_whole():

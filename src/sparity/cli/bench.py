@@ -1,12 +1,13 @@
 """`sparity bench MODEL`: how fast it generates, beside other models and other ways to compute it."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json, Quiet
+from sparity.cli.console import Json, Quiet, Threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ def bench(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens timed after the first.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements, after one that does not count.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor.")] = None,
+    threads: Threads = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder for bench.json and bench.html.")
     ] = None,
@@ -54,6 +55,8 @@ def bench(
             raise InvalidInput(
                 f"{folder} holds a benchmark already: choose another output or pass --force to replace it"
             )
+        if folder is not None:
+            make_folder(folder)  # before anything is measured
         if threads is not None:
             torch.set_num_threads(threads)
         every = contenders(model, [name.strip() for name in against.split(",") if name.strip()])
@@ -61,7 +64,6 @@ def bench(
         with console.ProgressBar(quiet or json) as progress:
             report = run(every, _text(every[-1].folder), protocol, progress.phase)
         if folder is not None:
-            make_folder(folder)
             write_json(folder / RESULTS[0], report.to_dict())
             write_text(folder / RESULTS[1], render_bench(report))
     if json:
@@ -77,7 +79,7 @@ def _batches(given: str) -> tuple[int, ...]:
     from sparity.errors import InvalidInput
 
     parts = [part.strip() for part in given.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
+    if not all(re.fullmatch("[1-9][0-9]{0,5}", part) for part in parts):
         raise InvalidInput(f"--batch {given}: write whole numbers from 1, such as 1,8,32")
     return tuple(sorted({int(part) for part in parts}))
 

@@ -14,6 +14,7 @@ from sparity.errors import SparityError
 from sparity.measure.report import plain
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Of the processor.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 out = Console(highlight=False, emoji=False)

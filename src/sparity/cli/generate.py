@@ -6,7 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json
+from sparity.cli.console import Json, Threads
+
+COLDEST = 0.001  # temperatures below overflow what they divide
 
 
 def generate(
@@ -15,11 +17,13 @@ def generate(
     ],
     prompt: Annotated[str, typer.Argument(help='The text to go on from; "-" reads it from standard input.')],
     tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token, more draws.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=100, help="0 takes the likeliest token, more draws; at least 0.001.")
+    ] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this share.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draw.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the processor.")] = None,
+    threads: Threads = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print the speed on standard error.")] = False,
     json: Json = False,
 ) -> None:
@@ -35,8 +39,9 @@ def generate(
         from sparity.errors import InvalidInput
         from sparity.models.loading import load, load_tokenizer
 
-        if prompt == "-":
-            prompt = sys.stdin.read()
+        if 0 < temperature < COLDEST:
+            raise InvalidInput(f"--temperature {temperature:g}: at least {COLDEST}, or 0 for the likeliest token")
+        prompt = _prompt(prompt)
         if threads is not None:
             torch.set_num_threads(threads)
         tokenizer = load_tokenizer(model)
@@ -70,6 +75,20 @@ def generate(
             f"first token after {speed['first_token']:.2f} s{after}",
             soft_wrap=True,
         )
+
+
+def _prompt(given: str) -> str:
+    """The prompt, from standard input when it is "-"."""
+    from sparity.errors import InvalidInput
+
+    if given == "-" and sys.stdin is None:
+        raise InvalidInput("the prompt is to come from standard input, which is closed")
+    try:
+        text = sys.stdin.read() if given == "-" else given
+        text.encode()  # bytes that are no text came in as lone surrogates
+    except UnicodeError as error:
+        raise InvalidInput("the prompt is not text in UTF-8: give text, or convert it first") from error
+    return text
 
 
 def _ids(model: str, tokenizer: Any, prompt: str, chat: bool) -> list[int]:
@@ -120,5 +139,6 @@ def _speed(prompt: int, stream: Any) -> dict[str, Any]:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text)
+    known = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(known, "replace").decode(known))
     sys.stdout.flush()

@@ -1,11 +1,14 @@
 """The table of verbs."""
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 import sparity
+from sparity.cli import console
 from sparity.cli.bench import bench
 from sparity.cli.convert import convert
 from sparity.cli.demo import demo
@@ -67,5 +70,18 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the `sparity` command."""
-    app()
+    """Entry point of the `sparity` command.
+
+    An output that cannot be written ends it with one line and exit code 1; one that nobody reads any more, silently.
+    """
+    try:
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:  # what goes wrong with files has become a message of its own before
+        if not isinstance(error, BrokenPipeError):
+            console.err.print(f"error: cannot write the output: {error.strerror or error}", style="red", markup=False)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter tries once more when it ends
+        sys.exit(1)
