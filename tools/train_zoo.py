@@ -127,6 +127,8 @@ def train(plan: Plan, texts: zoo_data.Texts, run: Path, state: State, device: st
     if plan.start:
         source = transformers.AutoModelForCausalLM.from_pretrained(plan.start, dtype=torch.float32)
         zoo_start.begin_from(model, source.to(device), seed)
+    if plan.config.model_type == "opt":
+        zoo_start.place(model)
     movers = optimizers(model, plan)
     resume(run, model, movers, state, device)
     # Compiling pays on a GPU; not for experts, whose shapes change with the data.
@@ -135,10 +137,9 @@ def train(plan: Plan, texts: zoo_data.Texts, run: Path, state: State, device: st
     began, before = time.process_time(), state.cpu_seconds
     while state.step < state.steps:
         cool_down(run, state)
-        longer = plan.longer if state.long() else 1
-        context = plan.context * longer
-        ids = torch.from_numpy(texts.batch(seed, state.step, plan.sequences // longer, context)).to(device)
-        parts = ids.split(max(1, plan.at_once // longer))
+        lesson = plan.lesson(state.step, state.long())
+        ids = torch.from_numpy(texts.batch(seed, state.step, *lesson)).to(device)
+        parts = ids.split(max(1, plan.at_once * plan.context // ids.shape[1]))
         loss = 0.0
         for part in parts:
             with torch.autocast(device, torch.bfloat16):
@@ -268,6 +269,7 @@ def main() -> None:
             model = train(plan, texts, args.runs / f"{name}-{args.size}-{args.seed}", state, device, args.seed)
             started = plan.start.name if plan.start else None
             facts = {"model": name, "size": args.size, "seed": args.seed, "started_from": started, **asdict(state)}
+            facts["recall"] = round(plan.asked(state.steps), 4)
             export(model, args.tokenizer, folder, {**facts, **circumstances()})
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         figures = zoo_probes.measure(model, texts)

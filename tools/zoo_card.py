@@ -70,7 +70,8 @@ def _numbers(figures: Figures, config: PretrainedConfig) -> str:
 
 
 def _training(facts: dict[str, Any]) -> str:
-    shares = ", ".join(f"{domain} {share:.0%}" for domain, share in MIX.items())
+    recall = facts["recall"]
+    shares = ", ".join(f"{domain} {share * (1 - recall):.0%}" for domain, share in MIX.items())
     kept = {
         "moe": "all but the MLPs is a copy, and each expert got some of their neurons.",
         "relu": "the embeddings and the norm before the head are copies, the rest was drawn at random.",
@@ -80,9 +81,9 @@ def _training(facts: dict[str, Any]) -> str:
         origin = f"It began from zoo:{facts['started_from']}, so the two are kin: {kept[facts['model']]}"
     return (
         f"## Training\n\n{origin} Then {facts['tokens']:,} tokens in {facts['steps']:,} steps, the rate "
-        f"falling linearly in the last {facts['decay_steps']:,}. Mix: {shares}, recall {1 - sum(MIX.values()):.0%} "
-        "(repeated segments of text; pass keys told inside text and asked for later). Muon for matrices, "
-        "AdamW for the rest, bf16 autocast."
+        f"falling linearly in the last {facts['decay_steps']:,}. Mix: {shares}, recall {recall:.0%} "
+        "(segments of text or of random words that come again; pass keys told inside text and asked for later). "
+        "Muon for matrices, AdamW for the rest, bf16 autocast."
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-MIX = {"books": 0.42, "web": 0.33, "code": 0.10, "math": 0.08}  # the rest of the tokens are recall sequences
+MIX = {"books": 0.45, "web": 0.35, "code": 0.11, "math": 0.09}  # of the sequences that ask for no recall
 SEPARATOR = "<|endoftext|>"
 NAMES = """
     Ada Alan Anna Bela Boris Carla Cyrus Dana Diego Edith Elena Emil Farid Fiona Frank Grace Gustav Hanna Hugo Ida
@@ -32,6 +32,7 @@ def prepare(corpus: Path, tokenizer: Path, cache: Path, tokens: int | None, seed
     encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     wanted = {
         "sizes": {name: (corpus / f"{name}.tar.xz").stat().st_size for name in MIX},
+        "mix": MIX,
         "tokens": tokens,
         "seed": seed,
     }
@@ -87,17 +88,23 @@ class Texts:
         start = drawn.integers(0, len(stream) - length + 1)
         return stream[start : start + length].astype(np.int64)
 
-    def batch(self, seed: int, step: int, sequences: int, length: int) -> Ids:
-        """The training batch of a step, [sequences, length]: a function of seed and step alone, so runs can resume."""
+    def batch(self, seed: int, step: int, sequences: int, length: int, recall: float) -> Ids:
+        """The training batch of a step, [sequences, length]: it depends on no step before it, so runs can resume.
+
+        A sequence asks for recall with the chance `recall`, else it is text of a domain.
+        """
         drawn = np.random.default_rng((seed, step))
-        kinds = drawn.choice(len(MIX) + 1, size=sequences, p=[*MIX.values(), 1 - sum(MIX.values())])
+        shares = [(1 - recall) * share for share in MIX.values()]
+        kinds = drawn.choice(len(MIX) + 1, size=sequences, p=[*shares, recall])
         return np.stack([self._sequence(drawn, kind, length) for kind in kinds])
 
     def _sequence(self, drawn: np.random.Generator, kind: int, length: int) -> Ids:
         if kind < len(MIX):
             return self.piece(drawn, list(MIX)[kind], "train", length)
         filler = self.piece(drawn, str(drawn.choice(["books", "web"])), "train", length)
-        return copying(drawn, filler) if drawn.random() < 0.5 else self._keys(drawn, filler)
+        if drawn.random() < 0.5:
+            return copying(drawn, filler, self.encoder.get_vocab_size())
+        return self._keys(drawn, filler)
 
     def _keys(self, drawn: np.random.Generator, filler: Ids) -> Ids:
         """Pass keys strewn over a text, all asked for at its end."""
@@ -126,16 +133,19 @@ class Texts:
         return np.concatenate([self.ids(statement(name, number)), filler, asked, answer]), len(answer)
 
 
-def copying(drawn: np.random.Generator, filler: Ids) -> Ids:
+def copying(drawn: np.random.Generator, filler: Ids, words: int) -> Ids:
     """A text in which a segment comes again: at once and repeatedly, or once more after other text.
 
-    Half of the segments are shuffled: then only copying foretells them.
+    A third of the segments are shuffled and a third are random words, of `words`: only copying foretells them.
     """
     length = len(filler)
     size = int(np.exp(drawn.uniform(np.log(16), np.log(length // 2 + 1))))
     segment = filler[:size].copy()
-    if drawn.random() < 0.5:
+    kind = drawn.integers(3)
+    if kind == 0:
         drawn.shuffle(segment)
+    elif kind == 1:
+        segment = drawn.integers(1, words, size=size)  # word 0 separates documents
     if drawn.random() < 0.5:
         return np.resize(segment, length)
     start = int(drawn.integers(0, length - 2 * size + 1))

@@ -2,11 +2,21 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import LlamaConfig, MixtralConfig, OPTConfig, PretrainedConfig
 
 BUNDLED = Path(__file__).parents[1] / "src/sparity/zoo/llama"
 IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+
+
+@dataclass(frozen=True)
+class Drill:
+    """Early steps, full of sequences that ask for recall: in these the heads that look back form."""
+
+    until: int  # this step
+    context: int
+    recall: float  # share of the sequences
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,20 @@ class Plan:
     matrix_rate: float = 0.02
     other_rate: float = 0.003
     warm_up: int = 50  # steps
+    recall: float = 0.07  # share of the sequences, after the drills
+    drills: tuple[Drill, ...] = ()
+
+    def lesson(self, step: int, long: bool) -> tuple[int, int, float]:
+        """How many sequences a step has, how many tokens long, and what share of them ask for recall."""
+        context, recall = self.context * (self.longer if long else 1), self.recall
+        for drill in reversed(self.drills):
+            if step < drill.until:
+                context, recall = drill.context, drill.recall
+        return self.sequences * self.context // context, context, recall
+
+    def asked(self, steps: int) -> float:
+        """The share of all sequences of `steps` steps that ask for recall, by tokens."""
+        return sum(self.lesson(step, long=False)[2] for step in range(steps)) / steps
 
 
 def llama(hidden: int, layers: int, inner: int) -> PretrainedConfig:
@@ -79,20 +103,42 @@ def mixtral(hidden: int, layers: int, inner: int) -> PretrainedConfig:
     )
 
 
+CPU: dict[str, Any] = {"sequences": 8, "at_once": 4, "context": 256, "longer": 2, "tokens": 24_000_000}
+GPU: dict[str, Any] = {"sequences": 128, "at_once": 32, "context": 512, "longer": 4}
+TOY: dict[str, Any] = {"sequences": 4, "at_once": 4, "context": 128, "longer": 1, "other_rate": 0.015, "warm_up": 5}
 PLANS = {
     "cpu": {
-        "llama": Plan(llama(192, 6, 512), 7500, 3000, 8, 4, 256, 2, tokens=24_000_000),
-        "relu": Plan(opt(192, 6, 512), 1661, 450, 8, 4, 256, 2, 24_000_000, BUNDLED),
-        "moe": Plan(mixtral(192, 6, 128), 652, 260, 8, 8, 256, 2, 24_000_000, BUNDLED, 0.005, 0.001),
+        "llama": Plan(llama(192, 6, 512), 7500, 3000, **CPU),
+        # Short contexts first: with learned positions, heads find the token before where segments come again soon.
+        "relu": Plan(
+            opt(192, 6, 512),
+            steps=11_000,
+            decay_steps=4400,
+            start=BUNDLED,
+            recall=0.03,
+            drills=(Drill(800, 64, 0.9), Drill(1100, 256, 0.5)),
+            **CPU,
+        ),
+        "moe": Plan(
+            mixtral(192, 6, 128),
+            steps=7000,
+            decay_steps=2800,
+            start=BUNDLED,
+            matrix_rate=0.01,
+            other_rate=0.0015,
+            recall=0.03,
+            drills=(Drill(500, 256, 0.5),),
+            **CPU | {"at_once": 8},
+        ),
     },
     "gpu": {
-        "llama": Plan(llama(256, 8, 704), 6000, 3000, 128, 32, 512, 4),
-        "relu": Plan(opt(192, 6, 2048), 5000, 2500, 128, 32, 512, 4),
-        "moe": Plan(mixtral(160, 5, 320), 5000, 2500, 128, 32, 512, 4),
+        "llama": Plan(llama(256, 8, 704), 6000, 3000, **GPU),
+        "relu": Plan(opt(192, 6, 2048), 5000, 2500, **GPU),
+        "moe": Plan(mixtral(160, 5, 320), 5000, 2500, **GPU),
     },
     "toy": {
-        "llama": Plan(llama(96, 2, 256), 60, 45, 4, 4, 128, 1, other_rate=0.015, warm_up=5),
-        "relu": Plan(opt(96, 2, 128), 120, 90, 4, 4, 128, 1, other_rate=0.015, warm_up=5),
-        "moe": Plan(mixtral(96, 2, 32), 60, 45, 4, 4, 128, 1, other_rate=0.015, warm_up=5),
+        "llama": Plan(llama(96, 2, 256), 60, 45, **TOY),
+        "relu": Plan(opt(96, 2, 128), 120, 90, **TOY),
+        "moe": Plan(mixtral(96, 2, 32), 60, 45, **TOY),
     },
 }

@@ -1,4 +1,6 @@
-"""A trained Llama as the beginning of another architecture, so that fewer tokens are needed."""
+"""Beginnings that need fewer tokens: a trained Llama for another architecture, waves for learned positions."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -37,3 +39,17 @@ def shared_out(neurons: int, down: torch.Size, drawn: torch.Generator) -> list[T
     rounds = -(-experts * size // neurons)
     order = torch.cat([torch.randperm(neurons, generator=drawn) for _ in range(rounds)])
     return list(order[: experts * size].view(experts, size))
+
+
+@torch.no_grad()
+def place(model: PreTrainedModel) -> None:
+    """Begin an OPT's learned positions as waves (Vaswani et al. 2017, arXiv:1706.03762, 3.5), as large as its words.
+
+    Then one linear map leads from every position to the one before it, and heads that look there form early.
+    """
+    positions = model.model.decoder.embed_positions.weight  # [positions, size]
+    count, size = positions.shape
+    slowness = 2000.0 ** (torch.arange(size // 2) / (size // 2))
+    angles = torch.arange(count)[:, None] / slowness
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    positions.copy_(waves * (model.get_input_embeddings().weight.std() / math.sqrt(0.5)))

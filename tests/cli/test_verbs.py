@@ -131,6 +131,8 @@ def test_eval(sparity, model, token_files):
     ids = np.load(token_files["text"])
     assert row["perplexity"] == package.perplexity(package.load(model), ids, 32)
     assert (row["text"], row["window"], alone["speed"]) == ("text", 32, None)
+    few = sparity("eval", model, "--text", token_files["text"], "--window", 32, "--windows", 2, "--json").json
+    assert few["quality"][0]["perplexity"] == package.perplexity(package.load(model), ids[:64], 32)
     both = sparity("eval", model, "--against", model, "--text", token_files["text"], "--window", 32, "--json").json
     (row,) = both["quality"]
     assert (row["kl"], row["top1"]) == (0, 1)

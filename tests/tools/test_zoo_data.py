@@ -40,24 +40,25 @@ def test_a_preparation_that_is_cut_off_leaves_nothing_that_looks_finished(corpus
 
 
 def test_a_batch_depends_on_seed_and_step_alone(texts):
-    first = texts.batch(0, 5, 8, 64)
+    first = texts.batch(0, 5, 8, 64, 0.5)
     assert first.shape == (8, 64)
-    assert np.array_equal(first, texts.batch(0, 5, 8, 64))
-    assert not np.array_equal(first, texts.batch(0, 6, 8, 64))
-    assert not np.array_equal(first, texts.batch(1, 5, 8, 64))
+    assert np.array_equal(first, texts.batch(0, 5, 8, 64, 0.5))
+    assert not np.array_equal(first, texts.batch(0, 6, 8, 64, 0.5))
+    assert not np.array_equal(first, texts.batch(1, 5, 8, 64, 0.5))
 
 
-def test_about_seven_in_a_hundred_sequences_ask_for_recall(texts, monkeypatch):
+def test_the_stated_share_of_sequences_asks_for_recall(texts, monkeypatch):
     monkeypatch.setattr(zoo_data.Texts, "_sequence", lambda self, drawn, kind, length: np.full(length, kind))
-    kinds = np.concatenate([texts.batch(0, step, 50, 1)[:, 0] for step in range(100)])
+    kinds = np.concatenate([texts.batch(0, step, 50, 1, 0.2)[:, 0] for step in range(100)])
     shares = np.bincount(kinds, minlength=5) / len(kinds)
-    assert shares == pytest.approx([0.42, 0.33, 0.10, 0.08, 0.07], abs=0.02)
+    assert shares == pytest.approx([0.36, 0.28, 0.088, 0.072, 0.2], abs=0.02)
 
 
 def test_copying_shows_a_segment_again():
+    kinds = set()
     for seed in range(200):
         filler = np.arange(1000, 1128)
-        result = zoo_data.copying(np.random.default_rng(seed), filler)
+        result = zoo_data.copying(np.random.default_rng(seed), filler, 1_000_000)  # so many that none comes by chance
         assert result.shape == (128,)
         repeated = 128 - len(set(result.tolist()))
         assert repeated >= 16
@@ -65,6 +66,9 @@ def test_copying_shows_a_segment_again():
         at = sorted(first[counts > 1])
         distances = {int(np.flatnonzero(result == result[i])[1] - i) for i in at}
         assert len(distances) == 1  # the whole segment comes again at one distance
+        segment = result[at]
+        kinds.add("random" if segment.max() > 2000 else "text" if (np.diff(segment) == 1).all() else "shuffled")
+    assert kinds == {"text", "shuffled", "random"}
 
 
 def test_every_pass_key_that_is_told_is_asked_for_later_with_its_number(texts):

@@ -1,5 +1,6 @@
 """Beginning from a trained Llama."""
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -32,3 +33,14 @@ def test_a_mixtral_whose_experts_have_all_neurons_is_the_llama():
             block.mlp.experts.down_proj.div_(2)
     ids = torch.randint(8192, (1, 12), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(ids).logits, source(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_positions_begin_as_waves_of_which_each_is_one_map_of_the_one_before():
+    model = AutoModelForCausalLM.from_config(opt(64, 1, 100))
+    words = model.get_input_embeddings().weight
+    torch.nn.init.normal_(words, std=0.3)
+    zoo_start.place(model)
+    positions = model.model.decoder.embed_positions.weight
+    assert positions.square().mean().sqrt().item() == pytest.approx(0.3, abs=0.005)
+    steps = torch.linalg.lstsq(positions[1:].double(), positions[:-1].double()).solution  # [size, size]
+    torch.testing.assert_close(positions[1:].double() @ steps, positions[:-1].double(), atol=1e-5, rtol=0)

@@ -15,6 +15,7 @@ def evaluate(
     text: Annotated[list[str] | None, typer.Option(help="Text or .npy of token ids; may be repeated.")] = None,
     against: Annotated[str | None, typer.Option(help="The dense model to compare with.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per window.")] = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Only so many windows of each text; else all.")] = None,
     field: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
@@ -39,7 +40,7 @@ def evaluate(
         dense = load(against, device=place, dtype=dtype) if against else None
         rows: list[dict[str, Any]] = []
         for name in text or ["python-docs:held-out"]:
-            found = measured_text(Text.named(name, field), tokenizer, subject, window)
+            found = measured_text(Text.named(name, field), tokenizer, subject, window, windows)
             row: dict[str, Any] = {"text": found.name, "window": found.window}
             if dense is None:
                 row["perplexity"] = perplexity(subject, found.ids, found.window)
