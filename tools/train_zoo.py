@@ -20,18 +20,16 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 import zoo_card
 import zoo_data
 import zoo_probes
 import zoo_start
+from zoo_loss import loss_of
 from zoo_muon import Muon
 from zoo_plans import PLANS, Plan
 
-ROWS = 256  # of logits at a time
 SAVE_EVERY = 50
 LOOK_EVERY = 200
 
@@ -53,51 +51,6 @@ class State:
     def long(self) -> bool:
         """Whether contexts are long: at every fourth step, and in the second half of the decay."""
         return self.step % 4 == 3 or self.steps - self.step <= self.decay_steps // 2
-
-
-class HeadLoss(torch.autograd.Function):
-    """Mean loss of the next tokens, from hidden states and the head's weight, without ever holding all logits.
-
-    Gradients are made with the loss, some rows at a time: logits in float32 would leave a CPU's cache and fill a GPU.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """`hidden` [tokens, size], `weight` [words, size], `targets` [tokens] -> loss []."""
-        matrix, loss = weight.bfloat16(), torch.zeros((), device=weight.device)
-        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight)
-        for start in range(0, len(hidden), ROWS):
-            rows, words = hidden[start : start + ROWS].bfloat16(), targets[start : start + ROWS, None]
-            logits = (rows @ matrix.T).float()  # [rows, words]
-            total = logits.logsumexp(-1, keepdim=True)
-            loss += (total - logits.gather(1, words)).sum()
-            slope = logits.sub_(total).exp_()
-            slope.scatter_add_(1, words, torch.full_like(total, -1.0))
-            slope = slope.bfloat16()
-            hidden_gradient[start : start + ROWS] = slope @ matrix
-            weight_gradient += slope.T @ rows
-        ctx.save_for_backward(hidden_gradient / len(hidden), weight_gradient / len(hidden))
-        return loss / len(hidden)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Hand on the gradients that the loss was made with."""
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        return slope * hidden_gradient, slope * weight_gradient, None
-
-
-def loss_of(model: PreTrainedModel, trunk: nn.Module, ids: Tensor) -> Tensor:
-    """Mean loss of every token but the first, [sequences, tokens]; for experts, with what keeps them in balance."""
-    experts = model.config.model_type == "mixtral"
-    out = trunk(input_ids=ids, **({"output_router_logits": True} if experts else {}), use_cache=False)
-    hidden = out.last_hidden_state[:, :-1].flatten(0, 1)  # [tokens, size]
-    loss = HeadLoss.apply(hidden, model.get_output_embeddings().weight, ids[:, 1:].flatten())
-    if experts:
-        # Layer by layer: over all layers at once, as transformers has it, an expert may idle if its namesakes work.
-        sizes = model.config.num_local_experts, model.config.num_experts_per_tok
-        balance = sum(load_balancing_loss_func((logits,), *sizes) for logits in out.router_logits)
-        loss = loss + model.config.router_aux_loss_coef * balance / len(out.router_logits)
-    return loss
 
 
 def build(config: PretrainedConfig, device: str, seed: int) -> PreTrainedModel:
@@ -241,23 +194,48 @@ def export(model: PreTrainedModel, tokenizer: Path, folder: Path, facts: dict[st
     new.rename(folder)
 
 
-def main() -> None:
-    """Train the named models one after the other, and write their cards."""
+def arguments() -> argparse.Namespace:
+    """What the command line says; what cannot be used ends the program with a line that says why."""
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("models", nargs="*", default=["llama", "relu", "moe"])
+    cli.add_argument("models", nargs="*", default=list(PLANS["cpu"]), help="llama, relu, moe (default: all)")
     cli.add_argument("--corpus", type=Path, required=True, help="folder of books, web, code and math .tar.xz")
     cli.add_argument("--tokenizer", type=Path, required=True, help="folder of tokenizer.json")
     cli.add_argument("--size", choices=PLANS, default="gpu" if torch.cuda.is_available() else "cpu")
-    cli.add_argument("--steps", type=int, help="instead of the plan's")
-    cli.add_argument("--decay-steps", type=int, help="instead of the plan's")
+    cli.add_argument("--steps", type=positive, help="instead of the plan's")
+    cli.add_argument("--decay-steps", type=positive, help="instead of the plan's")
     cli.add_argument("--runs", type=Path, default=Path("zoo-runs"), help="where token files and checkpoints lie")
     cli.add_argument("--output", type=Path, default=Path("zoo"), help="where the models go")
     cli.add_argument("--seed", type=int, default=0)
-    cli.add_argument("--threads", type=int, default=1)
+    cli.add_argument("--threads", type=positive, default=1)
     cli.add_argument(
         "--report", action="store_true", help="train nothing: measure the models and write their cards again"
     )
     args = cli.parse_args()
+    for name in args.models:
+        if name not in PLANS[args.size]:
+            cli.error(f"no model {name!r} (models: {', '.join(PLANS[args.size])})")
+        if args.report and not (args.output / name / "training.json").is_file():
+            cli.error(f"{args.output / name} holds no model that was trained here: leave out --report to train it")
+    needed = [*(args.corpus / f"{name}.tar.xz" for name in zoo_data.MIX), args.tokenizer / "tokenizer.json"]
+    for file in needed:
+        if not file.is_file():
+            cli.error(
+                f"{file} does not exist: --corpus is a folder of {', '.join(zoo_data.MIX)} .tar.xz, "
+                "--tokenizer one of tokenizer.json"
+            )
+    return args
+
+
+def positive(given: str) -> int:
+    """A whole number from 1."""
+    if not given.isdecimal() or int(given) < 1:
+        raise argparse.ArgumentTypeError(f"{given} is not a whole number from 1")
+    return int(given)
+
+
+def main() -> None:
+    """Train the named models one after the other, and write their cards."""
+    args = arguments()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name in args.models:

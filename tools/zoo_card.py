@@ -137,13 +137,14 @@ def _lacks(facts: dict[str, Any], figures: Figures) -> str:
         "models gain far beyond that. It ranks methods and gives real activations; it does not write good text."
     ]
     if facts["size"] != "gpu":
-        recalls = {"copy": figures.copied, "recall pass keys": figures.keys}
-        fails = [what for what, shares in recalls.items() if max(shares.values()) < 0.5]
         lacks.append(
-            "It never saw more than 512 tokens at once"
-            + (f", and it does not {' or '.join(fails)}" if fails else "")
-            + ": nothing about long contexts can be judged on it. `--size gpu` trains a last phase at 2048."
+            "It never saw more than 512 tokens at once: nothing about longer contexts can be judged on it. "
+            "`--size gpu` trains a last phase at 2048."
         )
+    recalls = {"copy": figures.copied, "recall pass keys": figures.keys}
+    fails = [what for what, shares in recalls.items() if max(shares.values()) < 0.5]
+    if fails:
+        lacks.append(f"It does not {' or '.join(fails)}.")
     if figures.zeros:
         lacks.append("Its zeros are those of a model early in training; with more tokens they may lie elsewhere.")
     if figures.load:

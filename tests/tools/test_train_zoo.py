@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train_zoo
 import zoo_card
 import zoo_data
+import zoo_loss
 import zoo_probes
 from train_zoo import State
 from zoo_plans import PLANS
@@ -135,7 +136,7 @@ def test_embeddings_routers_norms_and_biases_go_to_adamw():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_loss_and_its_gradients_are_those_of_transformers(name, monkeypatch):
-    monkeypatch.setattr(train_zoo, "ROWS", 20)  # the 62 predictions are not a multiple
+    monkeypatch.setattr(zoo_loss, "ROWS", 20)  # the 62 predictions are not a multiple
     config = copy.deepcopy(PLANS["toy"][name].config)
     config.num_hidden_layers = 1  # where balance of all layers is that of each
     model = train_zoo.build(config, "cpu", 0)
@@ -145,7 +146,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(name, monkeypatch)
     expected.backward()
     gradients = {key: weight.grad.clone() for key, weight in model.named_parameters()}
     model.zero_grad()
-    loss = train_zoo.loss_of(model, model.base_model, ids)
+    loss = zoo_loss.loss_of(model, model.base_model, ids)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=2e-3)  # the head multiplies in bf16
     for key, weight in model.named_parameters():
@@ -171,7 +172,7 @@ def test_experts_are_balanced_in_every_layer():
     def cost(layers):
         hidden = torch.zeros(1, 16, config.hidden_size)
         out = SimpleNamespace(last_hidden_state=hidden, router_logits=tuple(layers))
-        return train_zoo.loss_of(model, lambda **_: out, torch.zeros(1, 16, dtype=torch.long)).item()
+        return zoo_loss.loss_of(model, lambda **_: out, torch.zeros(1, 16, dtype=torch.long)).item()
 
     assert cost([even, even]) == pytest.approx(math.log(8192) + 2 * config.router_aux_loss_coef, abs=0.02)
     assert cost(halves) == pytest.approx(cost([even, even]) + 2 * config.router_aux_loss_coef, abs=0.01)
@@ -195,3 +196,23 @@ def test_what_is_written_loads_in_stock_transformers_and_has_a_card(texts, token
     assert f"{figures.parameters:,} parameters" in card
     assert ("Zeros in what enters `fc2`" in card) == (name == "relu")
     assert ("Use of the experts" in card) == (name == "moe")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["rellu"], "no model 'rellu' (models: llama, relu, moe)"),
+        (["relu", "--corpus", "nowhere"], "nowhere/books.tar.xz does not exist: --corpus is a folder of books, web"),
+        (["relu", "--tokenizer", "nowhere"], "nowhere/tokenizer.json does not exist"),
+        (["relu", "--steps", "0"], "argument --steps: 0 is not a whole number from 1"),
+        (["relu", "--decay-steps", "-1"], "argument --decay-steps: -1 is not a whole number from 1"),
+        (["relu", "--report", "--output", "nowhere"], "nowhere/relu holds no model that was trained here"),
+    ],
+)
+def test_what_cannot_be_used_is_told_in_a_line(corpus, tokenizer, monkeypatch, capsys, given, said):
+    good = ["--corpus", str(corpus), "--tokenizer", str(tokenizer)]
+    monkeypatch.setattr("sys.argv", ["train_zoo.py", *good, *given])
+    with pytest.raises(SystemExit) as ended:
+        train_zoo.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
