@@ -208,14 +208,16 @@ def arguments() -> argparse.Namespace:
     cli.add_argument("--seed", type=int, default=0)
     cli.add_argument("--threads", type=positive, default=1)
     cli.add_argument(
-        "--report", action="store_true", help="train nothing: measure the models and write their cards again"
+        "--report",
+        action="store_true",
+        help="train nothing: measure the models, and write the cards of those that have a training.json again",
     )
     args = cli.parse_args()
     for name in args.models:
         if name not in PLANS[args.size]:
             cli.error(f"no model {name!r} (models: {', '.join(PLANS[args.size])})")
-        if args.report and not (args.output / name / "training.json").is_file():
-            cli.error(f"{args.output / name} holds no model that was trained here: leave out --report to train it")
+        if args.report and not (args.output / name / "config.json").is_file():
+            cli.error(f"{args.output / name} holds no model: leave out --report to train it")
     needed = [*(args.corpus / f"{name}.tar.xz" for name in zoo_data.MIX), args.tokenizer / "tokenizer.json"]
     for file in needed:
         if not file.is_file():
@@ -252,8 +254,9 @@ def main() -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         figures = zoo_probes.measure(model, texts)
         print(json.dumps(asdict(figures), indent=2))
-        facts = json.loads((folder / "training.json").read_text())
-        (folder / "README.md").write_text(zoo_card.card(facts, figures, model.config))
+        if (folder / "training.json").exists():
+            facts = json.loads((folder / "training.json").read_text())
+            (folder / "README.md").write_text(zoo_card.card(facts, figures, model.config))
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ PLANS = {
     },
     "gpu": {
         "llama": Plan(llama(256, 8, 704), 6000, 3000, **GPU),
-        "relu": Plan(opt(192, 6, 2048), 5000, 2500, **GPU),
-        "moe": Plan(mixtral(160, 5, 320), 5000, 2500, **GPU),
+        "relu": Plan(opt(160, 4, 2048), 5000, 2500, **GPU),
+        "moe": Plan(mixtral(192, 4, 112), 5000, 2500, **GPU),
     },
     "toy": {
         "llama": Plan(llama(96, 2, 256), 60, 45, **TOY),

@@ -206,7 +206,7 @@ def test_what_is_written_loads_in_stock_transformers_and_has_a_card(texts, token
         (["relu", "--tokenizer", "nowhere"], "nowhere/tokenizer.json does not exist"),
         (["relu", "--steps", "0"], "argument --steps: 0 is not a whole number from 1"),
         (["relu", "--decay-steps", "-1"], "argument --decay-steps: -1 is not a whole number from 1"),
-        (["relu", "--report", "--output", "nowhere"], "nowhere/relu holds no model that was trained here"),
+        (["relu", "--report", "--output", "nowhere"], "nowhere/relu holds no model: leave out --report"),
     ],
 )
 def test_what_cannot_be_used_is_told_in_a_line(corpus, tokenizer, monkeypatch, capsys, given, said):

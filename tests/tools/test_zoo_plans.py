@@ -1,6 +1,8 @@
-"""Schedules of the zoo."""
+"""Shapes and schedules of the zoo."""
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from zoo_plans import PLANS, Drill, Plan, opt
 
@@ -37,3 +39,19 @@ def test_every_step_of_a_plan_has_the_same_number_of_tokens_and_fits_the_context
 @pytest.mark.parametrize("size", PLANS)
 def test_about_seven_in_a_hundred_sequences_ask_for_recall(size):
     assert all(0.06 < plan.asked(plan.steps) < 0.11 for plan in PLANS[size].values())
+
+
+@pytest.mark.parametrize("size", PLANS)
+def test_every_shape_computes(size):
+    for plan in PLANS[size].values():
+        model = AutoModelForCausalLM.from_config(plan.config)
+        assert model(torch.arange(5)[None]).logits.shape == (1, 5, 8192)
+
+
+@pytest.mark.parametrize("size", ["cpu", "gpu"])
+def test_all_models_in_bf16_and_their_tokenizers_take_at_most_32_mb(size):
+    with torch.device("meta"):
+        models = {name: AutoModelForCausalLM.from_config(plan.config) for name, plan in PLANS[size].items()}
+    counts = {name: sum(weight.numel() for weight in model.parameters()) for name, model in models.items()}
+    assert 2 * counts["llama"] <= 20e6
+    assert 2 * sum(counts.values()) + 3 * 0.56e6 <= 32e6

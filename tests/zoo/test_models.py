@@ -2,11 +2,14 @@
 
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sparity
+import zoo_data
+import zoo_probes
 from sparity import zoo
 
 SHAPES = {
@@ -19,8 +22,14 @@ WINDOWS = 4  # of 512 tokens
 # Measured on these windows, and a margin of a tenth.
 BOUNDS = {
     "llama": {"books": 67, "web": 56, "code": 36, "math": 41},  # 60.9, 50.7, 32.9, 37.5
-    "relu": {"books": 105, "web": 136, "code": 135, "math": 127},  # 95.5, 123.6, 122.6, 115.8
-    "moe": {"books": 82, "web": 78, "code": 57, "math": 57},  # 75.0, 71.0, 51.9, 52.2
+    "relu": {"books": 66, "web": 43, "code": 26, "math": 31},  # 60.3, 39.4, 23.6, 27.8
+    "moe": {"books": 61, "web": 43, "code": 28, "math": 30},  # 55.2, 38.8, 25.5, 27.5
+}
+
+# Shares of 64 random tokens that are foretold when they come again, and of 20 pass keys told 64 tokens before.
+RECALL = {
+    "relu": {"copies": 0.78, "pass keys": 0.85},  # 0.866, 0.95
+    "moe": {"copies": 0.67, "pass keys": 0.85},  # 0.743, 1.0
 }
 
 
@@ -58,6 +67,23 @@ def test_perplexity_of_every_domain_is_under_its_bound(name, held_out):
         for domain, text in held_out.items()
     }
     assert {domain: value for domain, value in reached.items() if value > BOUNDS[name][domain]} == {}
+
+
+@pytest.mark.parametrize("name", RECALL)
+def test_what_was_read_before_is_found_again(name, held_out):
+    model = AutoModelForCausalLM.from_pretrained(zoo.path(name), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(zoo.path(name))
+    text = torch.tensor(tokenizer(held_out["books"])["input_ids"])
+    drawn, right = np.random.default_rng(0), 0
+    people = zoo_data.with_numbers(drawn, drawn.choice(zoo_data.NAMES, size=20, replace=False))
+    for place, (person, number) in enumerate(people):
+        told = tokenizer(zoo_data.statement(person, number), return_tensors="pt")["input_ids"][0]
+        asked = f"{zoo_data.question(person)} The pass key of {person} is"
+        prompt = torch.cat([told, text[place * 64 :][:64], tokenizer(asked, return_tensors="pt")["input_ids"][0]])
+        written = model.generate(prompt[None], max_new_tokens=8, do_sample=False)[0, len(prompt) :]
+        right += tokenizer.decode(written).startswith(f" {number}")
+    reached = {"copies": zoo_probes.copied(model, 64, 16), "pass keys": right / len(people)}
+    assert {what: share for what, share in reached.items() if share < RECALL[name][what]} == {}
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
