@@ -44,6 +44,7 @@ class PackedLinear(HoldsPacked):
     """
 
     weights = ("weight",)
+    bias: nn.Parameter | None
 
     def __init__(
         self, matrix: str, in_features: int, out_features: int, bias: nn.Parameter | None, transposed: bool = False
@@ -51,7 +52,7 @@ class PackedLinear(HoldsPacked):
         super().__init__()
         self.matrix, self.transposed = matrix, transposed
         self.in_features, self.out_features = in_features, out_features
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self._prepared: Prepared | None = None
 
     def give(self, packed: Packed) -> None:
