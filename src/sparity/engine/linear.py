@@ -1,6 +1,5 @@
 """Linear layers that the engine multiplies: with a packed weight, or with an ordinary dense one."""
 
-from copy import deepcopy
 from typing import Any, NoReturn
 
 import torch
@@ -91,20 +90,13 @@ class PackedLinear(HoldsPacked):
         """A layer that keeps the same packed weight and bias under another name."""
         other = PackedLinear(matrix, self.in_features, self.out_features, self.bias, self.transposed)
         other._prepared = self._prepared
-        return other.train(self.training)
+        return other.stand_for(self)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> `[..., out]` in the type of `x`."""
         out = multiply(x, self.prepared)
         return out if self.bias is None else out + self.bias
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
-        """A layer of its own that reads the same packed weight, which nothing changes."""
-        copied = self.named(self.matrix)
-        copied.bias = deepcopy(self.bias, memo)
-        memo[id(self)] = copied
-        return copied
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
