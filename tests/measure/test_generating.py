@@ -57,9 +57,11 @@ def test_prompts_are_windows_of_the_text_from_the_start_again_where_it_ends():
 
 def test_a_context_that_is_too_short_is_refused(llama):
     context = llama.config.max_position_embeddings
-    check_context(llama.config, context - 3, 3)
-    with pytest.raises(InvalidInput, match=f"{context - 3} \\+ 4 tokens do not fit the model's context of {context}"):
-        check_context(llama.config, context - 3, 4)
+    check_context("bench", llama.config, context - 3, 3)
+    with pytest.raises(
+        InvalidInput, match=f"^bench: a prompt of {context - 3} and 4 new tokens do not fit .* {context} "
+    ):
+        check_context("bench", llama.config, context - 3, 4)
 
 
 def test_a_pace_counts_the_tokens_of_the_batch():

@@ -82,8 +82,11 @@ def prompts(ids: Tensor, batch: int, prompt: int) -> Tensor:
     return ids.repeat(-(-batch * prompt // len(ids)))[: batch * prompt].view(batch, prompt)
 
 
-def check_context(config: Any, prompt: int, tokens: int) -> None:
-    """Raise `InvalidInput` when a prompt and the tokens generated after it are more than a model's context."""
+def check_context(what: str, config: Any, prompt: int, tokens: int) -> None:
+    """Raise `InvalidInput`, which begins with `what`, when prompt and new tokens are more than a model's context."""
     context = hf.context_length(config)
     if context and prompt + tokens > context:
-        raise InvalidInput(f"speed: {prompt} + {tokens} tokens do not fit the model's context of {context} tokens")
+        raise InvalidInput(
+            f"{what}: a prompt of {prompt} and {tokens} new tokens do not fit the model's context of {context} tokens: "
+            "lower one of them"
+        )
