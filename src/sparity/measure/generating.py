@@ -12,6 +12,8 @@ from torch import Tensor
 from sparity.errors import InvalidInput
 from sparity.models import transformers as hf
 
+STREAMED = {"num_beams": 1, "num_return_sequences": 1}  # all that a streamer takes, whatever the model's own file asks
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -73,6 +75,7 @@ def time_generation(model: Any, ids: Tensor, tokens: int) -> Timed:
             eos_token_id=never,
             pad_token_id=0,
             streamer=stamps,
+            **STREAMED,
         )
     return stamps.timed()
 
