@@ -40,7 +40,9 @@ def test_what_is_refused(sparity):
     assert refusal("zoo:llama", "--batch", "0").startswith("error: --batch 0")
     assert refusal("zoo:llama", "--batch", "9" * 5000).startswith("error: --batch 99")
     assert refusal("zoo:llama", "--batch", "\u0663").startswith("error: --batch")
-    assert "2048 + 64 tokens do not fit the model's context of 2048" in refusal("zoo:llama", "--prompt", 2048)
+    assert refusal("zoo:llama", "--prompt", 2048).startswith(
+        "error: bench, zoo:llama: a prompt of 2048 and 64 new tokens do not fit the model's context of 2048 tokens"
+    )
     assert "dense is named twice" in refusal("zoo:llama", "--against", "dense,dense")
     assert "this path does not exist" in refusal("zoo:llama", "--against", "no/such/model")
 

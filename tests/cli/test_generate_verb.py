@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from sparity import zoo
 from sparity.cli.main import app
 from sparity.cli.text_stream import TextStream
 from sparity.models.loading import load, load_tokenizer
@@ -54,6 +55,12 @@ def test_a_draw_is_repeated_by_its_seed(sparity, expected):
 
     assert draw("--seed", 1) == draw("--seed", 1) != draw("--seed", 2)
     assert draw("--top-p", 0) == f"{expected}\n"  # only the likeliest token is left
+
+
+def test_beams_that_the_models_own_file_asks_for_are_not_searched(sparity, tmp_path, expected):
+    folder = shutil.copytree(zoo.path("llama"), tmp_path / "beams")
+    (folder / "generation_config.json").write_text('{"num_beams": 4, "num_return_sequences": 2}')
+    assert sparity("generate", folder, PROMPT, "--tokens", 12).out == f"{expected}\n"
 
 
 def test_a_chat_template_is_used(sparity, tmp_path):

@@ -34,3 +34,36 @@ def test_what_an_encoding_lacks_is_replaced():
         check=True,
     )
     assert done.stdout == b"caf?"
+
+
+@pytest.mark.parametrize("name", ["", " ", "zoo:mine"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "zoo:llama", "-o", None],
+        ["run", "{recipe}", "-o", None],
+        ["sensitivity", "zoo:llama", "-o", None],
+        ["sweep", "{sweep}", "-o", None],
+        ["bench", "zoo:llama", "-o", None],
+        ["demo", "-o", None],
+        ["convert", "zoo:llama", None],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_output_needs_a_name_of_its_own(sparity, recipe_file, tmp_path, monkeypatch, arguments, name):
+    recipe, sweep = recipe_file(), tmp_path / "sweep.yaml"
+    sweep.write_text(f'{{"base": "{recipe}", "vary": {{"stages.0.prune.sparsity": [0.5]}}}}')
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    given = [name if part is None else part.format(recipe=recipe, sweep=sweep) for part in arguments]
+    done = sparity(*given)
+    assert done.code == 1
+    wanted = "output zoo:mine: that is a model of the zoo" if name == "zoo:mine" else "the name of the output is empty"
+    assert done.err.splitlines()[-1].startswith(f"error: {wanted}")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_recipes_output_needs_a_name_too(sparity, recipe_file):
+    done = sparity("run", recipe_file(output={"path": ""}))
+    assert done.code == 1
+    assert "the name of the output is empty" in done.err

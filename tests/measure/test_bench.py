@@ -104,7 +104,9 @@ def test_a_batch_that_does_not_fit_is_skipped_and_none_at_all_is_an_error(timed)
 
 
 def test_what_does_not_fit_the_context_is_refused_before_anything_runs(timed):
-    with pytest.raises(InvalidInput, match="4000 \\+ 4 tokens do not fit the model's context"):
+    with pytest.raises(
+        InvalidInput, match="bench, subject: a prompt of 4000 and 4 new tokens do not fit the model's context"
+    ):
         timed(protocol=Protocol(4000, 4))
 
 

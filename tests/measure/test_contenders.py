@@ -90,6 +90,17 @@ def test_a_packed_layer_becomes_a_plain_one_with_its_weight_and_bias(packed):
     assert found.bias is layer.bias
 
 
+def test_a_weight_in_two_places_counts_once(family_models):
+    model = copy.deepcopy(family_models["llama"]).bfloat16()
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    attach(model, form="bitmask")
+    once, layer = held_bytes(model), model.model.layers[0].mlp.up_proj
+    model.model.layers[1].mlp.up_proj = nn.Identity()
+    assert held_bytes(model) == once
+    model.model.layers[0].mlp.up_proj = nn.Identity()
+    assert held_bytes(model) == once - layer.packed.nbytes
+
+
 def test_packed_experts_become_plain_ones_and_count_as_held(family_models):
     model = copy.deepcopy(family_models["mixtral"]).bfloat16()
     with torch.no_grad():

@@ -50,6 +50,11 @@ def test_tokens_are_generated_to_the_end_whatever_they_are(llama, monkeypatch, b
     assert made[0].times == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
+def test_beams_that_the_models_own_file_asks_for_are_not_timed(llama, monkeypatch):
+    monkeypatch.setattr(llama.generation_config, "num_beams", 2)
+    assert time_generation(llama, torch.arange(4)[None], 1).token > 0
+
+
 def test_prompts_are_windows_of_the_text_from_the_start_again_where_it_ends():
     assert prompts(torch.arange(5), 3, 3).tolist() == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
     assert prompts(torch.arange(9), 1, 2).tolist() == [[0, 1]]
@@ -57,9 +62,11 @@ def test_prompts_are_windows_of_the_text_from_the_start_again_where_it_ends():
 
 def test_a_context_that_is_too_short_is_refused(llama):
     context = llama.config.max_position_embeddings
-    check_context(llama.config, context - 3, 3)
-    with pytest.raises(InvalidInput, match=f"{context - 3} \\+ 4 tokens do not fit the model's context of {context}"):
-        check_context(llama.config, context - 3, 4)
+    check_context("bench", llama.config, context - 3, 3)
+    with pytest.raises(
+        InvalidInput, match=f"^bench: a prompt of {context - 3} and 4 new tokens do not fit .* {context} "
+    ):
+        check_context("bench", llama.config, context - 3, 4)
 
 
 def test_a_pace_counts_the_tokens_of_the_batch():

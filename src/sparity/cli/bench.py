@@ -28,7 +28,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Measurements, after one that does not count.")] = 5,
     threads: Threads = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A folder for bench.json and bench.html.")
+        str | None, typer.Option("--output", "-o", help="A folder for bench.json and bench.html.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     json: Json = False,
@@ -43,14 +43,15 @@ def bench(
         import torch
 
         from sparity.errors import InvalidInput
-        from sparity.files import expand, make_folder, write_json, write_text
+        from sparity.files import make_folder, write_json, write_text
         from sparity.measure.bench import Protocol
         from sparity.measure.bench import bench as run
         from sparity.measure.bench_page import render_bench
         from sparity.measure.bench_table import print_bench
         from sparity.measure.contenders import contenders
+        from sparity.pipeline.output import named_folder
 
-        folder = None if output is None else expand(output)
+        folder = None if output is None else named_folder(output)
         if folder is not None and not force and any((folder / name).exists() for name in RESULTS):
             raise InvalidInput(
                 f"{folder} holds a benchmark already: choose another output or pass --force to replace it"

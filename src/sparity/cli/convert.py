@@ -1,6 +1,5 @@
 """`sparity convert SOURCE TARGET`: a checkpoint in another layout."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from sparity.cli.console import Json, Quiet
 
 def convert(
     source: Annotated[str, typer.Argument(help="A Hugging Face folder or name.", show_default=False)],
-    target: Annotated[Path, typer.Argument(help="The folder of the result.", show_default=False)],
+    target: Annotated[str, typer.Argument(help="The folder of the result.", show_default=False)],
     to: Annotated[str, typer.Option(help="packed or plain; auto: plain from packed, else packed.")] = "auto",
     values: Annotated[str, typer.Option(help="Of packed matrices: same, or int8 with a scale per output.")] = "same",
     prefer: Annotated[
@@ -34,6 +33,7 @@ def convert(
         from sparity.models import transformers as hf
         from sparity.pipeline.choices import dense_words
         from sparity.pipeline.export import weight_bytes
+        from sparity.pipeline.output import named_folder
         from sparity.pipeline.packing import convert as run
 
         if values not in ("same", "int8"):
@@ -42,16 +42,16 @@ def convert(
             raise InvalidInput(f"--prefer {prefer}: memory or speed")
         if to not in ("auto", "packed", "plain"):
             raise InvalidInput(f"--to {to}: packed, plain or auto")
-        before = weight_bytes(hf.locate(source))
-        layout = run(source, target, values, force, None if to == "auto" else to, prefer)  # type: ignore[arg-type]
-        after, reason = weight_bytes(target), dense_words(target)
+        before, place = weight_bytes(hf.locate(source)), named_folder(target)
+        layout = run(source, place, values, force, None if to == "auto" else to, prefer)  # type: ignore[arg-type]
+        after, reason = weight_bytes(place), dense_words(place)
     if json:
         console.print_json(
-            {"target": str(target), "layout": layout, "bytes_before": before, "bytes_after": after, "note": reason}
+            {"target": str(place), "layout": layout, "bytes_before": before, "bytes_after": after, "note": reason}
         )
     elif not quiet:
         console.out.print(
-            f"{target}: {layout}, weights {size(after)} (before {size(before)}){f'; {reason}' if reason else ''}",
+            f"{place}: {layout}, weights {size(after)} (before {size(before)}){f'; {reason}' if reason else ''}",
             markup=False,
             soft_wrap=True,
         )

@@ -28,7 +28,7 @@ SHARED: dict[str, Any] = {
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for report and JSON.")] = Path("demo-out"),
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder for report and JSON.")] = "demo-out",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,10 +42,12 @@ def demo(
         from sparity.measure.html import render_html
         from sparity.measure.larger import time_larger
         from sparity.measure.table import print_report
+        from sparity.pipeline.output import named_folder
         from sparity.pipeline.runner import execute
         from sparity.recipe import Recipe
 
-        make_folder(output)
+        place = named_folder(output)
+        make_folder(place)
         reports = []
         with tempfile.TemporaryDirectory(prefix="sparity-demo-") as folder, console.ProgressBar(quiet) as progress:
             for number, stage in enumerate(STAGES):
@@ -56,10 +58,10 @@ def demo(
             larger = time_larger()
         candidates = tuple(candidate for report in reports for candidate in report.candidates)
         report = dataclasses.replace(reports[0], candidates=candidates, larger=larger)
-        write_json(output / "report.json", report.to_dict())
-        write_text(output / "report.html", render_html(report))
+        write_json(place / "report.json", report.to_dict())
+        write_text(place / "report.html", render_html(report))
     if json:
         console.print_json(report.to_dict())
     elif not quiet:
         print_report(report, console.out)
-        console.out.print(f"page: {output / 'report.html'}", markup=False, soft_wrap=True)
+        console.out.print(f"page: {place / 'report.html'}", markup=False, soft_wrap=True)

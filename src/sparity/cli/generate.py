@@ -37,6 +37,7 @@ def generate(
         from sparity.cli.text_stream import TextStream
         from sparity.engine.attach import attach
         from sparity.errors import InvalidInput
+        from sparity.measure.generating import STREAMED
         from sparity.models.loading import load, load_tokenizer
 
         if 0 < temperature < COLDEST:
@@ -60,6 +61,7 @@ def generate(
                 attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
                 streamer=stream,
                 max_new_tokens=tokens,
+                **STREAMED,
                 **_sampling(temperature, top_p),
             )
     speed = _speed(len(ids), stream)

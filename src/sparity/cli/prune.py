@@ -1,6 +1,5 @@
 """`sparity prune MODEL`: a recipe without YAML."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ from sparity.cli.sections import calibration_section
 
 def prune(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder or name, or one of the zoo.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the result.", show_default=False)],
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the result.", show_default=False)],
     score: Annotated[str | None, typer.Option(help="How much a weight matters (sparity methods score).")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of weights to remove, default 0.5.")] = None,
     pattern: Annotated[

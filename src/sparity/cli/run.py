@@ -15,7 +15,7 @@ def run(
         list[str] | None, typer.Argument(help="Changes to it: stages.0.prune.sparsity=0.6 ...")
     ] = None,
     model: Annotated[str | None, typer.Option(help="A model in place of the recipe's.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder of the result.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="The folder of the result.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from pathlib import Path
 
 import typer
 
@@ -14,7 +13,7 @@ from sparity.recipe import Recipe
 
 
 def run_and_show(
-    recipe: Recipe, *, output: Path | None, device: str, force: bool, resume: bool, json: bool, quiet: bool
+    recipe: Recipe, *, output: str | None, device: str, force: bool, resume: bool, json: bool, quiet: bool
 ) -> Result:
     """Run, print the table, name the page that lies beside the model, and exit with 1 when a limit was missed."""
     if output is None and recipe.output.path is None:

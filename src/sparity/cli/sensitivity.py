@@ -1,6 +1,5 @@
 """`sparity sensitivity MODEL`: what sparsity costs in each part of a model."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 def sensitivity(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder or name, or one of the zoo.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the result.", show_default=False)],
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the result.", show_default=False)],
     ratios: Annotated[list[float] | None, typer.Option("--ratio", help="A sparsity to try; may be repeated.")] = None,
     score: Annotated[str | None, typer.Option(help="How much a weight matters (sparity methods score).")] = None,
     pattern: Annotated[

@@ -11,7 +11,7 @@ from sparity.cli.console import Json, Quiet
 
 def sweep(
     sweep: Annotated[Path, typer.Argument(help="A sweep in YAML.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the table.", show_default=False)],
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the table.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes: measure.windows=8 in the base recipe, 'vary.NAME=[1, 2]' ...")
     ] = None,

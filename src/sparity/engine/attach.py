@@ -122,7 +122,7 @@ def _swaps(model: Any, form: str, values: Values) -> Iterator[Swap]:
             yield from (swap(name, layer, linear.named(name)) for name in places[1:])
     for name, stored in experts_of(model).items():
         experts = model.get_submodule(name)
-        packed = _packed_experts(experts, stored, form, values)
+        packed = None if _replaced(experts) else _packed_experts(experts, stored, form, values)
         if packed is not None:
             yield swap(name, experts, packed)
 
@@ -131,9 +131,15 @@ def _linear(model: Any) -> list[tuple[Any, list[str]]]:
     """The linear layers of the blocks, which transformers' routers are not, and all names that each has."""
     found: dict[Any, list[str]] = {}
     for name, layer in model.named_modules(remove_duplicate=False):
-        if type(layer) in (nn.Linear, DenseLinear, Conv1D) and name.startswith(f"{model.base_model_prefix}."):
+        packable = type(layer) in (nn.Linear, DenseLinear, Conv1D) and not _replaced(layer)
+        if packable and name.startswith(f"{model.base_model_prefix}."):
             found.setdefault(layer, []).append(name)
     return list(found.items())
+
+
+def _replaced(module: Any) -> bool:
+    """Whether another function stands in the place of a module's `forward`: what it does with the weight is unknown."""
+    return "forward" in vars(module)
 
 
 def _packed_linear(name: str, layer: Any, form: str, values: Values) -> PackedLinear | None:
@@ -146,7 +152,7 @@ def _packed_linear(name: str, layer: Any, form: str, values: Values) -> PackedLi
         return None
     replacement = PackedLinear(name, weight.shape[1], weight.shape[0], layer.bias, transposed)
     replacement.give(_packed(name, weight, chosen, values))
-    return replacement.train(layer.training)
+    return replacement.stand_for(layer)
 
 
 def _packed_experts(experts: Any, stored: ExpertNames, form: str, values: Values) -> PackedExperts | None:

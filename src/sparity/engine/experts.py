@@ -1,7 +1,6 @@
 """Mixture-of-experts layers whose experts are packed, each matrix by itself."""
 
 from collections.abc import Iterable, Iterator
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class PackedExperts(HoldsPacked):
     @classmethod
     def like(cls, experts: Any, names: ExpertNames) -> "PackedExperts":
         """One to stand for `experts`, without weights yet."""
-        return cls(names, type(experts), experts.config, experts.act_fn).train(experts.training)
+        return cls(names, type(experts), experts.config, experts.act_fn).stand_for(experts)
 
     def give(self, experts: Iterable[PackedExpert]) -> None:
         """Set the weights of all experts, in order.
@@ -94,13 +93,6 @@ class PackedExperts(HoldsPacked):
         first, second = _both(x, gate, up)
         inner: Tensor = self.act_fn(first) * second  # [routed, inner]
         return multiply(inner, down)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedExperts":
-        """A module of its own that reads the same packed weights, which nothing changes."""
-        copied = PackedExperts(self.names, self.kind, deepcopy(self.config, memo), deepcopy(self.act_fn, memo))
-        copied._prepared = self._prepared
-        memo[id(self)] = copied
-        return copied.train(self.training)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

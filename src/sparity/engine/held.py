@@ -2,22 +2,41 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NoReturn
+from copy import deepcopy
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 
 from sparity.errors import InvalidInput
 
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
+
 
 class HoldsPacked(nn.Module, ABC):
     """A module that multiplies by packed weights: it is saved with dense ones, stays on the CPU, and is not pickled."""
 
     weights: tuple[str, ...]  # the names of the parameters that it stands for
+    _prepared: Any  # the packed weights, ready to multiply; nothing changes them
 
     @abstractmethod
     def dense(self) -> dict[str, Tensor]:
         """The parameters that it stands for, unpacked anew each time; none while a model is loaded."""
+
+    def stand_for(self, original: nn.Module) -> Self:
+        """Take over the mode and the hooks of a module; a hook that comes or goes later does so for both."""
+        for name in HOOKS:
+            setattr(self, name, getattr(original, name))
+        return self.train(original.training)
 
     def refuse_move(self, change: Callable[[Tensor], Tensor]) -> None:
         """Raise `InvalidInput` if `change`, which is about to be applied to every parameter, is another device."""
@@ -52,6 +71,13 @@ class HoldsPacked(nn.Module, ABC):
         ]
         others = {name: value for name, value in state_dict.items() if name not in found}
         super()._load_from_state_dict(others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A module of its own that reads the same packed weights."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)], memo[id(self._prepared)] = copied, self._prepared
+        vars(copied).update(deepcopy(vars(self), memo))
+        return copied
 
     def __getstate__(self) -> NoReturn:
         raise InvalidInput(NOT_PICKLED)

@@ -1,6 +1,5 @@
 """Linear layers that the engine multiplies: with a packed weight, or with an ordinary dense one."""
 
-from copy import deepcopy
 from typing import Any, NoReturn
 
 import torch
@@ -44,6 +43,7 @@ class PackedLinear(HoldsPacked):
     """
 
     weights = ("weight",)
+    bias: nn.Parameter | None
 
     def __init__(
         self, matrix: str, in_features: int, out_features: int, bias: nn.Parameter | None, transposed: bool = False
@@ -51,7 +51,7 @@ class PackedLinear(HoldsPacked):
         super().__init__()
         self.matrix, self.transposed = matrix, transposed
         self.in_features, self.out_features = in_features, out_features
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self._prepared: Prepared | None = None
 
     def give(self, packed: Packed) -> None:
@@ -90,20 +90,13 @@ class PackedLinear(HoldsPacked):
         """A layer that keeps the same packed weight and bias under another name."""
         other = PackedLinear(matrix, self.in_features, self.out_features, self.bias, self.transposed)
         other._prepared = self._prepared
-        return other.train(self.training)
+        return other.stand_for(self)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> `[..., out]` in the type of `x`."""
         out = multiply(x, self.prepared)
         return out if self.bias is None else out + self.bias
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
-        """A layer of its own that reads the same packed weight, which nothing changes."""
-        copied = self.named(self.matrix)
-        copied.bias = deepcopy(self.bias, memo)
-        memo[id(self)] = copied
-        return copied
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

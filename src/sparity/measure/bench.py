@@ -47,8 +47,8 @@ def bench(every: Sequence[Contender], ids: Tensor, protocol: Protocol, phase: Ca
             into memory.
     """
     configs = [hf.read_config(contender.folder) for contender in every]
-    for config in configs:
-        check_context(config, protocol.prompt, protocol.tokens)
+    for contender, config in zip(reversed(every), reversed(configs), strict=True):  # the model itself is named first
+        check_context(f"bench, {contender.name}", config, protocol.prompt, protocol.tokens)
         hf.check_vocabulary(ids, config, "bench")
     chosen = _fit(every, configs, protocol)
     notes = [] if chosen.together else [IN_TURNS]

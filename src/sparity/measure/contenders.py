@@ -88,9 +88,9 @@ def stored_bytes(contender: Contender) -> int:
 def held_bytes(model: nn.Module) -> int:
     """The bytes of a model's weights and buffers in memory; what is shared counts once."""
     tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
-    linear = sum(layer.packed.nbytes for layer in model.modules() if isinstance(layer, PackedLinear))
+    linear = {id(layer.packed): layer.packed.nbytes for layer in model.modules() if isinstance(layer, PackedLinear)}
     experts = sum(layer.nbytes for layer in model.modules() if isinstance(layer, PackedExperts))
-    return sum(tensors.values()) + linear + experts
+    return sum(tensors.values()) + sum(linear.values()) + experts
 
 
 def hold_dense(model: nn.Module) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from sparity.errors import InvalidInput
 from sparity.models import transformers as hf
 
+STREAMED = {"num_beams": 1, "num_return_sequences": 1}  # all that a streamer takes, whatever the model's own file asks
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -73,6 +75,7 @@ def time_generation(model: Any, ids: Tensor, tokens: int) -> Timed:
             eos_token_id=never,
             pad_token_id=0,
             streamer=stamps,
+            **STREAMED,
         )
     return stamps.timed()
 
@@ -82,8 +85,11 @@ def prompts(ids: Tensor, batch: int, prompt: int) -> Tensor:
     return ids.repeat(-(-batch * prompt // len(ids)))[: batch * prompt].view(batch, prompt)
 
 
-def check_context(config: Any, prompt: int, tokens: int) -> None:
-    """Raise `InvalidInput` when a prompt and the tokens generated after it are more than a model's context."""
+def check_context(what: str, config: Any, prompt: int, tokens: int) -> None:
+    """Raise `InvalidInput`, which begins with `what`, when prompt and new tokens are more than a model's context."""
     context = hf.context_length(config)
     if context and prompt + tokens > context:
-        raise InvalidInput(f"speed: {prompt} + {tokens} tokens do not fit the model's context of {context} tokens")
+        raise InvalidInput(
+            f"{what}: a prompt of {prompt} and {tokens} new tokens do not fit the model's context of {context} tokens: "
+            "lower one of them"
+        )

@@ -27,7 +27,7 @@ def compare_speed(
     Raises:
         InvalidInput: the prompt and the new tokens do not fit the text or the model's context.
     """
-    check_context(dense.config, prompt, tokens)
+    check_context("speed", dense.config, prompt, tokens)
     if len(token_ids) < prompt:
         raise InvalidInput(f"speed: the text has {len(token_ids)} tokens, less than a prompt of {prompt}")
     ids = prompts(token_ids, batch, prompt)

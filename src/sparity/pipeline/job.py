@@ -13,6 +13,7 @@ from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.calibration.tokens import token_hash
 from sparity.errors import InvalidInput
 from sparity.files import expand, file_hash
+from sparity.measure.generating import check_context
 from sparity.measure.machine import package_version
 from sparity.models import Decoder
 from sparity.models import transformers as hf
@@ -131,7 +132,8 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
     tokenizer = load_tokenizer(folder) if folder is not None else None
     tokens = _tokens(recipe, pruning, tokenizer, decoder.config)
     texts = tuple(measured_texts(recipe.measure, tokenizer, decoder.skeleton))
-    _check_speed(recipe.measure.speed, decoder.config)
+    if test := recipe.measure.speed:
+        check_context("measure.speed", decoder.config, test.prompt, test.tokens)
     job = Job(recipe, decoder, pruning, targets, tokens, texts, device, name, folder, module)
     _check_store(job)
     return job
@@ -177,12 +179,3 @@ def _with_fitting_speed_test(recipe: Recipe, context: int | None) -> Recipe:
     if "speed" in recipe.measure.model_fields_set or speed == recipe.measure.speed:
         return recipe
     return recipe.model_copy(update={"measure": recipe.measure.model_copy(update={"speed": speed})})
-
-
-def _check_speed(test: SpeedTest | None, config: Any) -> None:
-    context = hf.context_length(config)
-    if test and context and test.prompt + test.tokens > context:
-        raise InvalidInput(
-            f"measure.speed: a prompt of {test.prompt} and {test.tokens} new tokens do not fit the model's context of "
-            f"{context} tokens"
-        )

@@ -3,8 +3,22 @@
 import tempfile
 from pathlib import Path
 
+from sparity import zoo
 from sparity.errors import InvalidInput
 from sparity.files import expand
+
+
+def named_folder(output: str | Path) -> Path:
+    """The folder that the user named for a result, with its `~` replaced.
+
+    Raises:
+        InvalidInput: the name is empty, which would be the current folder, or that of a model of the zoo.
+    """
+    if not str(output).strip():
+        raise InvalidInput("the name of the output is empty: name a folder, or . for the current one")
+    if str(output).startswith(zoo.PREFIX):
+        raise InvalidInput(f"output {output}: that is a model of the zoo, which is not written to: name a folder")
+    return expand(output)
 
 
 def output_folder(
@@ -18,10 +32,10 @@ def output_folder(
         resume: whether something unfinished is to be continued.
 
     Raises:
-        InvalidInput: there is nothing to resume without an output.
+        InvalidInput: there is nothing to resume without an output, or its name is none, see `named_folder`.
     """
     if output is not None:
-        return expand(output), None
+        return named_folder(output), None
     if resume:
         raise InvalidInput("resume needs the output folder of what is to be continued")
     temporary = tempfile.TemporaryDirectory(prefix="sparity-")

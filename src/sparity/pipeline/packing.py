@@ -12,7 +12,7 @@ from sparity.engine.formats import Format
 from sparity.engine.formats.conversions.smallest import smallest_format
 from sparity.engine.kernels.fastest import Fastest, fastest_format
 from sparity.errors import InvalidInput
-from sparity.files import expand, file_hash, read_json_object, write_atomically, write_json
+from sparity.files import file_hash, read_json_object, write_atomically, write_json
 from sparity.models import Decoder, packed
 from sparity.models import transformers as hf
 from sparity.models.packed import INDEX
@@ -20,7 +20,7 @@ from sparity.models.source import CheckpointSource
 from sparity.pipeline.choices import CHOICES, write_choices
 from sparity.pipeline.export import shard_name, write_plain_index
 from sparity.pipeline.folder import RunFolder
-from sparity.pipeline.output import refuse_to_replace
+from sparity.pipeline.output import named_folder, refuse_to_replace
 from sparity.shards import LazyTensors, write_tensors
 
 Layout = Literal["plain", "packed"]
@@ -45,12 +45,12 @@ def convert(
     output. `prefer` is the format of each: the smallest, or the fastest on this machine.
 
     Raises:
-        InvalidInput: no such model, or a model of an architecture that Sparity does not know.
+        InvalidInput: no such model, one of an architecture that Sparity does not know, or no name for the target.
         CorruptFile: the checkpoint is damaged.
         RunConflict: the target exists.
     """
-    folder = hf.locate(source)
-    refuse_to_replace(folder, expand(target))
+    folder, place = hf.locate(source), named_folder(target)
+    refuse_to_replace(folder, place)
     decoder = Decoder.open(folder)
     source_packed = isinstance(decoder.source, CheckpointSource) and decoder.source.packed
     source_rescued = isinstance(decoder.source, CheckpointSource) and decoder.source.rescued is not None
@@ -64,7 +64,7 @@ def convert(
     if to == "plain" and asked:
         raise InvalidInput(f"{asked} is for packed matrices, and a plain checkpoint has none")
     identity = {"convert": decoder.source.fingerprint(), "to": to, "values": values, "prefer": prefer}
-    with RunFolder.open(expand(target), identity, force, resume=True) as work:
+    with RunFolder.open(place, identity, force, resume=True) as work:
         if to == "packed":
             pack_weights(decoder, work.path, values, prefer)
         else:

@@ -215,3 +215,34 @@ def test_attaching_twice_changes_nothing_more(tiny):
     assert sparity.attach(model) is model
     assert [id(module) for module in model.modules()] == layers
     assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "place"), [("llama", "mlp.up_proj"), ("gpt2", "mlp.c_fc"), ("mixtral", "mlp.experts")]
+)
+def test_hooks_stay_where_they_were(tiny, family, place):
+    model, seen = tiny(family), []
+    layer = (model.transformer.h if family == "gpt2" else model.model.layers)[0].get_submodule(place)
+    handle = layer.register_forward_hook(lambda *_: seen.append(1))
+    with sparity.attached(model):
+        logits(model)
+        assert len(seen) == 1
+        logits(copy.deepcopy(model))
+        assert len(seen) == 2
+        handle.remove()
+        logits(model)
+        assert len(seen) == 2
+        packed = next(module for module in model.modules() if isinstance(module, PackedLinear | PackedExperts))
+        handle = packed.register_forward_pre_hook(lambda *_: seen.append(1))
+    logits(model)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(("family", "place"), [("llama", "mlp.up_proj"), ("mixtral", "mlp.experts")])
+def test_a_layer_whose_forward_was_replaced_is_left_as_it_is(tiny, family, place):
+    model = tiny(family)
+    original = model.model.layers[0].get_submodule(place)
+    original.forward = lambda x, *_: torch.full_like(x, float("nan"))
+    sparity.attach(model)
+    assert model.model.layers[0].get_submodule(place) is original
+    assert any(isinstance(module, PackedLinear) for module in model.modules())

@@ -23,6 +23,7 @@ OPERATIONS = st.lists(
 
 @given(OPERATIONS, st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
+@torch.no_grad()
 def test_it_holds_what_the_ordinary_one_holds(operations, seed):
     generator = torch.Generator().manual_seed(seed)
     ordinary, growing = DynamicLayer(), GrowingLayer()
@@ -53,6 +54,7 @@ def test_it_holds_what_the_ordinary_one_holds(operations, seed):
     assert torch.equal(growing.values, ordinary.values)
 
 
+@torch.no_grad()
 def test_tokens_are_written_behind_the_others():
     layer = GrowingLayer()
     layer.update(torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5, 4))
@@ -69,6 +71,15 @@ def test_gradients_pass_through_what_was_cached():
     keys, _ = layer.update(2 * states, states)
     keys.sum().backward()
     assert states.grad.eq(3).all()
+
+
+def test_gradients_of_queries_alone_find_the_keys_that_they_met():
+    layer, query = GrowingLayer(), torch.ones(4, requires_grad=True)
+    with torch.no_grad():
+        layer.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
+    scores = [(layer.update(*torch.ones(2, 1, 1, 1, 4))[0] @ query).sum() for _ in range(2)]
+    sum(scores).backward()
+    assert query.grad.tolist() == [7.0] * 4  # 3 keys, then 4
 
 
 def test_only_ordinary_caches_are_changed():

@@ -54,5 +54,13 @@ def test_times_that_do_not_repeat_are_none(machine):
     assert 1.0 < machine.now < 1.1  # it gave up in time
 
 
+def test_long_calls_are_no_sign_of_a_busy_machine(machine):
+    found = machine.measure(a=machine.call("a", [200.0]), b=machine.call("b", [50.0]))
+    assert found == pytest.approx({"a": 0.2, "b": 0.05})
+    machine.order.clear()
+    assert machine.measure(a=machine.call("a", [200.0 + 100 * number for number in range(30)])) is None
+    assert len(machine.order) == 1 + 18
+
+
 def test_what_the_system_tells_is_read():
     assert timing._waited() >= 0.0

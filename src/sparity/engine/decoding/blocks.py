@@ -4,7 +4,7 @@ The library checks nothing: every shape, type and place of memory is checked her
 what the model's own code goes by, and not what the configuration says of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ def unknown(base: Any) -> str | None:
     for name, module in base.named_modules():
         if not type(module).__module__.startswith(("torch.nn.", *OURS)):
             return f"{name} is a {type(module).__name__}, which is not the model's own"
+    for kind, forward in forwards(base.modules()):
+        if not forward.__module__.startswith(("torch.nn.", *OURS)):
+            return f"{kind.__name__}.forward was replaced by one of {forward.__module__}"
     for name, module in base.layers.named_modules():
         if isinstance(module, nn.Linear | PackedLinear) and (
             not isinstance(module, Layer) or module.prepared is None or module.prepared.declined
@@ -48,6 +51,12 @@ def unknown(base: Any) -> str | None:
         return next(_misfits(base), None)
     except (AttributeError, TypeError, ZeroDivisionError) as error:
         return f"its blocks are not those of {name}: {error}"
+
+
+def forwards(modules: Iterable[nn.Module]) -> list[tuple[type, Any]]:
+    """Every class that modules are of, or inherit from, with a `forward` of its own, and that function."""
+    kinds = dict.fromkeys(kind for module in modules for kind in type(module).__mro__)
+    return [(kind, vars(kind)["forward"]) for kind in kinds if "forward" in vars(kind)]
 
 
 def shape_of_heads(layer: Any) -> tuple[int, int, int]:
@@ -76,6 +85,8 @@ def _misfits(base: Any) -> Iterator[str]:
         attention, mlp, wide = layer.self_attn, layer.mlp, _rows(layer.mlp.up_proj)
         if not isinstance(mlp.act_fn, nn.SiLU) and type(mlp.act_fn).__name__ != "SiLUActivation":
             yield f"layers.{index}: its activation is {type(mlp.act_fn).__name__}, not silu"
+        if attention.layer_idx != index:
+            yield f"layers.{index} keeps its keys and values as layer {attention.layer_idx}"
         if not kv_heads or heads != kv_heads * attention.num_key_value_groups:
             yield f"layers.{index}: {heads} query heads do not share {kv_heads} heads of keys and values"
         shapes = (
@@ -98,8 +109,8 @@ def _misfits(base: Any) -> Iterator[str]:
             float(norm.variance_epsilon)
             if reason := _vector(norm.weight, size):
                 yield f"layers.{index}: the weight of a norm {reason}"
-        if len({norm is None for norm in _head_norms(layer)}) > 1:
-            yield f"layers.{index}: queries or keys are normed, not both"
+        if len({norm if norm is None else norm.variance_epsilon for norm in _head_norms(layer)}) > 1:
+            yield f"layers.{index}: queries and keys are not normed alike"
 
 
 def _vector(found: Tensor | None, size: int) -> str | None:

@@ -32,9 +32,9 @@ class GrowingLayer(DynamicLayer):
         """Append keys and values `[batch, kv_heads, new, width]`; all of them are returned."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if key_states.requires_grad or not self._takes(key_states, value_states):
-            # what a gradient passes through must not be written over; and of other shapes or types it is for
-            # transformers to say what becomes of them
+        if torch.is_grad_enabled() or not self._takes(key_states, value_states):
+            # what a gradient may pass through, also one of queries alone, must not be written over; and of other
+            # shapes or types it is for transformers to say what becomes of them
             keys, values = super().update(key_states, value_states)
             return keys, values
         length, new = self.get_seq_length(), key_states.shape[-2]

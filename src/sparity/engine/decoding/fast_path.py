@@ -49,6 +49,7 @@ class Step:
             or options.get("return_dict") is False
             or config.return_dict is False
             or bool(getattr(config, "output_attentions", False) or getattr(config, "output_hidden_states", False))
+            or any(_drops(layer.self_attn) for layer in self.base.layers)
             or config._attn_implementation not in ("sdpa", "eager")
             or self._made_of.hooked()
         )
@@ -108,6 +109,11 @@ class Step:
 def _is(found: Any, *shapes: tuple[int, ...]) -> bool:
     """Whether `found` is a tensor on the CPU with one of the shapes."""
     return isinstance(found, Tensor) and found.shape in shapes and found.device.type == "cpu"
+
+
+def _drops(attention: Any) -> bool:
+    """Whether attention leaves out a share of what it sees, at random."""
+    return bool(attention.training and attention.attention_dropout)
 
 
 def _continues(layer: GrowingLayer, shape: tuple[int, ...]) -> bool:

@@ -109,19 +109,18 @@ def _empty(original: Any) -> Any:
 @cache
 def _quick_class(cls: Any) -> Any:
     """`cls` with another `forward`, under its own name, which transformers looks things up by."""
-    original: Callable[..., Any] = cls.forward
 
-    @wraps(original)
+    @wraps(cls.forward)
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return original(self, *arguments, **named)
+            return cls.forward(self, *arguments, **named)
         layers = let_grow(named.get("past_key_values"))
         step = _engine(self).step if layers is not None and not arguments else None
         if step is not None and layers is not None:
             hidden = _decode(self, step, layers, **named)
             if hidden is not None:
                 return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=named["past_key_values"])
-        return original(self, *arguments, **named)
+        return cls.forward(self, *arguments, **named)
 
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls.__name__, (Quick, cls), {**names, "forward": forward})

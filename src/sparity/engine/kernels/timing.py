@@ -11,7 +11,10 @@ Call = Callable[[], object]
 Timer = Callable[[Mapping[str, Call]], Mapping[str, float] | None]
 
 LEAST_CALLS = 9  # that count, per candidate
-BUDGET = 1.0  # seconds, beyond which no further round begins
+BUDGET = 1.0  # seconds, beyond which no further round begins,
+LEAST_ROUNDS = (
+    2 * LEAST_CALLS
+)  # unless there were fewer: calls of large weights are long, and no sign of a busy machine
 AGREE = 0.1  # how far the lower quartile may lie above the fastest call
 UNDISTURBED = 0.02  # share of its time that a call's threads may have waited for a core
 SWEPT = 64 << 20  # bytes read before each call: more than the last cache of common processors
@@ -27,18 +30,18 @@ def measure(calls: Mapping[str, Call], clock: Callable[[], float] = time.perf_co
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    begun, backwards = clock(), False
+    begun, rounds = clock(), 0
     while not all(map(_settled, taken.values())):
-        if clock() - begun > BUDGET:
+        if clock() - begun > BUDGET and rounds >= LEAST_ROUNDS:
             return None
-        for name, call in list(calls.items())[:: -1 if backwards else 1]:
+        for name, call in list(calls.items())[:: -1 if rounds % 2 else 1]:
             sweep.sum()
             waited, before = _waited(), clock()
             call()
             seconds = clock() - before
             if _waited() - waited <= UNDISTURBED * seconds:
                 taken[name].append(seconds)
-        backwards = not backwards
+        rounds += 1
     return {name: _quartile(found) for name, found in taken.items()}
 
 
