@@ -159,7 +159,7 @@ def test_places_that_cannot_be_written(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunConflict, match=r"^\. exists already|^/.* exists already"):
         sparity.run(recipe(), output=".")
-    with pytest.raises(RunConflict, match="exists already"):
+    with pytest.raises(InvalidInput, match="the name of the output is empty"):
         sparity.run(recipe(), output="")
     assert os.listdir(tmp_path) == ["file"]
 

@@ -11,10 +11,8 @@ Call = Callable[[], object]
 Timer = Callable[[Mapping[str, Call]], Mapping[str, float] | None]
 
 LEAST_CALLS = 9  # that count, per candidate
-BUDGET = 1.0  # seconds, beyond which no further round begins,
-LEAST_ROUNDS = (
-    2 * LEAST_CALLS
-)  # unless there were fewer: calls of large weights are long, and no sign of a busy machine
+LEAST_ROUNDS = 2 * LEAST_CALLS  # before a machine counts as busy: calls of large weights are long
+BUDGET = 1.0  # seconds, beyond which no further round begins, unless there were fewer
 AGREE = 0.1  # how far the lower quartile may lie above the fastest call
 UNDISTURBED = 0.02  # share of its time that a call's threads may have waited for a core
 SWEPT = 64 << 20  # bytes read before each call: more than the last cache of common processors
