@@ -58,6 +58,31 @@ def steps(monkeypatch):
     return taken
 
 
+def decoded(model, tokens, mask=None, first=4, **options):
+    """Logits `[batch, tokens - first + 1, vocabulary]`: a prompt of `first` tokens, then one token after another."""
+    with torch.no_grad():
+        seen = None if mask is None else mask[:, :first]
+        positions = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
+        output = model(
+            tokens[:, :first],
+            attention_mask=seen,
+            position_ids=None if positions is None else positions[:, :first],
+            use_cache=True,
+        )
+        found = [output.logits[:, -1]]
+        for at in range(first, tokens.shape[1]):
+            output = model(
+                tokens[:, at : at + 1],
+                attention_mask=None if mask is None else mask[:, : at + 1],
+                position_ids=None if positions is None else positions[:, at : at + 1],
+                past_key_values=output.past_key_values,
+                use_cache=True,
+                **options,
+            )
+            found.append(output.logits[:, -1])
+    return torch.stack(found, 1).float()
+
+
 def cache_of(model, tokens):
     """A cache of the model's after a prompt `tokens` [batch, tokens]."""
     with torch.no_grad():

@@ -1,45 +1,18 @@
 """Decoding on the fast path: what it computes, when it runs, and that generation does with it what it does without."""
 
 import copy
-import weakref
 
 import pytest
 import torch
 
 import sparity
 from families import FAST, build, tiny_configs
-from quick_models import NEXT, cache_of, same
-from quick_models import PROMPT as PAIR
+from quick_models import decoded
 from sparity.engine.decoding.model import not_fast
 from sparity.engine.kernels import native
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
 PROMPT = torch.arange(3, 17).reshape(2, 7)
-
-
-def decoded(model, tokens, mask=None, first=4, **options):
-    """Logits `[batch, tokens - first + 1, vocabulary]`: a prompt of `first` tokens, then one token after another."""
-    with torch.no_grad():
-        seen = None if mask is None else mask[:, :first]
-        positions = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
-        output = model(
-            tokens[:, :first],
-            attention_mask=seen,
-            position_ids=None if positions is None else positions[:, :first],
-            use_cache=True,
-        )
-        found = [output.logits[:, -1]]
-        for at in range(first, tokens.shape[1]):
-            output = model(
-                tokens[:, at : at + 1],
-                attention_mask=None if mask is None else mask[:, : at + 1],
-                position_ids=None if positions is None else positions[:, at : at + 1],
-                past_key_values=output.past_key_values,
-                use_cache=True,
-                **options,
-            )
-            found.append(output.logits[:, -1])
-    return torch.stack(found, 1).float()
 
 
 def worst(found, wanted):
@@ -198,20 +171,6 @@ def test_hooks_are_called(tiny, steps):
     assert (len(seen), len(steps)) == (12, 11)
 
 
-def test_parameters_may_change_their_memory_and_type(tiny, steps):
-    model, tokens = sparity.attach(tiny("llama")), torch.arange(24).reshape(2, 12)
-    expected = decoded(model, tokens)
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.clone()
-    assert torch.equal(decoded(model, tokens), expected)
-    taken = len(steps)
-    model.model.norm.float()
-    with torch.no_grad(), pytest.raises(RuntimeError):  # what transformers' own code says of mixed types
-        model(tokens, use_cache=True)
-    assert len(steps) == taken
-
-
 def test_why_a_model_is_not_fast(tiny):
     for family, words in (
         ("gpt2", "GPT2Model is none of"),
@@ -228,87 +187,3 @@ def test_why_a_model_is_not_fast(tiny):
     config = tiny_configs()["llama"]
     config.hidden_act = "gelu"
     assert "its activation is gelu" in not_fast(sparity.attach(build(config).bfloat16()))
-
-
-def of_every(path, value):
-    """A change of an attribute of every layer."""
-
-    def change(model):
-        owner, _, name = path.rpartition(".")
-        for layer in model.model.layers:
-            setattr(layer.get_submodule(owner), name, value)
-
-    return change
-
-
-def exchange_layers(model):
-    model.model.layers = torch.nn.ModuleList(model.model.layers[index] for index in (1, 0, 2))
-
-
-def drop_attention(model):
-    model.train()
-    of_every("self_attn.attention_dropout", 0.9)(model)
-
-
-def see_windows(model):
-    model.config.sliding_window, model.config.layer_types = 2, ["sliding_attention"] * 3
-    model.model.has_sliding_layers = True
-
-
-def add_bias(model):
-    for layer in model.model.layers:
-        layer.mlp.up_proj.bias = torch.nn.Parameter(torch.full((layer.mlp.up_proj.out_features,), 3.0).bfloat16())
-
-
-@pytest.mark.parametrize(
-    ("family", "change", "reason"),
-    [
-        ("llama", of_every("self_attn.scaling", 2.0), None),
-        ("llama", of_every("post_attention_layernorm.variance_epsilon", 5.0), None),
-        ("qwen3", of_every("self_attn.k_norm.variance_epsilon", 5.0), "queries and keys are not normed alike"),
-        ("llama", add_bias, None),
-        ("llama", exchange_layers, "layers.0 keeps its keys and values as layer 1"),
-        ("llama", drop_attention, None),
-        ("qwen3", see_windows, "a window of the text only"),
-    ],
-)
-def test_a_change_after_attaching_counts(tiny, family, change, reason):
-    plain = tiny(family)
-    model = sparity.attach(copy.deepcopy(plain))
-    caches = {id(made): (cache_of(made, PAIR), cache_of(made, PAIR)) for made in (plain, model)}
-
-    def step(made, which):
-        torch.manual_seed(0)
-        with torch.no_grad():
-            return made.model(input_ids=NEXT, past_key_values=caches[id(made)][which]).last_hidden_state
-
-    before = step(model, 0)
-    change(plain)
-    change(model)
-    found = step(model, 1)
-    assert same(found, step(plain, 1))
-    assert (not_fast(model) is None) if reason is None else reason in not_fast(model)
-    assert reason or not same(found, before)
-
-
-def test_code_that_was_replaced_is_run(tiny, steps, monkeypatch):
-    model = sparity.attach(tiny("llama"))
-    cache, kind = cache_of(model, PAIR), type(model.model.layers[0].mlp)
-    monkeypatch.setattr(kind, "forward", lambda self, x: x.fill_(float("nan")))
-    with torch.no_grad():
-        assert model(NEXT, past_key_values=cache).logits.isnan().all()
-    assert steps == []
-    assert "LlamaMLP.forward was replaced by one of" in not_fast(model)
-
-
-def test_a_weight_is_kept_while_the_fast_path_has_its_address(tiny):
-    model, tokens = sparity.attach(tiny("llama"), form="dense"), torch.arange(24).reshape(2, 12)
-    decoded(model, tokens)
-    layer = model.model.layers[0].self_attn.q_proj
-    read = weakref.ref(layer.prepared)
-    layer.weight.data = layer.weight.data.clone()
-    with torch.no_grad():
-        model(tokens, use_cache=False)  # prepares the weight anew, beside the fast path
-    assert read() is not None  # else another weight could come to lie there, and pass for it
-    decoded(model, tokens)
-    assert read() is None
