@@ -150,6 +150,8 @@ def test_doctor(sparity, monkeypatch):
     assert found.json["bundled model"] == "works"
     assert found.json["sparity"] == package.__version__
     assert "bundled model" in sparity("doctor").out
+    monkeypatch.setattr("sparity.cli.doctor.EXTRAS", {"data": ("no_such_package",)})
+    assert "pip install 'sparity[data]'" in " ".join(sparity("doctor").out.split())
     monkeypatch.setattr("sparity.zoo.path", lambda name: Path("nowhere"))
     broken = sparity("doctor", "--json")
     assert broken.code == 1

@@ -72,7 +72,7 @@ def bench(
     elif not quiet:
         print_bench(report, console.out)
         if folder is not None:
-            console.out.print(f"saved to {folder}; page: {folder / RESULTS[1]}", markup=False, soft_wrap=True)
+            console.out.print(f"saved to {folder}; page: {folder / RESULTS[1]}", soft_wrap=True)
 
 
 def _batches(given: str) -> tuple[int, ...]:

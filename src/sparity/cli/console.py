@@ -17,8 +17,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Of the processor.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
-out = Console(highlight=False, emoji=False)
-err = Console(stderr=True, highlight=False, emoji=False)
+out = Console(highlight=False, emoji=False, markup=False)  # what is printed may hold brackets of its own
+err = Console(stderr=True, highlight=False, emoji=False, markup=False)
 
 
 def print_json(value: Any) -> None:
@@ -32,12 +32,12 @@ def errors_in_one_line(when_interrupted: str | None = None) -> Iterator[None]:
     try:
         yield
     except SparityError as error:
-        err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        err.print(f"error: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        err.print("interrupted; finished blocks are kept." if when_interrupted else "interrupted.", markup=False)
+        err.print("interrupted; finished blocks are kept." if when_interrupted else "interrupted.")
         if when_interrupted:
-            err.print(f"continue with: {when_interrupted}", markup=False, soft_wrap=True)
+            err.print(f"continue with: {when_interrupted}", soft_wrap=True)
         raise typer.Exit(130) from error
 
 
@@ -46,7 +46,7 @@ class ProgressBar:
 
     def __init__(self, quiet: bool) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -68,7 +68,7 @@ class ProgressBar:
         """A new phase begins."""
         self._bar.update(self._task, description=words)
         if not self._quiet and not err.is_terminal:
-            err.print(f"{words} ...", markup=False)
+            err.print(f"{words} ...")
 
     def block(self, done: int, total: int, seconds: float) -> None:
         """A block was committed."""

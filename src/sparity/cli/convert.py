@@ -52,6 +52,5 @@ def convert(
     elif not quiet:
         console.out.print(
             f"{place}: {layout}, weights {size(after)} (before {size(before)}){f'; {reason}' if reason else ''}",
-            markup=False,
             soft_wrap=True,
         )

@@ -64,4 +64,4 @@ def demo(
         console.print_json(report.to_dict())
     elif not quiet:
         print_report(report, console.out)
-        console.out.print(f"page: {place / 'report.html'}", markup=False, soft_wrap=True)
+        console.out.print(f"page: {place / 'report.html'}", soft_wrap=True)

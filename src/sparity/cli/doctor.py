@@ -57,11 +57,11 @@ def _kernels_of(model: str, json: bool) -> None:
     if json:
         console.print_json(dataclasses.asdict(found))
         return
-    console.out.print(f"{found.model}: {found.layout}, {found.threads} threads", markup=False, soft_wrap=True)
+    console.out.print(f"{found.model}: {found.layout}, {found.threads} threads", soft_wrap=True)
     for alike in found.weights:
         console.out.print(_kernel_table(alike))
     if found.unavailable:
-        console.out.print(f"no compiled kernels: {found.unavailable}", markup=False, soft_wrap=True)
+        console.out.print(f"no compiled kernels: {found.unavailable}", soft_wrap=True)
 
 
 def _kernel_table(alike: "Alike") -> Table:

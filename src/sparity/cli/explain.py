@@ -7,6 +7,7 @@ import typing
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from sparity.cli import console
 from sparity.cli.console import Json
@@ -25,17 +26,17 @@ def explain(
         console.print_json(found)
         return
     for entry in found:
-        console.out.print(f"[bold]{entry['name']}[/bold] ({entry['kind']})")
-        console.out.print(entry["source"], markup=False)
+        console.out.print(Text.assemble((entry["name"], "bold"), f" ({entry['kind']})"))
+        console.out.print(entry["source"])
         console.out.print()
-        console.out.print(entry["text"], markup=False)
+        console.out.print(entry["text"])
         if entry["options"]:
             console.out.print("\noptions:")
             for option, details in entry["options"].items():
-                console.out.print(f"  {option}: {details['type']}, default {details['default']}", markup=False)
+                console.out.print(f"  {option}: {details['type']}, default {details['default']}")
         for fact, value in entry["facts"].items():
-            console.out.print(f"{fact}: {value}", markup=False)
-        console.out.print(f"\nin a recipe:\n{entry['recipe']}", markup=False)
+            console.out.print(f"{fact}: {value}")
+        console.out.print(f"\nin a recipe:\n{entry['recipe']}")
 
 
 def first_sentence(plugin: type) -> str:

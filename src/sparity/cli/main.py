@@ -82,6 +82,6 @@ def main() -> None:
                 sys.stdout.flush()
     except OSError as error:  # what goes wrong with files has become a message of its own before
         if not isinstance(error, BrokenPipeError):
-            console.err.print(f"error: cannot write the output: {error.strerror or error}", style="red", markup=False)
+            console.err.print(f"error: cannot write the output: {error.strerror or error}", style="red")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter tries once more when it ends
         sys.exit(1)

@@ -24,11 +24,11 @@ def run_and_show(
         console.print_json(result.report.to_dict())
     elif not quiet:
         print_report(result.report, console.out)
-        console.out.print(f"saved to {result.path}; page: {result.path / 'report.html'}", markup=False, soft_wrap=True)
+        console.out.print(f"saved to {result.path}; page: {result.path / 'report.html'}", soft_wrap=True)
     for verdict in result.report.candidates[0].verdicts:
         if not verdict.passed:
             message = f"not accepted: {verdict.limit}, reached {verdict.reached}"
-            console.err.print(message, style="red", markup=False, soft_wrap=True)
+            console.err.print(message, style="red", soft_wrap=True)
     if not result.accepted:
         raise typer.Exit(1)
     return result

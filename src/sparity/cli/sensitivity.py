@@ -72,14 +72,14 @@ def sensitivity(
     elif not quiet:
         _show(result.report)
         page = result.path / "sensitivity.html"
-        console.out.print(f"saved to {result.path}; page: {page}", markup=False, soft_wrap=True)
+        console.out.print(f"saved to {result.path}; page: {page}", soft_wrap=True)
 
 
 def _show(report: "SensitivityReport") -> None:
     from sparity.measure import format
     from sparity.measure.sensitivity_page import describe_sensitivity, most_sensitive
 
-    console.out.print(describe_sensitivity(report), markup=False, soft_wrap=True)
+    console.out.print(describe_sensitivity(report), soft_wrap=True)
     table = Table(title="KL, nats per token")
     table.add_column("part")
     for head in ("parameters", "FLOPs", *(format.percent(ratio) for ratio in report.ratios)):

@@ -41,8 +41,8 @@ def sweep(
     elif not quiet:
         print_sweep(result.report, console.out)
         page = result.path / "sweep.html"
-        console.out.print(f"saved to {result.path}; page: {page}", markup=False, soft_wrap=True)
+        console.out.print(f"saved to {result.path}; page: {page}", soft_wrap=True)
     for row in result.report.failed:
-        console.err.print(f"failed: {row.words}: {row.message}", style="red", markup=False, soft_wrap=True)
+        console.err.print(f"failed: {row.words}: {row.message}", style="red", soft_wrap=True)
     if result.report.failed:
         raise typer.Exit(1)

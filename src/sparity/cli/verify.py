@@ -24,12 +24,11 @@ def verify(
         console.print_json(dataclasses.asdict(found))
     else:
         for problem in found.problems:
-            console.err.print(problem, style="red", markup=False, soft_wrap=True)
+            console.err.print(problem, style="red", soft_wrap=True)
         if not quiet and not found.problems:
             console.out.print(
                 f"{found.path}: {found.files} files unchanged, {len(found.layers)} projections, {found.pattern}, "
                 f"realised sparsity {found.sparsity:.4%}",
-                markup=False,
                 soft_wrap=True,
             )
     if found.problems:
