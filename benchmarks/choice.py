@@ -18,10 +18,10 @@ import torch
 
 from gemv import ratio, seconds, spread, weight
 from results import save
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import choice_file, prepare
 from sparity.engine.kernels.fastest import fastest_format
-from sparity.measure.machine import describe
+from sparity.formats import build_format
+from sparity.measure.data.machine import describe
 
 SHAPES = "2048x2048,512x2048,8192x2048,2048x8192"  # q and o, k and v, gate and up, down of a 1.1 B Llama
 DENSITIES = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0"

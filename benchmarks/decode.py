@@ -27,14 +27,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sparity.engine.attach import attach
 from sparity.engine.kernels import native
 from sparity.files import read_json_object
-from sparity.measure.contenders import held_bytes
-from sparity.measure.generating import Timed, time_generation
-from sparity.measure.machine import describe, package_version
-from sparity.measure.report import plain
-from sparity.measure.speed import pace
-from sparity.measure.turns import ratios, spread, take_turns
+from sparity.measure.data.machine import describe, package_version
+from sparity.measure.data.report import plain
+from sparity.measure.timing.contenders import held_bytes
+from sparity.measure.timing.generation import Timed, time_generation
+from sparity.measure.timing.interleave import ratios, spread, take_turns
+from sparity.measure.timing.speed import pace
 from sparity.models.loading import load
-from sparity.static.patterns.base import build_pattern
+from sparity.static.prune.patterns.base import build_pattern
 
 PROMPT = 32
 SHAPE = {

@@ -17,11 +17,11 @@ import time
 import torch
 
 from results import save
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import native
 from sparity.engine.kernels.gemv.cpu import gemv
 from sparity.engine.kernels.native_weight import NativeWeight, on_large_pages
-from sparity.measure.machine import describe
+from sparity.formats import build_format
+from sparity.measure.data.machine import describe
 
 CASES = {  # name -> format, values, share of zeros
     "dense bf16": ("dense", "same", 0.0),

@@ -22,12 +22,12 @@ import torch
 
 from gemv import ratio, spread, weight
 from results import save
-from sparity.engine.formats import build_format, format_of
 from sparity.engine.kernels import gpu
 from sparity.engine.kernels.gemv import reference
 from sparity.engine.kernels.gpu_weight import declines, prepare_on_gpu
 from sparity.engine.kernels.triton_weight import TritonWeight
-from sparity.measure.machine import describe, package_version
+from sparity.formats import build_format, format_of
+from sparity.measure.data.machine import describe, package_version
 
 BLOCK16, BLOCK32 = {"block": {"rows": 16, "columns": 16}}, {"block": {"rows": 32, "columns": 32}}
 CASES = {  # name -> format, values, share of zeros

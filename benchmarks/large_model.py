@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from results import save
-from sparity.measure.machine import describe
+from sparity.measure.data.machine import describe
 
 SAMPLES, LENGTH = 16, 256
 PRUNE = {"wanda": {"score": "wanda"}, "sparsegpt": {"solver": "sparsegpt"}}

@@ -15,9 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from results import save
 from sparity.engine.attach import attach
-from sparity.measure.generating import time_generation
-from sparity.measure.machine import describe
-from sparity.measure.turns import ratios, spread, take_turns
+from sparity.measure.data.machine import describe
+from sparity.measure.timing.generation import time_generation
+from sparity.measure.timing.interleave import ratios, spread, take_turns
 
 
 def model(blocks):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from sparity.measure.generating import Stamps
+from sparity.measure.timing.generation import Stamps
 
 NAMES = {
     "input_layernorm": "attn_norm",

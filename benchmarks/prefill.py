@@ -13,11 +13,11 @@ import torch
 
 from gemv import ratio, seconds, spread, weight
 from results import save
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import native
 from sparity.engine.kernels.native_weight import NativeWeight
 from sparity.engine.kernels.prefill.cpu import prefill
-from sparity.measure.machine import describe
+from sparity.formats import build_format
+from sparity.measure.data.machine import describe
 
 CASES = {
     "bitmask bf16 50 %": ("bitmask", "same"),

@@ -16,7 +16,7 @@ import sparity
 from large_model import write_model
 from results import save
 from sparity.calibration.store import store_bytes
-from sparity.measure.machine import describe
+from sparity.measure.data.machine import describe
 from sparity.models import Decoder
 
 METHODS = {"wanda": {"score": "wanda"}, "sparsegpt": {"solver": "sparsegpt"}}

@@ -18,8 +18,8 @@ import torch
 
 from results import save
 from sparity.calibration import Statistics
-from sparity.measure.machine import describe
-from sparity.static.pruning import Pruning
+from sparity.measure.data.machine import describe
+from sparity.static.prune.pruning import Pruning
 
 HIDDEN, MLP, KEYS = 2048, 8192, 512
 SITES = {

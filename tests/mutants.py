@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from sparity.engine.formats import build_format, format_of
-from sparity.engine.formats.storage import file
+from sparity.checkpoints import packed_file
+from sparity.checkpoints.shards import CODES
 from sparity.engine.kernels.gemv import cpu
 from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.errors import SparityError
-from sparity.shards import CODES
+from sparity.formats import build_format, format_of
 
 FORMATS = ({"dense": {}}, {"bitmask": {}}, {"two_of_four": {}}, {"block": {"rows": 4}}, {"csr": {}}, {"coo": {}})
 SIZES = {code: dtype.itemsize for dtype, code in CODES.items()}
@@ -54,8 +54,8 @@ def joined(header, tensors, drawn):
     about = json.loads(header["__metadata__"]["sparity"])
     for name, entry in about["matrices"].items():
         for part in entry["hashes"]:
-            entry["hashes"][part] = file.hashlib.sha256(tensors.get(f"{name}.{part}", b"")).hexdigest()
-        entry["hash"] = file.entry_hash({key: value for key, value in entry.items() if key != "hash"})
+            entry["hashes"][part] = packed_file.hashlib.sha256(tensors.get(f"{name}.{part}", b"")).hexdigest()
+        entry["hash"] = packed_file.entry_hash({key: value for key, value in entry.items() if key != "hash"})
     header["__metadata__"] = {**header["__metadata__"], "sparity": json.dumps(about)}
     text = json.dumps(header).encode() + b" " * drawn.randrange(9)  # also at odd addresses
     return len(text).to_bytes(8, "little") + text + data
@@ -121,7 +121,7 @@ def _change(entry, name, header, tensors, drawn):
 
 def use(path):
     """Read, check, unpack and multiply every matrix of a file."""
-    for matrix in file.read(path).values():
+    for matrix in packed_file.read(path).values():
         dense = format_of(matrix).unpack(matrix).float()
         if declines(matrix):
             continue
@@ -140,7 +140,9 @@ def files(folder, seed, count):
     for spec in FORMATS:
         for values in ("same", "int8"):
             path = folder / "sound.safetensors"
-            file.write(path, {"a": build_format(spec).pack(weight(), values), "b": build_format("csr").pack(weight())})
+            packed_file.write(
+                path, {"a": build_format(spec).pack(weight(), values), "b": build_format("csr").pack(weight())}
+            )
             use(path)
             sound.append(path.read_bytes())
     path = folder / "damaged.safetensors"

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from sparity.pipeline import sweeping
-from sparity.pipeline.runner import execute
+from sparity.pipeline.run.runner import execute
+from sparity.pipeline.studies import sweeping
 
 
 def measured(result):

@@ -9,13 +9,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "sparity"
 LEVELS = (
     ("errors",),
     ("files", "registry", "zoo"),
-    ("shards",),
-    ("engine.formats",),
+    ("formats",),
+    ("checkpoints",),
     ("models",),
     ("calibration", "quality", "engine.kernels"),
     ("budgets", "engine"),
-    ("static", "dynamic"),
-    ("healing",),
+    ("stages",),
+    ("static", "healing", "training", "dynamic"),
     ("measure",),
     ("recipe_file",),
     ("recipe",),
@@ -24,11 +24,11 @@ LEVELS = (
     ("integrations", "serve", "cli"),
 )
 FREE = {"__init__"}  # the package's own front door loads everything on demand
-KINDS = ("static.scores", "static.patterns", "static.solvers")
+KINDS = ("static.prune.scores", "static.prune.patterns", "static.prune.solvers")
 
 
 def part(module):
-    """The level and the part of a module such as `sparity.static.scores.wanda`."""
+    """The level and the part of a module such as `sparity.static.prune.scores.wanda`."""
     name = module.removeprefix("sparity").lstrip(".")
     best = max(
         ((level, unit) for level, units in enumerate(LEVELS) for unit in units if f"{name}.".startswith(f"{unit}.")),
@@ -84,9 +84,9 @@ def test_no_import_goes_up_or_sideways():
     [
         ("sparity.models.decoder", "sparity.calibration.walk", True),
         ("sparity.quality.perplexity", "sparity.calibration.text", True),
-        ("sparity.static.scores.wanda", "sparity.static.patterns.base", True),
-        ("sparity.static.pruning", "sparity.static.patterns.base", False),
-        ("sparity.static.scores.wanda", "sparity.calibration", False),
+        ("sparity.static.prune.scores.wanda", "sparity.static.prune.patterns.base", True),
+        ("sparity.static.prune.pruning", "sparity.static.prune.patterns.base", False),
+        ("sparity.static.prune.scores.wanda", "sparity.calibration", False),
     ],
 )
 def test_the_rule_itself(module, imported, breach):

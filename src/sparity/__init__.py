@@ -14,16 +14,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "SparityError": "sparity.errors",
     "Recipe": "sparity.recipe",
-    "Result": "sparity.pipeline",
+    "Result": "sparity.pipeline.run.runner",
     "attach": "sparity.engine.attach",
     "attached": "sparity.engine.attach",
     "load": "sparity.models.loading",
     "perplexity": "sparity.quality.perplexity",
-    "prune_weight": "sparity.static.prune_weight",
+    "prune_weight": "sparity.static.prune.prune_weight",
     "register": "sparity.registry",
-    "run": "sparity.pipeline",
-    "sensitivity": "sparity.pipeline.sensitivity",
-    "sweep": "sparity.pipeline.sweeping",
+    "run": "sparity.pipeline.run.runner",
+    "sensitivity": "sparity.pipeline.studies.sensitivity",
+    "sweep": "sparity.pipeline.studies.sweeping",
 }
 __all__ = [
     "Recipe",
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from sparity.engine.attach import attach, attached
     from sparity.errors import SparityError
     from sparity.models.loading import load
-    from sparity.pipeline import Result, run
-    from sparity.pipeline.sensitivity import sensitivity
-    from sparity.pipeline.sweeping import sweep
+    from sparity.pipeline.run.runner import Result, run
+    from sparity.pipeline.studies.sensitivity import sensitivity
+    from sparity.pipeline.studies.sweeping import sweep
     from sparity.quality.perplexity import perplexity
     from sparity.recipe import Recipe
     from sparity.registry import register
-    from sparity.static.prune_weight import prune_weight
+    from sparity.static.prune.prune_weight import prune_weight
 
 
 def __getattr__(name: str) -> Any:

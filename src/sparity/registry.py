@@ -1,7 +1,8 @@
 """One registry for every kind of plug-in: a plug-in's name is the name of its file.
 
-`get("score", "wanda")` imports `sparity.static.scores.wanda` on demand. Other packages add plug-ins through the
-entry-point group `sparity.plugins`, with entries named `kind.name`.
+`get("prune.score", "wanda")` imports `sparity.static.prune.scores.wanda` on demand. A kind that belongs to one stage is
+named `STAGE.KIND`; names of different kinds may be equal. Other packages add plug-ins through the entry-point group
+`sparity.plugins`, with entries named `kind.name`, such as `prune.score.mine`.
 """
 
 import dataclasses
@@ -12,17 +13,19 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from sparity.errors import InvalidInput, suggestion
 
-PACKAGES = {
-    "budget": "sparity.budgets",
-    "family": "sparity.models.families",
-    "format": "sparity.engine.formats",
-    "pattern": "sparity.static.patterns",
-    "score": "sparity.static.scores",
-    "solver": "sparity.static.solvers",
+PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
+    "stage": ("sparity.static", "sparity.static.structure", "sparity.dynamic"),
+    "prune.score": ("sparity.static.prune.scores",),
+    "prune.pattern": ("sparity.static.prune.patterns",),
+    "prune.solver": ("sparity.static.prune.solvers",),
+    "budget": ("sparity.budgets",),
+    "format": ("sparity.formats",),
+    "family": ("sparity.models.families",),
 }
 
 Plugin = TypeVar("Plugin", bound=type)
@@ -43,9 +46,7 @@ def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
 
 def names(kind: str) -> list[str]:
     """All plug-ins of a kind, sorted: Sparity's own, those of installed packages, and those registered by hand."""
-    package = import_module(PACKAGES[_known_kind(kind)])
-    files = (module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
-    own = set(files) - {"base"}
+    own = set(_modules(_known_kind(kind)))
     by_hand = {name for plugin_kind, name in _registered if plugin_kind == kind}
     return sorted(own | by_hand | {name for plugin_kind, name in _entry_points() if plugin_kind == kind})
 
@@ -60,12 +61,13 @@ def get(kind: str, name: str) -> type:
     if (kind, name) not in _registered:
         if name not in names(kind):
             raise InvalidInput(
-                f'no {kind} "{name}"{suggestion(name, names(kind)) or ";"} `sparity methods {kind}` lists them all'
+                f'no {word(kind)} "{name}"{suggestion(name, names(kind)) or ";"} '
+                f"`sparity methods {word(kind)}` lists them all"
             )
         if (kind, name) in _entry_points():
             _registered[kind, name] = _entry_points()[kind, name].load()
         else:
-            import_module(f"{PACKAGES[kind]}.{name}")
+            import_module(_modules(kind)[name])
     return _registered[kind, name]
 
 
@@ -81,7 +83,7 @@ def build(kind: str, spec: str | Mapping[str, Any]) -> Any:
         (name, options), *_ = spec.items()
         if options is None or isinstance(options, Mapping):
             return create(kind, str(name), dict(options or {}))
-    raise InvalidInput(f"{kind}: give a name or {{name: {{option: value}}}}, not {spec!r}")
+    raise InvalidInput(f"{word(kind)}: give a name or {{name: {{option: value}}}}, not {spec!r}")
 
 
 def create(kind: str, name: str, options: Mapping[str, Any]) -> Any:
@@ -91,11 +93,15 @@ def create(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     for key in options:
         if key not in fields:
             known = ", ".join(fields) or "none"
-            raise InvalidInput(f'{kind} "{name}" has no option "{key}"{suggestion(key, fields)} (options: {known})')
+            raise InvalidInput(
+                f'{word(kind)} "{name}" has no option "{key}"{suggestion(key, fields)} (options: {known})'
+            )
     missing = [key for key in _required(plugin) if key not in options]
     if missing:
-        raise InvalidInput(f'{kind} "{name}" needs the option {" and ".join(missing)}: `sparity explain {name}`')
-    values = {key: _typed(value, fields[key], f'{kind} "{name}", option "{key}"') for key, value in options.items()}
+        raise InvalidInput(f'{word(kind)} "{name}" needs the option {" and ".join(missing)}: `sparity explain {name}`')
+    values = {
+        key: _typed(value, fields[key], f'{word(kind)} "{name}", option "{key}"') for key, value in options.items()
+    }
     return plugin(**values)
 
 
@@ -136,9 +142,44 @@ def type_words(expected: Any) -> str:
     return str(getattr(expected, "__name__", expected))
 
 
+def word(kind: str) -> str:
+    """What messages call a kind: `score` for `prune.score`."""
+    return kind.rpartition(".")[2]
+
+
+@cache
+def _modules(kind: str) -> dict[str, str]:
+    """The plug-ins that Sparity brings: name -> module. One that needs a folder of its own is `NAME/stage.py` in it."""
+    found: dict[str, str] = {}
+    for package in PACKAGES[kind]:
+        for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
+            name = module.name.rpartition(".")[2]
+            if not module.ispkg and name != "base":
+                found[name] = module.name
+            elif module.ispkg and kind == "stage" and find_spec(f"{module.name}.stage"):
+                found[name] = f"{module.name}.stage"
+    return found
+
+
+def kind_called(name: str) -> str:
+    """The kind that a user means by `prune.score`, `score` or `scores`.
+
+    Raises:
+        InvalidInput: there is none, or there are several; the message names them.
+    """
+    called = {form: kind for kind in PACKAGES for form in (kind, f"{kind}s", f"{kind.removesuffix('y')}ies")}
+    if name in called:
+        return called[name]
+    found = [kind for form, kind in called.items() if word(form) == name]
+    if len(found) > 1:
+        raise InvalidInput(f'"{name}" may be {" or ".join(found)}: give the whole name')
+    return found[0] if found else _known_kind(name)
+
+
 def _known_kind(kind: str) -> str:
     if kind not in PACKAGES:
-        raise InvalidInput(f'no plug-in kind "{kind}"{suggestion(kind, PACKAGES)} (kinds: {", ".join(PACKAGES)})')
+        close = suggestion(kind, PACKAGES) or suggestion(kind, map(word, PACKAGES))
+        raise InvalidInput(f'no plug-in kind "{kind}"{close} (kinds: {", ".join(PACKAGES)})')
     return kind
 
 
@@ -146,6 +187,6 @@ def _known_kind(kind: str) -> str:
 def _entry_points() -> dict[tuple[str, str], EntryPoint]:
     found: dict[tuple[str, str], EntryPoint] = {}
     for entry in entry_points(group="sparity.plugins"):
-        kind, _, name = entry.name.partition(".")
+        kind, _, name = entry.name.rpartition(".")
         found[kind, name] = entry
     return found

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from sparity.errors import InvalidInput, suggestion
-from sparity.measure.sweep_report import COLUMNS, Axis
+from sparity.measure.data.sweep_report import COLUMNS, Axis
 from sparity.recipe import Recipe
 from sparity.recipe_file import parse_override, read_recipe_file, set_key
 

@@ -8,7 +8,7 @@ import pytest
 import sparity
 from interruptions import Killed
 from quick_models import both, steps, tiny
-from sparity.pipeline.folder import RunFolder
+from sparity.pipeline.run.run_folder import RunFolder
 
 __all__ = ["both", "steps", "tiny"]
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 import sparity
 from sparity.engine import attach as attaching
-from sparity.engine.decoding.model import is_quick, not_fast
+from sparity.engine.decoding.model import has_fast_path, not_fast
 from sparity.engine.kernels import native
-from sparity.engine.linear import DenseLinear
+from sparity.engine.modules.linear import DenseLinear
 from sparity.errors import InvalidInput
 
 TOKENS = torch.arange(24).reshape(2, 12) % 97
@@ -58,7 +58,7 @@ def test_a_failure_half_way_leaves_the_model_as_it_was(tiny, monkeypatch, how, f
     with pytest.raises(error):
         how(model)
     assert is_what_it_was(model, before)
-    assert not is_quick(model)
+    assert not has_fast_path(model)
     assert "save_pretrained" not in vars(model)
     assert torch.equal(logits(model), plain)
 
@@ -100,12 +100,12 @@ def test_contexts_within_each_other(tiny, tmp_path):
         expected = logits(model)
         with sparity.attached(model) as inner:
             assert inner is model
-        assert is_quick(model)
+        assert has_fast_path(model)
         assert torch.equal(logits(model), expected)
         model.save_pretrained(tmp_path / "saved")
         assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), expected)
     assert is_what_it_was(model, before)
-    assert not is_quick(model)
+    assert not has_fast_path(model)
 
 
 def test_a_packed_model_stays_on_the_engine_after_a_context(tiny, tmp_path):

@@ -222,7 +222,7 @@ def test_weights_that_a_narrow_type_cannot_hold(recipe, model_copy, tmp_path):
 
 
 def test_a_file_that_vanishes_in_mid_run(recipe, model_copy, tmp_path, monkeypatch):
-    from sparity.pipeline.folder import RunFolder
+    from sparity.pipeline.run.run_folder import RunFolder
 
     commit = RunFolder.commit
 

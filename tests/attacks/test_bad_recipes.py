@@ -8,7 +8,7 @@ import sparity
 from sparity import registry
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.recipe import Recipe
-from sparity.static.patterns.base import build_pattern
+from sparity.static.prune.patterns.base import build_pattern
 
 PRUNE = [
     ({"score": "wnda"}, 'no score "wnda"; did you mean "wanda"\\? `sparity methods score`'),

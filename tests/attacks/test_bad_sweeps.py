@@ -9,7 +9,7 @@ import pytest
 
 import sparity
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.pipeline import sweeping
+from sparity.pipeline.studies import sweeping
 from sparity.sweep_file import Sweep
 
 SPARSITY = "stages.0.prune.sparsity"

@@ -7,7 +7,7 @@ import resource
 import pytest
 
 import sparity
-from sparity import shards
+from sparity.checkpoints import shards
 from sparity.errors import SparityError
 from sparity.files import write_atomically, write_text
 

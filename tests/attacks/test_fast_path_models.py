@@ -150,7 +150,7 @@ def test_another_packed_weight_is_read_and_the_old_one_is_let_go(tiny, steps):
     layer = model.model.layers[0].mlp.up_proj
     outcome(model, {})
     packed = layer.packed
-    layer.give(sparity.engine.formats.build_format("bitmask").pack(torch.zeros(64, 32).bfloat16()))
+    layer.give(sparity.formats.build_format("bitmask").pack(torch.zeros(64, 32).bfloat16()))
     changed = outcome(model, {})
     layer.give(packed)
     assert not torch.equal(outcome(model, {}), changed)

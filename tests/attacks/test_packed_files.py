@@ -9,13 +9,13 @@ import torch
 
 import mutants
 from packed_folders import change
-from sparity.engine.formats import Packed, build_format, format_of
-from sparity.engine.formats.storage import file
+from sparity.checkpoints import packed_file
+from sparity.checkpoints.shards import check_header
+from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels import native
 from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.errors import CorruptFile
-from sparity.models.source import CheckpointSource
-from sparity.shards import check_header
+from sparity.formats import Packed, build_format, format_of
 
 WHOLE = "sparity-00002-of-00004.safetensors"  # the first block
 UP = "model.layers.0.mlp.up_proj"
@@ -69,7 +69,7 @@ def test_a_header_that_lies_is_refused(tmp_path, name):
     path = tmp_path / "model.safetensors"
     path.write_bytes(HEADERS[name])
     with pytest.raises(CorruptFile):
-        file.read(path)
+        packed_file.read(path)
     with pytest.raises(CorruptFile):
         CheckpointSource(tmp_path)
 
@@ -81,7 +81,7 @@ def test_a_pipe_and_a_device_are_refused_before_they_are_opened(tmp_path):
             check_header(path)
     (tmp_path / "linked").symlink_to("/dev/zero")
     with pytest.raises(CorruptFile, match="no ordinary file"):
-        file.read(tmp_path / "linked")
+        packed_file.read(tmp_path / "linked")
 
 
 # ---- one file, every hash right
@@ -90,7 +90,7 @@ def test_a_pipe_and_a_device_are_refused_before_they_are_opened(tmp_path):
 @pytest.fixture
 def path(tmp_path):
     matrices = {"a": build_format("bitmask").pack(mutants.weight()), "b": build_format("csr").pack(mutants.weight())}
-    file.write(tmp_path / "packed.safetensors", matrices)
+    packed_file.write(tmp_path / "packed.safetensors", matrices)
     return tmp_path / "packed.safetensors"
 
 
@@ -111,7 +111,7 @@ ENTRIES = {
     "a type that is a list": (lambda about, *_: about["matrices"]["a"].update(dtype=["bfloat16"]), "makes no sense"),
     "a format that is a list": (lambda about, *_: about["matrices"]["a"].update(format=["bitmask"]), "must be texts"),
     "a format with a path": (lambda about, *_: about["matrices"]["a"].update(format="../csr"), "no format"),
-    "a format that is a module": (lambda about, *_: about["matrices"]["a"].update(format="storage.file"), "no format"),
+    "a format that is a module": (lambda about, *_: about["matrices"]["a"].update(format="storage.tiles"), "no format"),
     "options that are a list": (lambda about, *_: about["matrices"]["a"].update(options=[1]), "makes no sense"),
     "options that are texts": (lambda about, *_: about["matrices"]["a"].update(options={"x": "1"}), "whole numbers"),
     "no hash of its own": (lambda about, *_: about["matrices"]["a"].update(hashes={}), "tensors and header differ"),
@@ -141,7 +141,7 @@ def test_an_entry_that_lies_is_refused(path, name):
     edit, words = ENTRIES[name]
     change(path, edit)
     with pytest.raises(CorruptFile, match=words):
-        file.read(path)
+        packed_file.read(path)
 
 
 def test_a_matrix_that_is_there_twice_is_refused(path):
@@ -152,7 +152,7 @@ def test_a_matrix_that_is_there_twice_is_refused(path):
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors.values()))
     with pytest.raises(CorruptFile, match="'a' is there twice"):
-        file.read(path)
+        packed_file.read(path)
 
 
 @pytest.mark.parametrize("said", ["[" * 100_000, "{", "5", '{"version": 1}', '{"version": 1, "matrices": 5}'])
@@ -161,20 +161,20 @@ def test_metadata_that_say_nothing_are_refused(path, said):
     header["__metadata__"]["sparity"] = said
     path.write_bytes(raw(header, b"".join(tensors.values())))
     with pytest.raises(CorruptFile, match=r"cannot be read|version"):
-        file.read(path)
+        packed_file.read(path)
 
 
 @pytest.mark.parametrize("spaces", range(8))
 def test_numbers_at_odd_addresses_are_read(tmp_path, spaces):
     """A header of any length is allowed, and then what follows is not aligned."""
     matrix = build_format("bitmask").pack(mutants.weight(), "int8")
-    file.write(tmp_path / "sound", {"a": matrix})
+    packed_file.write(tmp_path / "sound", {"a": matrix})
     header, tensors = mutants.split((tmp_path / "sound").read_bytes())
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8 + spaces)
     path = tmp_path / "odd.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors.values()))
-    found = file.read(path)["a"]
+    found = packed_file.read(path)["a"]
     assert all(part.data_ptr() % part.element_size() == 0 for part in found.tensors.values())
     assert torch.equal(format_of(found).unpack(found), format_of(matrix).unpack(matrix))
     mutants.use(path)

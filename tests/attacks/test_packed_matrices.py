@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sparity.engine.formats import Packed, build_format, format_of
-from sparity.engine.formats.storage import file
+from sparity.checkpoints import packed_file
 from sparity.errors import CorruptFile, InvalidInput, SparityError
+from sparity.formats import Packed, build_format, format_of
 
 
 def weight(rows=10, columns=70):
@@ -156,11 +156,11 @@ def test_a_contradiction_whose_every_hash_is_right_is_refused(tmp_path, name):
     make, words = ATTACKS[name]
     path = tmp_path / "packed.safetensors"
     try:
-        file.write(path, {"a": make()})
+        packed_file.write(path, {"a": make()})
     except KeyError:
         pytest.skip("a type that a file does not have")
     with pytest.raises(CorruptFile, match=f"{words}|makes no sense|cannot be"):
-        file.read(path)
+        packed_file.read(path)
 
 
 def test_options_from_a_stranger_are_checked():
@@ -178,7 +178,7 @@ def test_options_from_a_stranger_are_checked():
 
 @pytest.fixture
 def path(tmp_path):
-    file.write(tmp_path / "packed.safetensors", {"a": packed("bitmask"), "b.c": packed("csr", "int8")})
+    packed_file.write(tmp_path / "packed.safetensors", {"a": packed("bitmask"), "b.c": packed("csr", "int8")})
     return tmp_path / "packed.safetensors"
 
 
@@ -191,12 +191,12 @@ def rewritten(path, change):
     for entry in header["matrices"].values() if isinstance(header["matrices"], dict) else ():
         if isinstance(entry, dict):
             entry.pop("hash", None)
-            entry["hash"] = file.entry_hash(entry)
+            entry["hash"] = packed_file.entry_hash(entry)
     save_file(tensors, path, metadata={"sparity": json.dumps(header)})
 
 
 def test_a_file_comes_back(path):
-    found = file.read(path)
+    found = packed_file.read(path)
     assert list(found) == ["a", "b.c"]
     assert torch.equal(format_of(found["a"]).unpack(found["a"]), weight())
     assert found["b.c"].quantized
@@ -227,7 +227,7 @@ def test_a_file_comes_back(path):
 def test_an_altered_file_is_refused(path, change, words):
     rewritten(path, change)
     with pytest.raises(CorruptFile, match=words):
-        file.read(path)
+        packed_file.read(path)
 
 
 def test_an_altered_header_is_refused(path):
@@ -236,28 +236,28 @@ def test_an_altered_header_is_refused(path):
     path.write_bytes(content.replace(b'\\"shape\\": [10, 70]', b'\\"shape\\": [11, 70]'))
     assert path.read_bytes() != content
     with pytest.raises(CorruptFile, match="header entry was altered"):
-        file.read(path)
+        packed_file.read(path)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 100, -1])
 def test_a_truncated_file_is_refused(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CorruptFile):
-        file.read(path)
+        packed_file.read(path)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "plain.safetensors")
     with pytest.raises(CorruptFile, match="holds no packed matrices"):
-        file.read(tmp_path / "plain.safetensors")
+        packed_file.read(tmp_path / "plain.safetensors")
     with pytest.raises(CorruptFile, match="is missing"):
-        file.read(tmp_path / "absent.safetensors")
+        packed_file.read(tmp_path / "absent.safetensors")
 
 
 def test_names_that_collide_are_refused(tmp_path):
     named = Packed("dense", (1, 1), torch.float32, {"b.values": torch.ones(1, 1)})
     with pytest.raises(InvalidInput, match=r"a\.b\.values"):
-        file.write(tmp_path / "packed.safetensors", {"a.b": packed("dense"), "a": named})
+        packed_file.write(tmp_path / "packed.safetensors", {"a.b": packed("dense"), "a": named})
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -271,10 +271,10 @@ def test_any_flipped_bytes_are_refused_or_harmless(path, data):
     damaged = path.with_name("damaged.safetensors")
     damaged.write_bytes(content)
     try:
-        found = file.read(damaged)
+        found = packed_file.read(damaged)
     except SparityError:
         return
-    sound = file.read(path)
+    sound = packed_file.read(path)
     for name, matrix in found.items():
         twin = next(iter(sound.values())) if name not in sound else sound[name]
         assert matrix.shape == twin.shape

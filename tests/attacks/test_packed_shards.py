@@ -16,7 +16,7 @@ import sparity
 from families import build, tiny_configs
 from packed_folders import change
 from sparity.errors import CorruptFile, InvalidInput, SparityError
-from sparity.pipeline.packing import convert
+from sparity.pipeline.run.packing import convert
 
 WHOLE = "sparity-00002-of-00004.safetensors"  # the first block
 UP = "model.layers.0.mlp.up_proj"

@@ -8,8 +8,8 @@ import pytest
 import sparity
 from interruptions import Killed, contents
 from sparity.errors import InvalidInput, RunConflict, SparityError
-from sparity.pipeline import folder as run_folder
-from sparity.pipeline.folder import RunFolder
+from sparity.pipeline.run import run_folder as run_folder
+from sparity.pipeline.run.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_force_keeps_the_old_output_until_the_new_one_is_complete(recipe, old, t
 
     with monkeypatch.context() as patch:
         if moment == "write_results":
-            patch.setattr("sparity.pipeline.runner.write_results", fail)
+            patch.setattr("sparity.pipeline.run.runner.write_results", fail)
         else:
             patch.setattr(RunFolder, moment, fail)
         with pytest.raises(Killed):

@@ -49,7 +49,7 @@ def test_what_is_refused(sparity):
 
 def test_an_output_that_cannot_be_is_refused_before_anything_is_measured(sparity, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr("sparity.measure.bench.bench", lambda *_: pytest.fail("something was measured"))
+    monkeypatch.setattr("sparity.measure.timing.bench.bench", lambda *_: pytest.fail("something was measured"))
     done = sparity("bench", "zoo:llama", "-o", tmp_path / "file")
     assert done.code == 1
     assert "cannot create the folder" in done.err

@@ -4,7 +4,7 @@ import pytest
 
 import sparity as package
 from sparity.engine.kernels import native
-from sparity.pipeline.packing import convert
+from sparity.pipeline.run.packing import convert
 
 NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled kernels: {native.unavailable()}")
 

@@ -8,7 +8,7 @@ import yaml
 from sparity import registry
 from sparity.recipe import Recipe
 
-KINDS = ("budget", "family", "format", "pattern", "score", "solver")
+KINDS = ("budget", "family", "format", "prune.pattern", "prune.score", "prune.solver")
 PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 
 
@@ -16,11 +16,11 @@ def test_methods(sparity):
     everything = sparity("methods", "--json").json
     assert {(kind, name) for kind, plugins in everything.items() for name in plugins} == set(PLUGINS)
     assert all(words for plugins in everything.values() for words in plugins.values())
-    assert sparity("methods", "score", "--json").json == {"score": everything["score"]}
+    assert sparity("methods", "score", "--json").json == {"prune.score": everything["prune.score"]}
     shown = sparity("methods", "score").out
     assert "wanda" in shown
     assert "sparsegpt" not in shown
-    assert sparity("methods", "scores", "--json").json == {"score": everything["score"]}
+    assert sparity("methods", "scores", "--json").json == {"prune.score": everything["prune.score"]}
     assert sparity("methods", "families", "--json").json == {"family": everything["family"]}
     assert sparity("methods", "scroe").err.startswith('error: no plug-in kind "scroe"; did you mean "score"?')
 
@@ -37,9 +37,9 @@ def test_explain(sparity, kind, name):
         assert f"  {option}: " in shown.out
     if kind not in ("family", "format"):
         recipe = Recipe.read(yaml.safe_load(entry["recipe"]))
-        value = getattr(recipe.stages[0].prune, kind)
+        value = getattr(recipe.stages[0].prune, kind.rpartition(".")[2])
         assert registry.get(kind, name).name == name
-        assert value == name or kind == "pattern"
+        assert value == name or kind == "prune.pattern"
 
 
 def test_explain_knows_a_pattern_by_its_notation(sparity):
@@ -100,5 +100,5 @@ def test_schema_allows_what_recipes_say_and_nothing_else(sparity):
     wrong = {**right, "stages": [{"prune": {"scor": "wanda", "compare_within": "rows"}}], "mode": "zoo:llama"}
     assert sorted(misfits(wrong, schema)) == [".mode", ".stages.prune.compare_within: 'rows'", ".stages.prune.scor"]
     folder = Path(__file__).parents[2] / "recipes"
-    for path in [folder / "main.yaml", *(folder / "methods").glob("*.yaml")]:
+    for path in [folder / "main.yaml", *(folder / "methods").rglob("*.yaml")]:
         assert misfits(Recipe.read(path).model_dump(mode="json", exclude_unset=True), schema) == [], path

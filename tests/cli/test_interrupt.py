@@ -16,7 +16,7 @@ from sparity.cli.running import resume_command
 WAITING = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
-from sparity.pipeline.folder import RunFolder
+from sparity.pipeline.run.run_folder import RunFolder
 commit = RunFolder.commit
 
 def wait(self, blocks, hidden, record):

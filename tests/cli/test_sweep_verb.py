@@ -7,8 +7,8 @@ import os
 import pytest
 
 from sparity.errors import NumericalError
-from sparity.pipeline import sweeping
-from sparity.pipeline.runner import execute
+from sparity.pipeline.run.runner import execute
+from sparity.pipeline.studies import sweeping
 
 SPARSITY = "stages.0.prune.sparsity"
 

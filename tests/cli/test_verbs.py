@@ -12,7 +12,7 @@ from sparity import registry
 from sparity.cli import demo as demo_verb
 from sparity.recipe import Recipe
 
-KINDS = ("budget", "family", "pattern", "score", "solver")
+KINDS = ("budget", "family", "prune.pattern", "prune.score", "prune.solver")
 PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 
 
@@ -170,7 +170,7 @@ def test_demo(sparity, model, token_files, tmp_path, monkeypatch):
     }
     monkeypatch.setattr(demo_verb, "SHARED", small)
     monkeypatch.setattr(demo_verb, "STAGES", demo_verb.STAGES[3:5])
-    monkeypatch.setattr("sparity.measure.larger.available_memory", lambda: 10**9)
+    monkeypatch.setattr("sparity.measure.timing.random_model.available_memory", lambda: 10**9)
     report = sparity("demo", "-o", tmp_path / "a" / "demo", "--json").json
     assert [candidate["name"] for candidate in report["candidates"]] == ["magnitude, 2 of 4 kept", "wanda, 2 of 4 kept"]
     assert json.loads((tmp_path / "a" / "demo" / "report.json").read_text()) == report
@@ -178,7 +178,7 @@ def test_demo(sparity, model, token_files, tmp_path, monkeypatch):
     assert report["larger"]["speed"] is None
     assert "4.0 GB is needed" in report["larger"]["skipped"] or "no compiled kernels" in report["larger"]["skipped"]
     (tmp_path / "file").write_text("the only copy")
-    monkeypatch.setattr("sparity.pipeline.runner.execute", lambda *_, **__: pytest.fail("work before the check"))
+    monkeypatch.setattr("sparity.pipeline.run.runner.execute", lambda *_, **__: pytest.fail("work before the check"))
     refused = sparity("demo", "-o", tmp_path / "file")
     assert (refused.code, refused.err) == (1, f"error: cannot create the folder {tmp_path / 'file'}: File exists\n")
     assert (tmp_path / "file").read_text() == "the only copy"

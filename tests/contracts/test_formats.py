@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparity import registry
-from sparity.engine.formats import build_format, format_of
-from sparity.engine.formats.conversions import convert
-from sparity.engine.formats.storage.values import bits, quantize
 from sparity.errors import CorruptFile, InvalidInput
+from sparity.formats import build_format, format_of
+from sparity.formats.conversions import convert
+from sparity.formats.storage.values import bits, quantize
 
 FORMATS = registry.names("format")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

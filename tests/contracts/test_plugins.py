@@ -11,11 +11,11 @@ from sparity.budgets.base import Site, allocate
 from sparity.calibration import Statistics
 from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS
 from sparity.errors import InvalidInput
-from sparity.static.patterns.base import build_pattern
-from sparity.static.pruning import Pruning
+from sparity.static.prune.patterns.base import build_pattern
+from sparity.static.prune.pruning import Pruning
 
-SCORES = registry.names("score")
-SOLVERS = registry.names("solver")
+SCORES = registry.names("prune.score")
+SOLVERS = registry.names("prune.solver")
 BUDGETS = registry.names("budget")
 PATTERNS = ("unstructured", "2:4", "1:4", "4:8", "block:2x4", "block:4x4")
 
@@ -36,7 +36,7 @@ def layer(rows=12, columns=16, seed=0):
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_is_float32_of_the_weights_shape_deterministic_and_pure(name):
     weight, _, statistics = layer()
-    score = registry.build("score", name)
+    score = registry.build("prune.score", name)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         typed = weight.to(dtype)
         before = typed.clone()
@@ -52,7 +52,7 @@ def test_a_score_is_float32_of_the_weights_shape_deterministic_and_pure(name):
 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_asks_only_for_statistics_that_exist_and_refuses_to_go_without(name):
-    score = registry.get("score", name)
+    score = registry.get("prune.score", name)
     assert set(score.needs) <= {*STATISTICS, *GRADIENTS, REGIONAL}
     if score.needs:
         with pytest.raises(InvalidInput, match="was not gathered"):
@@ -65,7 +65,7 @@ def test_a_score_is_higher_for_a_larger_weight(name):
     weight, _, statistics = layer()
     larger = weight.clone()
     larger[3, 5] *= 4
-    score = registry.build("score", name)
+    score = registry.build("prune.score", name)
     assert score.score(larger, statistics)[3, 5] > score.score(weight, statistics)[3, 5]
 
 

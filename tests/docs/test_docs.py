@@ -17,11 +17,11 @@ import sparity
 from sparity import recipe as schema
 from sparity import registry
 from sparity.cli.main import VERBS, app
-from sparity.measure import bench_report, report, sensitivity_report, sweep_report
+from sparity.measure.data import bench_report, report, sensitivity_report, sweep_report
 from sparity.models.families import llama
-from sparity.pipeline.job import prepare
+from sparity.pipeline.run.job import prepare
 from sparity.recipe import Recipe
-from sparity.static.scores import wanda
+from sparity.static.prune.scores import wanda
 from sparity.sweep_file import Sweep, SweepFile
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,11 @@ def own(kind):
     return [name for name in registry.names(kind) if registry.get(kind, name).__module__.startswith("sparity.")]
 
 
-PLUGINS = [(kind, name) for kind in ("score", "pattern", "solver", "budget") for name in own(kind)]
+PLUGINS = [(kind, name) for kind in ("prune.score", "prune.pattern", "prune.solver", "budget") for name in own(kind)]
+
+
+def page_of(kind, name):
+    return f"{kind.replace('.', '/')}/{name}.md"
 
 
 def blocks(document, language):
@@ -62,7 +66,7 @@ def section(text, heading):
 
 @pytest.mark.parametrize(("kind", "name"), PLUGINS, ids=[name for _, name in PLUGINS])
 def test_a_plugin_has_a_page_with_its_options_defaults_statistics_and_sections(kind, name):
-    plugin, text = registry.get(kind, name), (ROOT / "docs/methods" / f"{name}.md").read_text()
+    plugin, text = registry.get(kind, name), (ROOT / "docs/methods" / page_of(kind, name)).read_text()
     assert text.startswith(f"# {name}\n")
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     wanted = ["Formula", "Source", "Reference code and Sparity", "Options", "Statistics", "Recipe", "Pitfalls"]
@@ -89,18 +93,19 @@ def source_of(plugin):
 def test_the_index_lists_every_plugin_with_what_it_needs():
     text = (ROOT / "docs/methods/README.md").read_text()
     listed = {(cells[0], cells[1]): cells[3:] for cells in rows(text)[2:]}
-    assert listed.keys() == {(kind, f"[{name}]({name}.md)") for kind, name in PLUGINS}
+    assert listed.keys() == {(kind, f"[{name}]({page_of(kind, name)})") for kind, name in PLUGINS}
     for (kind, link), (needs, group) in listed.items():
         plugin = registry.get(kind, link[1 : link.index("]")])
-        if kind in ("score", "solver"):
+        if kind in ("prune.score", "prune.solver"):
             assert needs == (", ".join(f"`{need}`" for need in plugin.needs) or "nothing")
-        if kind == "score":
+        if kind == "prune.score":
             assert group == plugin.compare_within
 
 
 def test_every_page_belongs_to_a_plugin():
-    pages = {path.stem for path in (ROOT / "docs/methods").glob("*.md")} - {"README"}
-    assert pages == {name for _, name in PLUGINS}
+    folder = ROOT / "docs/methods"
+    pages = {str(path.relative_to(folder)) for path in folder.rglob("*.md")} - {"README.md"}
+    assert pages == {page_of(kind, name) for kind, name in PLUGINS}
 
 
 def test_every_family_is_described():

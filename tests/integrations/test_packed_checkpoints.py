@@ -12,11 +12,11 @@ import sparity
 from families import tiny_configs
 from interruptions import Killed, contents, dies_at
 from packed_folders import alone, logits, same, tensors
-from sparity.engine.formats import format_of
-from sparity.engine.linear import PackedLinear
+from sparity.engine.modules.linear import PackedLinear
 from sparity.errors import CorruptFile, InvalidInput, RunConflict
+from sparity.formats import format_of
 from sparity.models import Decoder
-from sparity.pipeline.packing import convert
+from sparity.pipeline.run.packing import convert
 
 FAMILIES = tuple(tiny_configs())
 
@@ -119,7 +119,7 @@ def test_a_run_writes_it_and_its_report_says_so(plain, tmp_path):
     assert candidate["name"].endswith(", packed")
     assert "21 matrices as bitmask" in candidate["notes"][0]
     assert "import sparity" in (folder / "README.md").read_text()
-    from sparity.pipeline.verify import verify
+    from sparity.pipeline.run.verify import verify
 
     assert verify(folder).problems == ()
     convert(folder, tmp_path / "back")

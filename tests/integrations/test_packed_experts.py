@@ -11,12 +11,12 @@ from transformers import AutoModel, AutoModelForCausalLM
 import sparity
 from families import build, tiny_configs
 from packed_folders import logits, same, tensors
-from sparity.engine.experts import PackedExperts
+from sparity.checkpoints import packed
+from sparity.checkpoints.source import CheckpointSource
+from sparity.engine.modules.experts import PackedExperts
 from sparity.errors import CorruptFile
-from sparity.models import packed
-from sparity.models.source import CheckpointSource
-from sparity.pipeline.packing import convert
-from sparity.pipeline.verify import verify
+from sparity.pipeline.run.packing import convert
+from sparity.pipeline.run.verify import verify
 
 FAMILIES = {"mixtral": (3, "w1"), "qwen3_moe": (2, "gate_proj")}  # layers with experts, and a matrix of each
 

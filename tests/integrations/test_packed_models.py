@@ -12,7 +12,7 @@ from interruptions import contents
 from packed_folders import TOKENS, alone, logits
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import Decoder
-from sparity.pipeline.packing import convert
+from sparity.pipeline.run.packing import convert
 
 
 def test_a_plain_run_from_a_packed_model_loads_anywhere(plain, token_files, tmp_path):
@@ -80,7 +80,7 @@ def test_an_index_that_forgets_a_shard_is_refused(plain, tmp_path):
 
 
 def test_int8_is_recorded_as_it_is(plain, tmp_path):
-    from sparity.pipeline.verify import verify
+    from sparity.pipeline.run.verify import verify
 
     folder = plain(output={"format": "packed", "values": "int8"}, name="int8")
     assert verify(folder).problems == ()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sparity.measure.report import (
+from sparity.measure.data.report import (
     Baseline,
     Candidate,
     Effort,

@@ -7,10 +7,10 @@ import pytest
 import sparity
 from sparity import registry
 from sparity.recipe import Recipe
-from sparity.static.pruning import Pruning
+from sparity.static.prune.pruning import Pruning
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-METHODS = sorted((RECIPES / "methods").glob("*.yaml"))
+METHODS = sorted((RECIPES / "methods" / "prune").glob("*.yaml"))
 EVERY = [RECIPES / "main.yaml", *METHODS]
 SMALL = ["calibration.samples=4", "measure.windows=2", "measure.speed=null"]
 KEYS = ("score", "pattern", "solver", "sparsity", "compare_within")
@@ -92,8 +92,8 @@ def test_the_main_recipe_ends_in_a_packed_model_of_the_type_that_the_kernels_tak
 def test_every_score_solver_and_budget_has_a_recipe():
     recipes = [Recipe.read(path) for path in METHODS]
     used = {
-        "score": {pruning_of(recipe).score.name for recipe in recipes},
-        "solver": {pruning_of(recipe).solver.name for recipe in recipes},
+        "prune.score": {pruning_of(recipe).score.name for recipe in recipes},
+        "prune.solver": {pruning_of(recipe).solver.name for recipe in recipes},
         "budget": {registry.build("budget", recipe.stages[0].prune.budget).name for recipe in recipes},
     }
     for kind, names in used.items():

@@ -6,8 +6,8 @@ import pytest
 
 import sparity
 from sparity import zoo
-from sparity.pipeline.job import prepare
-from sparity.pipeline.texts import tokenised_once
+from sparity.pipeline.run.job import prepare
+from sparity.pipeline.run.tokens import tokenised_once
 from sparity.sweep_file import Sweep
 
 SWEEPS = sorted((Path(__file__).parents[2] / "recipes" / "sweeps").glob("*.yaml"))

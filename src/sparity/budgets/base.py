@@ -76,7 +76,7 @@ class DepthLaw(Budget):
 
 
 @dataclass(frozen=True)
-class Group:
+class SiteGroup:
     """Sites that give up the same fraction."""
 
     sites: tuple[Site, ...]
@@ -119,12 +119,12 @@ class MeasuredBudget(Budget):
         tried = (target + number * self.step for number in range(-count, count + 1))
         return [min(max(level, 0.0), MOST) if level != target else level for level in tried if -self.step < level < 1]
 
-    def groups(self, sites: Sequence[Site]) -> list[Group]:
+    def groups(self, sites: Sequence[Site]) -> list[SiteGroup]:
         """The sites that move together, in the order of their first."""
         members: dict[object, list[Site]] = {}
         for site in sites:
             members.setdefault(site.depth if self.per == "block" else site.name, []).append(site)
-        return [Group(tuple(found)) for found in members.values()]
+        return [SiteGroup(tuple(found)) for found in members.values()]
 
     def objective_of(self, given: Objective | None) -> Objective:
         """The objective, which these budgets cannot do without.

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparity.budgets.base import Group, MeasuredBudget, Objective, Site, no_worse_than_uniform, shift_to_target
+from sparity.budgets.base import MeasuredBudget, Objective, Site, SiteGroup, no_worse_than_uniform, shift_to_target
 from sparity.registry import register
 
 
@@ -52,5 +52,5 @@ class Greedy(MeasuredBudget):
         return no_worse_than_uniform(exact, sites, target, measure)
 
 
-def _given_up(groups: Sequence[Group], shares: dict[str, float]) -> float:
+def _given_up(groups: Sequence[SiteGroup], shares: dict[str, float]) -> float:
     return sum(site.cost * shares[site.name] for group in groups for site in group.sites)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from sparity.budgets.base import Group, MeasuredBudget, Objective, Site, no_worse_than_uniform, shift_to_target
+from sparity.budgets.base import MeasuredBudget, Objective, Site, SiteGroup, no_worse_than_uniform, shift_to_target
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.files import expand, read_json_object
 from sparity.registry import register
@@ -65,7 +65,7 @@ class Knapsack(MeasuredBudget):
 
 
 def _choose(
-    groups: Sequence[Group],
+    groups: Sequence[SiteGroup],
     levels: Sequence[float],
     losses: Sequence[Sequence[float]],
     goal: float,
@@ -94,7 +94,7 @@ def _choose(
     return [levels[int(pick)] for pick in solved.x.reshape(loss.shape).argmax(1)]
 
 
-def _from_table(path: str, sites: Sequence[Site]) -> tuple[list[Group], list[float], list[list[float]]]:
+def _from_table(path: str, sites: Sequence[Site]) -> tuple[list[SiteGroup], list[float], list[list[float]]]:
     """The groups that a `sensitivity.json` measured, levels, and their losses; nothing removed loses nothing."""
     if not expand(path).is_file():
         raise InvalidInput(f"table {path} does not exist: write one with `sparity sensitivity`")
@@ -117,7 +117,7 @@ def _from_table(path: str, sites: Sequence[Site]) -> tuple[list[Group], list[flo
             absent = [level for level in levels if level not in measured]
             if absent:
                 raise InvalidInput(f"{path} has no measurement of {names[0]} at sparsity {absent[0]:g}")
-            groups.append(Group(members))
+            groups.append(SiteGroup(members))
             found.append([measured[level] for level in levels])
     if by_name:
         raise InvalidInput(f"{path} has no measurement of {next(iter(by_name))}: measure this model")

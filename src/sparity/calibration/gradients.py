@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sparity.calibration.statistics import GRADIENTS
+from sparity.checkpoints.shards import write_tensors
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.models import Block, BlockInputs, Decoder
-from sparity.shards import write_tensors
 
 FP32 = 4
 MIN_LENGTH = 3

@@ -19,10 +19,10 @@ from torch import Tensor
 from sparity.calibration.gradients import read_gradients
 from sparity.calibration.gram import PANEL
 from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS, Statistics
+from sparity.checkpoints.shards import write_tensors
 from sparity.errors import CorruptFile, InvalidInput, RunConflict
 from sparity.files import file_hash, read_json_object, write_json
 from sparity.models import Block, Decoder, InputSite
-from sparity.shards import write_tensors
 
 FORMAT = 1
 KNOWN = {*STATISTICS, *GRADIENTS, REGIONAL}

@@ -44,12 +44,12 @@ def bench(
 
         from sparity.errors import InvalidInput
         from sparity.files import make_folder, write_json, write_text
-        from sparity.measure.bench import Protocol
-        from sparity.measure.bench import bench as run
-        from sparity.measure.bench_page import render_bench
-        from sparity.measure.bench_table import print_bench
-        from sparity.measure.contenders import contenders
-        from sparity.pipeline.output import named_folder
+        from sparity.measure.show.page_bench import render_bench
+        from sparity.measure.show.table_bench import print_bench
+        from sparity.measure.timing.bench import Protocol
+        from sparity.measure.timing.bench import bench as run
+        from sparity.measure.timing.contenders import contenders
+        from sparity.pipeline.run.result_folder import named_folder
 
         folder = None if output is None else named_folder(output)
         if folder is not None and not force and any((folder / name).exists() for name in RESULTS):

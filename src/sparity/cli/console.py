@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sparity.errors import SparityError
-from sparity.measure.report import plain
+from sparity.measure.data.report import plain
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Of the processor.")]

@@ -29,12 +29,12 @@ def convert(
     """
     with console.errors_in_one_line():
         from sparity.errors import InvalidInput
-        from sparity.measure.format import size
+        from sparity.measure.show.numbers import size
         from sparity.models import transformers as hf
-        from sparity.pipeline.choices import dense_words
-        from sparity.pipeline.export import weight_bytes
-        from sparity.pipeline.output import named_folder
-        from sparity.pipeline.packing import convert as run
+        from sparity.pipeline.run.export import weight_bytes
+        from sparity.pipeline.run.format_choices import dense_words
+        from sparity.pipeline.run.packing import convert as run
+        from sparity.pipeline.run.result_folder import named_folder
 
         if values not in ("same", "int8"):
             raise InvalidInput(f"--values {values}: same or int8")

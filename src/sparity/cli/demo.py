@@ -39,11 +39,11 @@ def demo(
     """
     with console.errors_in_one_line():
         from sparity.files import make_folder, write_json, write_text
-        from sparity.measure.html import render_html
-        from sparity.measure.larger import time_larger
-        from sparity.measure.table import print_report
-        from sparity.pipeline.output import named_folder
-        from sparity.pipeline.runner import execute
+        from sparity.measure.show.page_run import render_html
+        from sparity.measure.show.table import print_report
+        from sparity.measure.timing.random_model import time_larger
+        from sparity.pipeline.run.result_folder import named_folder
+        from sparity.pipeline.run.runner import execute
         from sparity.recipe import Recipe
 
         place = named_folder(output)

@@ -14,7 +14,7 @@ from sparity.cli.console import Json
 
 if TYPE_CHECKING:
     from sparity.engine.kernels.choice import Choice
-    from sparity.pipeline.kernels import Alike
+    from sparity.pipeline.studies.kernel_survey import Alike
 
 EXTRAS = {"data": ("datasets", "pyarrow")}
 
@@ -51,7 +51,7 @@ def doctor(
 
 def _kernels_of(model: str, json: bool) -> None:
     with console.errors_in_one_line():
-        from sparity.pipeline.kernels import examine_kernels
+        from sparity.pipeline.studies.kernel_survey import examine_kernels
 
         found = examine_kernels(model)
     if json:
@@ -87,8 +87,8 @@ def _candidates(choice: "Choice") -> str:
 
 def examine() -> dict[str, Any]:
     """The findings by name."""
-    from sparity.measure import machine
-    from sparity.measure.format import size
+    from sparity.measure.data import machine
+    from sparity.measure.show.numbers import size
 
     found: dict[str, Any] = machine.describe()
     found["memory"] = size(found.pop("memory_bytes"))

@@ -23,12 +23,12 @@ def evaluate(
 ) -> None:
     """Measure perplexity on texts; with --against also KL, top-1 agreement and speed, the two taking turns."""
     with console.errors_in_one_line():
-        from sparity.measure.speed import compare_speed
+        from sparity.checkpoints.packed import is_read_packed
+        from sparity.measure.timing.speed import compare_speed
         from sparity.models import transformers as hf
         from sparity.models.loading import load, load_tokenizer
-        from sparity.models.packed import is_read_packed
         from sparity.models.transformers import context_length
-        from sparity.pipeline.texts import default_device, measured_text
+        from sparity.pipeline.run.tokens import default_device, measured_text
         from sparity.quality.agreement import compare
         from sparity.quality.perplexity import perplexity
         from sparity.recipe import SpeedTest, Text

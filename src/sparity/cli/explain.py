@@ -76,7 +76,7 @@ def describe(kind: str, plugin: Any) -> dict[str, Any]:
 def _find(name: str) -> list[tuple[str, type]]:
     from sparity import registry
     from sparity.errors import InvalidInput, suggestion
-    from sparity.static.patterns.base import build_pattern
+    from sparity.static.prune.patterns.base import build_pattern
 
     if ":" in name:
         name = build_pattern(name).name
@@ -94,4 +94,5 @@ def _recipe(kind: str, name: str) -> str:
     if kind == "format":
         return "  # a format says how a weight is stored; no recipe names one yet"
     value = {"n_of_m": '"2:4"', "block": '"block:16x16"'}.get(name, name)
-    return f"  stages:\n  - prune: {{{kind}: {value}}}"
+    stage, _, key = kind.rpartition(".")  # a budget is any stage's that shares out a sparsity
+    return f"  stages:\n  - {stage or 'prune'}: {{{key}: {value}}}"

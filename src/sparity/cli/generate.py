@@ -37,7 +37,7 @@ def generate(
         from sparity.cli.text_stream import TextStream
         from sparity.engine.attach import attach
         from sparity.errors import InvalidInput
-        from sparity.measure.generating import STREAMED
+        from sparity.measure.timing.generation import STREAMED
         from sparity.models.loading import load, load_tokenizer
 
         if 0 < temperature < COLDEST:

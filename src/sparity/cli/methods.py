@@ -18,8 +18,7 @@ def methods(
         from sparity import registry
         from sparity.cli.explain import first_sentence
 
-        plurals = {plural: k for k in registry.PACKAGES for plural in (f"{k}s", f"{k.removesuffix('y')}ies")}
-        kinds = [plurals.get(kind, kind)] if kind else list(registry.PACKAGES)
+        kinds = [registry.kind_called(kind)] if kind else list(registry.PACKAGES)
         found = {k: {name: first_sentence(registry.get(k, name)) for name in registry.names(k)} for k in kinds}
     if json:
         console.print_json(found)

@@ -11,7 +11,7 @@ from sparity.cli import console
 from sparity.cli.console import Json
 
 if TYPE_CHECKING:
-    from sparity.pipeline.plan import Plan
+    from sparity.pipeline.run.plan import Plan
 
 
 def plan(
@@ -25,8 +25,8 @@ def plan(
 ) -> None:
     """Check a recipe and show its sites, shapes, bytes, predicted memory and time; refused combinations are errors."""
     with console.errors_in_one_line():
-        from sparity.pipeline.job import prepare
-        from sparity.pipeline.plan import plan as predict
+        from sparity.pipeline.run.job import prepare
+        from sparity.pipeline.run.plan import plan as predict
         from sparity.recipe import Recipe
 
         found = predict(prepare(Recipe.read(recipe, overrides), model, device))
@@ -37,7 +37,7 @@ def plan(
 
 
 def _show(plan: "Plan") -> None:
-    from sparity.measure.format import size as words
+    from sparity.measure.show.numbers import size as words
 
     table = Table(title=f"{plan.model}: {plan.method}")
     for column in ("projections", "role", "shape", "parameters", "bytes", "sparsity"):

@@ -7,8 +7,8 @@ import typer
 
 from sparity.cli import console
 from sparity.errors import InvalidInput
-from sparity.measure.table import print_report
-from sparity.pipeline.runner import Result, execute
+from sparity.measure.show.table import print_report
+from sparity.pipeline.run.runner import Result, execute
 from sparity.recipe import Recipe
 
 

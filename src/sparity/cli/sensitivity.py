@@ -10,7 +10,7 @@ from sparity.cli.console import Json, Quiet
 from sparity.cli.sections import calibration_section
 
 if TYPE_CHECKING:
-    from sparity.measure.sensitivity_report import SensitivityReport
+    from sparity.measure.data.sensitivity_report import SensitivityReport
 
 
 def sensitivity(
@@ -47,7 +47,7 @@ def sensitivity(
     """
     with console.errors_in_one_line():
         from sparity.cli.running import resume_command
-        from sparity.pipeline.sensitivity import RATIOS, execute_sensitivity
+        from sparity.pipeline.studies.sensitivity import RATIOS, execute_sensitivity
         from sparity.recipe import Recipe, Text
 
         prune: dict[str, Any] = {"pattern": pattern, "solver": solver, "unseen_expert": unseen_expert}
@@ -76,19 +76,19 @@ def sensitivity(
 
 
 def _show(report: "SensitivityReport") -> None:
-    from sparity.measure import format
-    from sparity.measure.sensitivity_page import describe_sensitivity, most_sensitive
+    from sparity.measure.show import numbers
+    from sparity.measure.show.page_sensitivity import describe_sensitivity, most_sensitive
 
     console.out.print(describe_sensitivity(report), soft_wrap=True)
     table = Table(title="KL, nats per token")
     table.add_column("part")
-    for head in ("parameters", "FLOPs", *(format.percent(ratio) for ratio in report.ratios)):
+    for head in ("parameters", "FLOPs", *(numbers.percent(ratio) for ratio in report.ratios)):
         table.add_column(head, justify="right")
     whole = {row.name: row for row in report.rows if row.block is None}
     for row in (*whole.values(), *most_sensitive(report)):
-        found = [format.divergence(other.kl) for other in report.rows if other.name == row.name]
+        found = [numbers.divergence(other.kl) for other in report.rows if other.name == row.name]
         place = row.name if row.block is None else f"block {row.block}, {row.role}"
-        table.add_row(place, format.percent(row.parameters), format.percent(row.flops), *found)
+        table.add_row(place, numbers.percent(row.parameters), numbers.percent(row.flops), *found)
     console.out.print(table)
     console.out.print(
         "and the five layers that cost most for their share of the parameters, at the ratio nearest to 50 %"

@@ -29,8 +29,8 @@ def sweep(
     """
     with console.errors_in_one_line():
         from sparity.cli.running import resume_command
-        from sparity.measure.sweep_table import print_sweep
-        from sparity.pipeline.sweeping import execute_sweep
+        from sparity.measure.show.table_sweep import print_sweep
+        from sparity.pipeline.studies.sweeping import execute_sweep
         from sparity.sweep_file import Sweep
 
         checked = Sweep.read(sweep, overrides, model)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparity.measure.generating import Stamps
+from sparity.measure.timing.generation import Stamps
 
 UNFINISHED = "\ufffd"  # what a tokenizer shows for the first bytes of a character
 

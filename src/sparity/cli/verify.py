@@ -17,7 +17,7 @@ def verify(
 ) -> None:
     """Recompute hashes, realised sparsity and the legality of the pattern; exit code 1 when anything differs."""
     with console.errors_in_one_line():
-        from sparity.pipeline.verify import verify as check
+        from sparity.pipeline.run.verify import verify as check
 
         found = check(path)
     if json:

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sparity.engine.decoding.model import is_quick, quicken, slacken
-from sparity.engine.experts import PackedExperts
-from sparity.engine.formats import Format, Packed, build_format
-from sparity.engine.formats.conversions.smallest import smallest_format
-from sparity.engine.formats.storage.values import Values
-from sparity.engine.held import HoldsPacked
+from sparity.engine.decoding.model import disable_fast_path, enable_fast_path, has_fast_path
 from sparity.engine.kernels.fastest import fastest_format
-from sparity.engine.linear import DenseLinear, PackedLinear
+from sparity.engine.modules.experts import PackedExperts
+from sparity.engine.modules.linear import DenseLinear, PackedLinear
+from sparity.engine.modules.module_swap import Swap
+from sparity.engine.modules.packed_module import HoldsPacked
 from sparity.engine.saving import save_packed, save_plain
-from sparity.engine.swap import Swap
 from sparity.errors import InvalidInput
+from sparity.formats import Format, Packed, build_format
+from sparity.formats.conversions.smallest import smallest_format
+from sparity.formats.storage.values import Values
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 
 
@@ -42,7 +42,7 @@ def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
             is then what it was; only with int8 values, what was packed before stays packed.
     """
     _check(model)
-    before, exact, swaps = is_quick(model), values == "same", list[Swap]()
+    before, exact, swaps = has_fast_path(model), values == "same", list[Swap]()
     try:
         for swap in _swaps(model, form, values):
             if exact:
@@ -53,10 +53,10 @@ def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
         for swap in swaps:
             swap.undo()
         if before or any(isinstance(module, HoldsPacked) for module in model.modules()):
-            save_packed(quicken(model))
+            save_packed(enable_fast_path(model))
         raise
     save_packed(model)
-    return quicken(model)
+    return enable_fast_path(model)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def attached(model: Any, form: str = "smallest", values: Values = "same") -> Ite
     Only with int8 values the dense weights stay in memory meanwhile. A model that was on the engine before stays there.
     """
     _check(model)
-    before, swaps = is_quick(model), list[Swap]()
+    before, swaps = has_fast_path(model), list[Swap]()
     try:
         for swap in _swaps(model, form, values):
             swaps.append(swap)
@@ -74,15 +74,15 @@ def attached(model: Any, form: str = "smallest", values: Values = "same") -> Ite
             if values == "same":
                 swap.let_go()
         save_packed(model)
-        yield quicken(model)
+        yield enable_fast_path(model)
     finally:
         if not before:
-            slacken(model)
+            disable_fast_path(model)
             save_plain(model)
         for swap in swaps:
             swap.undo()
         if before:
-            quicken(model)
+            enable_fast_path(model)
 
 
 def unsuited(model: Any) -> str | None:

@@ -9,12 +9,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparity.engine.experts import PackedExperts
-from sparity.engine.formats import Packed
-from sparity.engine.linear import PackedLinear
+from sparity.checkpoints import packed
+from sparity.engine.modules.experts import PackedExperts
+from sparity.engine.modules.linear import PackedLinear
 from sparity.errors import InvalidInput
 from sparity.files import make_folder
-from sparity.models import packed
+from sparity.formats import Packed
 
 
 def save_packed(model: Any) -> None:

@@ -17,16 +17,16 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from sparity.engine.decoding.model import quicken
-from sparity.engine.experts import PackedExpert, PackedExperts
-from sparity.engine.formats import Packed, build_format
-from sparity.engine.linear import PackedLinear
+from sparity.checkpoints import packed
+from sparity.checkpoints.packed import INDEX, METHOD, VERSION, StoredMatrix
+from sparity.checkpoints.source import CheckpointSource
+from sparity.engine.decoding.model import enable_fast_path
+from sparity.engine.modules.experts import PackedExpert, PackedExperts
+from sparity.engine.modules.linear import PackedLinear
 from sparity.engine.saving import save_packed, unpacked_state
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.models import packed
+from sparity.formats import Packed, build_format
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
-from sparity.models.packed import INDEX, METHOD, VERSION, Matrix
-from sparity.models.source import CheckpointSource
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class SparityQuantizer(HfQuantizer):
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
         save_packed(model)
-        return quicken(model)
+        return enable_fast_path(model)
 
     def get_state_dict_and_metadata(self, model: Any, *_: Any, **__: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What transformers writes when a model is saved; `engine.saving` writes the rest."""
@@ -112,7 +112,7 @@ class SparityQuantizer(HfQuantizer):
         return False
 
 
-def _replace(model: nn.Module, name: str, matrix: Matrix) -> tuple[PackedLinear, Matrix]:
+def _replace(model: nn.Module, name: str, matrix: StoredMatrix) -> tuple[PackedLinear, StoredMatrix]:
     """Put a `PackedLinear` in the place of a matrix's module; checkpoints may leave out the model's prefix."""
     for path in (spell(name) for spell in _spellings(model)):
         owner_path, _, leaf = path.rpartition(".")

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sparity import registry
+from sparity.checkpoints.shards import LazyTensors
+from sparity.checkpoints.source import CheckpointSource, ModuleSource, Source
 from sparity.errors import InvalidInput, NumericalError, UnsupportedModel
 from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
+from sparity.models.block_stubs import Recorder, Replay, Stub, Watcher
 from sparity.models.families.base import Family, family_of
-from sparity.models.layout import Layout
-from sparity.models.source import CheckpointSource, ModuleSource, Source
-from sparity.models.stubs import Listener, Recorder, Replay, Stub
-from sparity.shards import LazyTensors
+from sparity.models.stored_names import StoredNames
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class Decoder:
         self.dtype = dtype
         self.config: Any = skeleton.config
         self.family = _family(skeleton)
-        self._layout = Layout(skeleton, source, self.family)
-        self._used = self._layout.stored()
+        self._names = StoredNames(skeleton, source, self.family)
+        self._used = self._names.stored()
         self._warn_of_more_blocks()
 
     @classmethod
@@ -139,8 +139,8 @@ class Decoder:
         Asking raises `NumericalError` for a tensor that the model uses and that holds NaN or infinite numbers.
         """
         inside = tuple(f"{self.block_name(index)}." for index in range(len(self)))
-        stored_inside = self._layout.stored(inside)
-        outside = {self._layout.on_disk(name): name for name in self.source.shapes() if name not in stored_inside}
+        stored_inside = self._names.stored(inside)
+        outside = {self._names.on_disk(name): name for name in self.source.shapes() if name not in stored_inside}
 
         def read(stored: str) -> Tensor:
             name = outside[stored]
@@ -150,7 +150,7 @@ class Decoder:
 
     def stored_names(self, index: int) -> set[str]:
         """The names under which block `index` is stored."""
-        return self._layout.stored((f"{self.block_name(index)}.",)) & self.source.shapes().keys()
+        return self._names.stored((f"{self.block_name(index)}.",)) & self.source.shapes().keys()
 
     def linear_weights(self) -> dict[str, bool]:
         """Stored name of each pruned matrix that is stored as a tensor of its own -> whether that is `[in, out]`.
@@ -169,7 +169,7 @@ class Decoder:
                         found.update({own: False} if own in here else {})  # absent where experts are stored as one
                         continue
                     path = f"{name}.{paths[projection.module]}.{projection.parameter}"
-                    stored = self._layout.parts([path])
+                    stored = self._names.parts([path])
                     if len(stored) == 1:
                         found[stored[0]] = projection.transposed
         return found
@@ -179,20 +179,20 @@ class Decoder:
         stored: dict[str, Tensor] = {}
         for key, tensor in block.module.state_dict().items():
             name = f"{block.name}.{key}"
-            if name in self._layout:
-                stored.update(self._layout.split(name, tensor.detach().cpu().contiguous()))
+            if name in self._names:
+                stored.update(self._names.split(name, tensor.detach().cpu().contiguous()))
         return stored
 
-    def _around_blocks(self, prefix: str, listener: Listener) -> nn.Module:
+    def _around_blocks(self, prefix: str, watcher: Watcher) -> nn.Module:
         """The part of the model under `prefix`, loaded, with stubs in place of its blocks."""
         model = copy.deepcopy(self.skeleton.get_submodule(prefix.rstrip(".")))
         blocks_path = self.family.blocks.removeprefix(prefix)
         parent, _, last = blocks_path.rpartition(".")
-        stubs = [Stub(listener, i, block) for i, block in enumerate(model.get_submodule(blocks_path).children())]
+        stubs = [Stub(watcher, i, block) for i, block in enumerate(model.get_submodule(blocks_path).children())]
         setattr(model.get_submodule(parent), last, nn.ModuleList(stubs))
         self._fill(model, prefix, copy=False)
         for name, twin in self.skeleton.all_tied_weights_keys.items():  # type: ignore[union-attr, operator]
-            if name.startswith(prefix) and name not in self._layout:  # a head that is stored as the embedding
+            if name.startswith(prefix) and name not in self._names:  # a head that is stored as the embedding
                 owner, _, leaf = name.removeprefix(prefix).rpartition(".")
                 tied = model.get_parameter(twin.removeprefix(prefix))
                 model.get_submodule(owner)._parameters[leaf] = tied
@@ -207,13 +207,13 @@ class Decoder:
 
     def _fill(self, module: nn.Module, prefix: str, copy: bool = True) -> None:
         """Give a module its tensors; without `copy` they may be the source's own, and must not be written to."""
-        names = [name for name in module.state_dict() if prefix + name in self._layout]
-        parts = self._layout.parts(prefix + name for name in names)
+        names = [name for name in module.state_dict() if prefix + name in self._names]
+        parts = self._names.parts(prefix + name for name in names)
         tensors = {part: self._cast(part, value) for part, value in self.source.read(parts).items()}
         for name in names:
             owner_path, _, leaf = name.rpartition(".")
             owner = module.get_submodule(owner_path)
-            tensor = self._layout.join(prefix + name, tensors).to(self.device, copy=copy)
+            tensor = self._names.join(prefix + name, tensors).to(self.device, copy=copy)
             if leaf in owner._parameters:
                 owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
             else:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from sparity.checkpoints.source import CheckpointSource
 from sparity.errors import CorruptFile, InvalidInput, SparityError
 from sparity.models import transformers as hf
-from sparity.models.source import CheckpointSource
 
 
 def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto") -> Any:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sparity import zoo
+from sparity.checkpoints import legacy_sparse
+from sparity.checkpoints.packed import QUANTIZATION_KEYS
 from sparity.errors import InvalidInput, UnsupportedModel
 from sparity.files import expand
-from sparity.models import rescued
-from sparity.models.packed import QUANTIZATION_KEYS
 
 
 def locate(model: str | Path) -> Path:
@@ -58,7 +58,7 @@ def read_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder")
-    layout = rescued.layout_of(folder)
+    layout = legacy_sparse.layout_of(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a wrong value can break transformers anywhere

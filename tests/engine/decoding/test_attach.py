@@ -9,13 +9,13 @@ from transformers import AutoModelForCausalLM
 
 import sparity
 from families import tiny_configs
+from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.decoding.model import not_fast
-from sparity.engine.experts import PackedExperts
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import native
-from sparity.engine.linear import DenseLinear, PackedLinear
+from sparity.engine.modules.experts import PackedExperts
+from sparity.engine.modules.linear import DenseLinear, PackedLinear
 from sparity.errors import InvalidInput
-from sparity.models.source import CheckpointSource
+from sparity.formats import build_format
 
 NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
 TOKENS = torch.arange(24).reshape(2, 12) % 97

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from transformers.cache_utils import DynamicCache, DynamicLayer, QuantizedCache, StaticCache
 
-from sparity.engine.decoding.cache import STEP, GrowingLayer, let_grow
+from sparity.engine.decoding.cache import STEP, GrowingLayer, use_growing_layers
 
 OPERATIONS = st.lists(
     st.one_of(
@@ -85,7 +85,7 @@ def test_gradients_of_queries_alone_find_the_keys_that_they_met():
 def test_only_ordinary_caches_are_changed():
     cache = DynamicCache()
     cache.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4), 0)
-    (layer,) = let_grow(cache)
+    (layer,) = use_growing_layers(cache)
     assert cache.layers == [layer]
     assert layer.get_seq_length() == 2
     cache.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4), 1)
@@ -99,6 +99,6 @@ def test_only_ordinary_caches_are_changed():
         StaticCache(config=LlamaConfig(**small), max_cache_len=8),
     ):
         kinds = [type(layer) for layer in other.layers] if other else None
-        assert let_grow(other) is None
+        assert use_growing_layers(other) is None
         assert not other or [type(layer) for layer in other.layers] == kinds
     assert issubclass(QuantizedCache, DynamicCache) is False

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kernel_inputs import inputs, place, weight_for
-from sparity.engine.formats import build_format
 from sparity.engine.kernels.gemv import reference
 from sparity.engine.kernels.triton_weight import TritonWeight, declines
 from sparity.errors import InvalidInput
+from sparity.formats import build_format
 
 BLOCKS = ((16, 16), (32, 32), (4, 8), (20, 48), (8, 128))
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from sparity.engine.kernels import choice, choice_file
-from sparity.engine.kernels.choice import Candidate, Case, choose, default_timer, density_step, judge
+from sparity.engine.kernels.choice import Case, KernelCandidate, choose, default_timer, density_step, judge
 from sparity.errors import InvalidInput
 
 CASE = Case(4096, 4096, "bitmask", "bfloat16", 50, 1, 2)
@@ -49,9 +49,9 @@ def test_the_fastest_wins_and_the_others_are_told_why():
     assert found.winner == "prefill"
     assert found.timed
     assert found.candidates == (
-        Candidate("gemv", 2e-4, "2.00x the time"),
-        Candidate("prefill", 1e-4, None),
-        Candidate("pytorch", None, "unpacks"),
+        KernelCandidate("gemv", 2e-4, "2.00x the time"),
+        KernelCandidate("prefill", 1e-4, None),
+        KernelCandidate("pytorch", None, "unpacks"),
     )
 
 
@@ -64,7 +64,7 @@ def test_the_favourite_keeps_its_place_within_the_margin(rival, winner):
 
 def test_why_a_faster_candidate_lost():
     found = judge({"gemv": 1.02, "prefill": 1.0}, OFFERED, "gemv")
-    assert found.candidates[1] == Candidate("prefill", 1.0, "faster by 2.0%: less than 3% may be noise")
+    assert found.candidates[1] == KernelCandidate("prefill", 1.0, "faster by 2.0%: less than 3% may be noise")
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_small_weights_and_rules_time_nothing(cache):
     ruled = pick(None)
     assert ruled.how == "not timed: SPARITY_CHOICE=rules"
     assert ruled.candidates == (
-        Candidate("gemv", None, None),
-        Candidate("prefill", None, "not the rule's"),
-        Candidate("pytorch", None, "unpacks"),
+        KernelCandidate("gemv", None, None),
+        KernelCandidate("prefill", None, "not the rule's"),
+        KernelCandidate("pytorch", None, "unpacks"),
     )
     assert pick(None, offered={"gemv": "absent", "prefill": None, "pytorch": None}).winner == "prefill"
     alone = pick(clock, offered={"gemv": None, "pytorch": "unpacks"})

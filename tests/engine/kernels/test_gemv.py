@@ -6,12 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernel_inputs import FORMATS, inputs, weight_for
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import native
 from sparity.engine.kernels.gemv import pytorch, reference
 from sparity.engine.kernels.gemv.cpu import gemv
 from sparity.engine.kernels.native_weight import INT8_COLUMNS, NativeWeight, declines
 from sparity.errors import CorruptFile, InvalidInput
+from sparity.formats import build_format
 
 SHAPES = ((1, 1), (1, 64), (3, 31), (4, 65), (5, 130), (7, 1), (16, 128), (17, 127), (33, 259), (64, 1000), (2, 4096))
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 16)

@@ -6,11 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernel_inputs import inputs, weight_for
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import native
 from sparity.engine.kernels.gemv.cpu import gemv, gemv_many
 from sparity.engine.kernels.native_weight import NativeWeight
 from sparity.errors import InvalidInput
+from sparity.formats import build_format
 
 KINDS = [
     ("dense", "same"),

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kernel_inputs import inputs, place, rounded, weight_for
-from sparity.engine.formats import build_format
 from sparity.engine.kernels.gemv import reference
 from sparity.engine.kernels.triton_weight import TritonWeight, group_starts
 from sparity.errors import CorruptFile, InvalidInput
+from sparity.formats import build_format
 
 triton = pytest.importorskip("sparity.engine.kernels.gemv.triton", reason="Triton is not installed")
 prefill = pytest.importorskip("sparity.engine.kernels.prefill.triton", reason="Triton is not installed")

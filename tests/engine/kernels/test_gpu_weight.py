@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from kernel_inputs import inputs, weight_for
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import gpu as triton_there
 from sparity.engine.kernels import gpu_weight, vendor_weight
 from sparity.engine.kernels.gemv import reference
@@ -12,6 +11,7 @@ from sparity.engine.kernels.gpu_weight import prepare_on_gpu
 from sparity.engine.kernels.triton_weight import TritonWeight
 from sparity.engine.kernels.vendor_weight import VendorWeight
 from sparity.errors import InvalidInput
+from sparity.formats import build_format
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="the sparse tensor cores need a CUDA GPU")
 

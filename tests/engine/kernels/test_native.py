@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from kernel_inputs import inputs, weight_for
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import native, prepare
 from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.errors import InvalidInput
+from sparity.formats import build_format
 
 NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled kernels: {native.unavailable()}")
 SAY = """

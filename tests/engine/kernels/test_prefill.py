@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from kernel_inputs import FORMATS, inputs, weight_for
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import native, prepare
 from sparity.engine.kernels.gemv import reference
 from sparity.engine.kernels.native_weight import NativeWeight
 from sparity.engine.kernels.prefill import cpu
+from sparity.formats import build_format
 
 
 @pytest.mark.parametrize("name", ["bitmask", "two_of_four"])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kernel_inputs import inputs, weight_for
-from sparity.engine.formats import build_format
 from sparity.engine.kernels import choice_file, native, prepare
 from sparity.engine.kernels.gemv import cpu, reference
 from sparity.errors import CorruptFile
+from sparity.formats import build_format
 
 NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled kernels: {native.unavailable()}")
 SHAPE = (70, 130)

@@ -114,7 +114,7 @@ def _begins(view: Tensor, buffer: Tensor) -> bool:
     return view.data_ptr() == buffer.data_ptr() and view.stride() == buffer.stride() and len(view) == len(buffer)
 
 
-def let_grow(cache: Any) -> list[GrowingLayer] | None:
+def use_growing_layers(cache: Any) -> list[GrowingLayer] | None:
     """Give a cache's ordinary layers room to grow, in place; its layers, or None unless all of them are ordinary."""
     if type(cache) is not DynamicCache or cache.offloading:
         return None

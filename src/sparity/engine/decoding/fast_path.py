@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparity.engine.decoding.blocks import library_blocks, shape_of_heads
 from sparity.engine.decoding.cache import GrowingLayer
-from sparity.engine.decoding.snapshot import Snapshot
+from sparity.engine.decoding.change_detector import Snapshot
+from sparity.engine.decoding.llama_layout import library_blocks, shape_of_heads
 from sparity.engine.kernels import native
 
 HARMLESS = {"past_key_values", "return_dict", "cache_position"}  # options that change nothing here

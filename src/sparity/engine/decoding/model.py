@@ -15,38 +15,38 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from sparity.engine.decoding.blocks import unknown
-from sparity.engine.decoding.cache import let_grow
+from sparity.engine.decoding.cache import use_growing_layers
+from sparity.engine.decoding.change_detector import Snapshot
 from sparity.engine.decoding.fast_path import Step
-from sparity.engine.decoding.snapshot import Snapshot
-from sparity.engine.held import NOT_PICKLED, HoldsPacked
-from sparity.engine.linear import DenseLinear
+from sparity.engine.decoding.llama_layout import unknown
+from sparity.engine.modules.linear import DenseLinear
+from sparity.engine.modules.packed_module import NOT_PICKLED, HoldsPacked
 from sparity.errors import InvalidInput
 
 log = logging.getLogger(__name__)
 
 
-def quicken(model: Any) -> Any:
+def enable_fast_path(model: Any) -> Any:
     """Make a causal language model decode faster, in place; the model is returned."""
     for layer in model.modules():
         if type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16:
             DenseLinear.adopt(layer)
     base = model.base_model
-    if not isinstance(base, Quick):
-        base.__class__ = _quick_class(type(base))  # type: ignore[arg-type]  # classes are hashable
+    if not isinstance(base, FastPath):
+        base.__class__ = _fast_path_class(type(base))  # type: ignore[arg-type]  # classes are hashable
     base.engine = Engine(base)
     return model
 
 
-def is_quick(model: Any) -> bool:
+def has_fast_path(model: Any) -> bool:
     """Whether a model is on the engine."""
-    return isinstance(model.base_model, Quick)
+    return isinstance(model.base_model, FastPath)
 
 
-def slacken(model: Any) -> None:
-    """Undo `quicken`."""
+def disable_fast_path(model: Any) -> None:
+    """Undo `enable_fast_path`."""
     base = model.base_model
-    if isinstance(base, Quick):
+    if isinstance(base, FastPath):
         del base.engine
         base.__class__ = type(base).__mro__[2]
     for layer in model.modules():
@@ -57,7 +57,7 @@ def slacken(model: Any) -> None:
 def not_fast(model: Any) -> str | None:
     """Why a model does not decode on the fast path, or None when it does."""
     base = model.base_model
-    if not is_quick(model):
+    if not has_fast_path(model):
         return "it is not attached to the engine"
     return _engine(base).reason
 
@@ -79,8 +79,8 @@ class Engine:
         raise InvalidInput(NOT_PICKLED)
 
 
-class Quick:
-    """Marks the classes that `_quick_class` makes."""
+class FastPath:
+    """Marks the classes that `_fast_path_class` makes."""
 
     engine: Engine | None
 
@@ -102,19 +102,19 @@ def _engine(base: Any) -> Engine:
 
 
 def _empty(original: Any) -> Any:
-    made = _quick_class(original)
+    made = _fast_path_class(original)
     return made.__new__(made)
 
 
 @cache
-def _quick_class(cls: Any) -> Any:
+def _fast_path_class(cls: Any) -> Any:
     """`cls` with another `forward`, under its own name, which transformers looks things up by."""
 
     @wraps(cls.forward)
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return cls.forward(self, *arguments, **named)
-        layers = let_grow(named.get("past_key_values"))
+        layers = use_growing_layers(named.get("past_key_values"))
         step = _engine(self).step if layers is not None and not arguments else None
         if step is not None and layers is not None:
             hidden = _decode(self, step, layers, **named)
@@ -123,7 +123,7 @@ def _quick_class(cls: Any) -> Any:
         return cls.forward(self, *arguments, **named)
 
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (Quick, cls), {**names, "forward": forward})
+    return type(cls.__name__, (FastPath, cls), {**names, "forward": forward})
 
 
 def _decode(

@@ -51,7 +51,7 @@ class Case(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class KernelCandidate:
     """One of those that competed.
 
     Attributes:
@@ -70,7 +70,7 @@ class Choice:
 
     winner: str
     how: str
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[KernelCandidate, ...]
 
     @property
     def timed(self) -> bool:
@@ -160,7 +160,7 @@ def judge(times: Mapping[str, float], offered: Mapping[str, str | None], favouri
         return f"{ratio:.2f}x the time"
 
     candidates = [
-        Candidate(name, times.get(name), reason or (None if name == winner else lost(name)))
+        KernelCandidate(name, times.get(name), reason or (None if name == winner else lost(name)))
         for name, reason in offered.items()
     ]
     return Choice(winner, TIMED, tuple(candidates))
@@ -170,4 +170,6 @@ def _by_rule(how: str, winner: str, offered: Mapping[str, str | None]) -> Choice
     def lost(name: str) -> str | None:
         return None if name == winner else "not the rule's"
 
-    return Choice(winner, how, tuple(Candidate(name, None, reason or lost(name)) for name, reason in offered.items()))
+    return Choice(
+        winner, how, tuple(KernelCandidate(name, None, reason or lost(name)) for name, reason in offered.items())
+    )

@@ -7,14 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sparity.engine.formats import Format, Packed, build_format
-from sparity.engine.formats.conversions.smallest import smallest_format
-from sparity.engine.formats.storage.values import Values, dtype_name, nonzero
 from sparity.engine.kernels import native
 from sparity.engine.kernels.choice import Case, Choice, choose, default_timer, density_step
 from sparity.engine.kernels.native_weight import declines
 from sparity.engine.kernels.prepared import prepare
 from sparity.engine.kernels.timing import Call, Timer
+from sparity.formats import Format, Packed, build_format
+from sparity.formats.conversions.smallest import smallest_format
+from sparity.formats.storage.values import Values, dtype_name, nonzero
 
 FORMATS = ("dense", "two_of_four", "bitmask", "block")
 WORTHWHILE = 0.75

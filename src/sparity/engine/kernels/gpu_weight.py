@@ -2,12 +2,12 @@
 
 import torch
 
-from sparity.engine.formats import Packed
-from sparity.engine.formats.conversions.between import convert
 from sparity.engine.kernels import gpu, triton_weight, vendor_weight
 from sparity.engine.kernels.triton_weight import TritonWeight
 from sparity.engine.kernels.vendor_weight import VendorWeight
 from sparity.errors import InvalidInput
+from sparity.formats import Packed
+from sparity.formats.conversions.between import convert
 
 GpuWeight = TritonWeight | VendorWeight
 

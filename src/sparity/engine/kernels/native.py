@@ -55,7 +55,7 @@ class Attention(ctypes.Structure):
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-class Block(ctypes.Structure):
+class DecoderBlock(ctypes.Structure):
     """`SparityBlock` of csrc/sparity_kernels.h."""
 
     _fields_ = (

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sparity.engine.formats import Packed, format_of
-from sparity.engine.formats.storage.values import aligned
 from sparity.engine.kernels import native
 from sparity.errors import InvalidInput
+from sparity.formats import Packed, format_of
+from sparity.formats.storage.values import aligned
 
 FORMATS = {"dense": 0, "bitmask": 1, "two_of_four": 2, "block": 3}
 LARGE = 1 << 21  # bytes of one large page

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sparity.engine.formats import Packed, format_of
-from sparity.engine.formats.storage.values import dtype_name
 from sparity.engine.kernels import native
 from sparity.engine.kernels.choice import Case, Choice, choose, default_timer, density_step
 from sparity.engine.kernels.gemv import cpu, pytorch
 from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.engine.kernels.prefill.cpu import prefill
 from sparity.engine.kernels.timing import Call, Timer
+from sparity.formats import Packed, format_of
+from sparity.formats.storage.values import dtype_name
 
 GEMV, PREFILL, PYTORCH = "gemv", "prefill", "pytorch"
 BATCHES = (1, 4, cpu.MOST_TOKENS)  # where timings are made; a batch in between goes by the next one above

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from sparity.engine.formats import Packed, format_of
-from sparity.engine.formats.storage import tiles
-from sparity.engine.formats.storage.values import dtype_name
 from sparity.engine.kernels import gpu
 from sparity.errors import InvalidInput
+from sparity.formats import Packed, format_of
+from sparity.formats.storage import tiles
+from sparity.formats.storage.values import dtype_name
 
 LARGEST_BLOCK = 128  # a side; larger blocks leave no registers
 

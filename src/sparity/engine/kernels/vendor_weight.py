@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from sparity.engine.formats import Packed
-from sparity.engine.formats.conversions.torch_sparse import to_semi_structured
-from sparity.engine.formats.storage.values import dtype_name
 from sparity.engine.kernels import gpu
 from sparity.engine.kernels.gemv.reference import quantize_tokens
 from sparity.errors import InvalidInput
+from sparity.formats import Packed
+from sparity.formats.conversions.torch_sparse import to_semi_structured
+from sparity.formats.storage.values import dtype_name
 
 MULTIPLE = 32  # of rows and of columns, whatever the type
 INT8_TOKENS = 16  # int8 products take a multiple of it

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparity import registry
 from sparity.models.block import InputSite, Projection
 
-GroupLayout = tuple[tuple[str, str], ...]  # the (role, path) pairs that read one input
+SiteRoles = tuple[tuple[str, str], ...]  # the (role, path) pairs that read one input
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def family_of(config: Any) -> Family:
     return found
 
 
-def plain_sites(block: nn.Module, name: str, layout: tuple[GroupLayout, ...]) -> tuple[InputSite, ...]:
+def plain_sites(block: nn.Module, name: str, layout: tuple[SiteRoles, ...]) -> tuple[InputSite, ...]:
     """Sites of a block whose every projection is one `nn.Linear`."""
     sites = []
     for group in layout:

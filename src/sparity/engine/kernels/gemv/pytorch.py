@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sparity.engine.formats import Packed, format_of
 from sparity.engine.kernels.gemv.reference import quantize_tokens
+from sparity.formats import Packed, format_of
 
 
 def gemv(packed: Packed, x: Tensor) -> Tensor:

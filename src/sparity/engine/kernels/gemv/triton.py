@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparity.engine.formats.storage.tiles import COLUMNS
 from sparity.engine.kernels import gpu
-from sparity.engine.kernels.expanding import expand
+from sparity.engine.kernels.bitmask_expand import expand
 from sparity.engine.kernels.triton_weight import TritonWeight
 from sparity.errors import InvalidInput
+from sparity.formats.storage.tiles import COLUMNS
 
 MOST_TOKENS = 16  # beyond, prefill
 BUSY = 8  # programs per multiprocessor that hide each other's waiting

@@ -6,9 +6,9 @@ No dense copy of the weight is kept: the panel is the only memory beside the wei
 import torch
 from torch import Tensor
 
-from sparity.engine.formats import format_of
 from sparity.engine.kernels import native
 from sparity.engine.kernels.native_weight import NativeWeight
+from sparity.formats import format_of
 
 PANEL = 3 << 20  # bytes of unpacked weight at a time: still in the cache
 FEWEST_ROWS = 128  # of a panel, and its step: fewer make PyTorch's product slow

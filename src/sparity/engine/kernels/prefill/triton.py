@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparity.engine.formats.storage.tiles import ROWS
-from sparity.engine.kernels.expanding import expand
+from sparity.engine.kernels.bitmask_expand import expand
 from sparity.engine.kernels.triton_weight import TritonWeight
+from sparity.formats.storage.tiles import ROWS
 
 PANEL = 16 << 20  # bytes of unpacked weight at a time: they stay in the L2 cache, and the product has rows enough
 PLACES = 8  # groups of a tile that one program unpacks

@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors files, Hugging Face folders, packed and legacy sparse layouts."""

@@ -1,0 +1,154 @@
+"""Packed checkpoints: where their tensors lie, and the dense weights that their matrices stand for.
+
+    sparity.safetensors.index.json         every tensor's shard
+    sparity-00001-of-0000N.safetensors     1: what lies outside the blocks; then one shard per block
+
+A packed matrix NAME stands for the tensor NAME.weight; its parts are the tensors NAME.masks, NAME.values and so on.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sparity.checkpoints import packed_file
+from sparity.errors import CorruptFile, InvalidInput
+from sparity.files import read_json_object, write_json
+from sparity.formats import Packed, unpack
+from sparity.formats.storage.values import DTYPE_NAMES
+
+INDEX = "sparity.safetensors.index.json"
+TRANSPOSED = "transposed"  # metadata: names of matrices whose tensor is stored as [in, out], as GPT-2's are
+METHOD = "sparity"
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # of config.json; the second in old ones
+VERSION = 1  # of the layout, in config.json
+
+
+def shard_name(number: int, total: int) -> str:
+    """The file of shard `number` of `total`, counted from 1."""
+    return f"sparity-{number:05d}-of-{total:05d}.safetensors"
+
+
+def is_read_packed(folder: Path) -> bool:
+    """Whether a folder's weights are the packed ones: where plain ones lie beside them, config.json decides."""
+    if not (folder / INDEX).exists():
+        return False
+    plain = any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
+    config = folder / "config.json"
+    if not plain or not config.is_file():
+        return True
+    quantization = read_json_object(config).get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A packed matrix in a shard: its header entry, not its content."""
+
+    path: Path
+    name: str
+    entry: Mapping[str, Any]
+    transposed: bool
+
+    @property
+    def stored(self) -> str:
+        """The name of the tensor that it stands for."""
+        return f"{self.name}.weight"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        return tuple(f"{self.name}.{part}" for part in self.entry["hashes"])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the tensor that it stands for: `[out, in]`, or `[in, out]` when it is transposed."""
+        rows, columns = self.entry["shape"]
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensor that it stands for."""
+        return DTYPE_NAMES[self.entry["dtype"]]
+
+    def packed(self) -> Packed:
+        """The matrix `[out, in]`, its hashes and its content checked.
+
+        Raises:
+            CorruptFile: altered, or contents that contradict each other.
+        """
+        return packed_file.read_matrix(self.path, self.name, self.entry)
+
+    def weight(self) -> Tensor:
+        """The dense tensor, of `shape`."""
+        matrix = unpack(self.packed())
+        return matrix.T.contiguous() if self.transposed else matrix
+
+
+def matrices(path: Path) -> dict[str, StoredMatrix]:
+    """The packed matrices of a shard by name.
+
+    Raises:
+        CorruptFile: truncated, of a later version, or without a readable header.
+    """
+    entries = packed_file.read_entries(path)
+    with safe_open(path, framework="pt") as shard:
+        said = (shard.metadata() or {}).get(TRANSPOSED, "[]")
+    try:
+        transposed = json.loads(said)
+        unknown = [name for name in transposed if name not in entries]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: its header makes no sense ({error!r:.200}); fetch the file again") from error
+    if not isinstance(transposed, list) or unknown:
+        raise CorruptFile(f"{path}: its header calls matrices transposed that are not there; fetch the file again")
+    return {name: StoredMatrix(path, name, entry, name in transposed) for name, entry in entries.items()}
+
+
+def check_version(quantization: Mapping[str, Any]) -> None:
+    """Raise `InvalidInput` when config.json tells of a version that this release does not read."""
+    version = quantization.get("version", VERSION)
+    if type(version) is not int or version != VERSION:
+        raise InvalidInput(
+            f"a packed checkpoint of version {version!r:.40}; this release reads {VERSION}: update sparity"
+        )
+
+
+def write_shard(
+    path: Path, found: Mapping[str, Packed], others: Mapping[str, Tensor], transposed: Collection[str]
+) -> None:
+    """Write one shard: packed matrices by name, and other tensors by theirs."""
+    metadata = {"format": "pt", TRANSPOSED: json.dumps(sorted(set(transposed) & set(found)))}
+    packed_file.write(path, found, others, metadata)
+
+
+def write_index(folder: Path, shards: Collection[Path]) -> None:
+    """Write the index over all shards; with it the checkpoint is complete."""
+    homes, total = {}, 0
+    for shard in sorted(shards):
+        with safe_open(shard, framework="pt") as opened:
+            homes.update(dict.fromkeys(opened.keys(), shard.name))
+        total += shard.stat().st_size
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": homes})
+
+
+def mark(folder: Path, is_packed: bool) -> None:
+    """Say in config.json who reads the weights: transformers with Sparity, or by itself."""
+    config = read_json_object(folder / "config.json")
+    for key in QUANTIZATION_KEYS:
+        config.pop(key, None)
+    if is_packed:
+        config["quantization_config"] = {"quant_method": METHOD, "version": VERSION}
+    write_json(folder / "config.json", config)
+
+
+def remove_other_weights(folder: Path, keep: Collection[Path]) -> None:
+    """Remove every weight file and plain index of a folder but those to keep."""
+    for pattern in ("model*.safetensors", "model.safetensors.index.json", "sparity-*.safetensors"):
+        for path in folder.glob(pattern):
+            if path not in keep:
+                path.unlink()

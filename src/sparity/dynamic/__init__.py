@@ -1,0 +1,1 @@
+"""Sparsity that is decided per token, while the model runs."""

@@ -1,0 +1,1 @@
+"""Modules that the engine puts in a model."""

@@ -1,0 +1,167 @@
+"""Linear layers that the engine multiplies: with a packed weight, or with an ordinary dense one."""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from sparity.engine.kernels.native_weight import declines
+from sparity.engine.kernels.prepared import Prepared, prepare
+from sparity.engine.modules.packed_module import NOT_PICKLED, HoldsPacked
+from sparity.errors import InvalidInput
+from sparity.formats import Packed, unpack
+
+
+class _Product(torch.autograd.Function):
+    """x @ weight.T, whose gradient reaches x; the weight itself has none."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, prepared: Prepared) -> Tensor:
+        context.prepared = prepared
+        return prepared(x.to(prepared.packed.dtype)).to(x.dtype)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ unpack(context.prepared.packed).to(gradient.dtype), None
+
+
+def multiply(x: Tensor, prepared: Prepared) -> Tensor:
+    """`x` [..., columns], cast to the weight's type -> `[..., rows]` in the type of `x`; a gradient reaches `x`."""
+    out: Tensor = _Product.apply(x, prepared)  # type: ignore[no-untyped-call]
+    return out
+
+
+class PackedLinear(HoldsPacked):
+    """`x @ weight.T + bias` for a packed weight `[out, in]`, in place of an `nn.Linear` or a `Conv1D`.
+
+    The weight is no parameter: it cannot be trained, moved to another device or cast. Inputs are cast to its type. A
+    `state_dict` has it dense.
+
+    Attributes:
+        matrix: the name under which the checkpoint keeps the weight.
+        transposed: whether the layer that it stands for keeps `[in, out]`.
+    """
+
+    weights = ("weight",)
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, matrix: str, in_features: int, out_features: int, bias: nn.Parameter | None, transposed: bool = False
+    ) -> None:
+        super().__init__()
+        self.matrix, self.transposed = matrix, transposed
+        self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("bias", bias)
+        self._prepared: Prepared | None = None
+
+    def give(self, packed: Packed) -> None:
+        """Set the weight.
+
+        Raises:
+            CorruptFile: it contradicts itself.
+        """
+        self._prepared = prepare(packed)
+
+    @property
+    def prepared(self) -> Prepared:
+        """The weight with what multiplies it."""
+        assert self._prepared is not None, "a packed checkpoint is loaded as a whole"
+        return self._prepared
+
+    @property
+    def packed(self) -> Packed:
+        """The weight as it lies in memory, once."""
+        return self.prepared.packed
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight `[out, in]`, unpacked anew each time; while a model is loaded, one without memory."""
+        if self._prepared is None:
+            return torch.empty(self.out_features, self.in_features, device="meta")
+        return unpack(self.packed)
+
+    def dense(self) -> dict[str, Tensor]:
+        """The weight as the layer that it stands for keeps it; nothing while a model is loaded."""
+        if self._prepared is None:
+            return {}
+        return {"weight": self.weight.T.contiguous() if self.transposed else self.weight}
+
+    def named(self, matrix: str) -> "PackedLinear":
+        """A layer that keeps the same packed weight and bias under another name."""
+        other = PackedLinear(matrix, self.in_features, self.out_features, self.bias, self.transposed)
+        other._prepared = self._prepared
+        return other.stand_for(self)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., in] -> `[..., out]` in the type of `x`."""
+        out = multiply(x, self.prepared)
+        return out if self.bias is None else out + self.bias
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        held = "no weight yet" if self._prepared is None else f"{self.packed.format}, {self.packed.nbytes:,} bytes"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {held}"
+
+
+class DenseLinear(nn.Linear):
+    """An `nn.Linear` in bfloat16 on the CPU whose products the engine's dense kernels compute.
+
+    The weight stays an ordinary parameter: it is saved, tied, trained and moved as ever. Where the engine's kernels do
+    not apply, and while gradients are recorded, PyTorch multiplies.
+    """
+
+    _held: "_Held"
+
+    @classmethod
+    def adopt(cls, layer: nn.Linear) -> None:
+        """Turn `layer` into one, in place."""
+        layer.__class__ = cls
+        layer._held = _Held()  # type: ignore[assignment]  # an attribute, not a module
+
+    def release(self) -> None:
+        """Turn it back into an `nn.Linear`, in place."""
+        del self._held
+        self.__class__ = nn.Linear  # type: ignore[assignment]
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """The weight with what multiplies it; None where the compiled kernels do not apply."""
+        return self._held.prepared(self.weight)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., in] -> `[..., out]`."""
+        prepared = None if torch.is_grad_enabled() or x.dtype != torch.bfloat16 else self.prepared
+        if prepared is None or x.device.type != "cpu":
+            return super().forward(x)
+        out = prepared(x)
+        return out if self.bias is None else out + self.bias
+
+
+class _Held:
+    """The prepared form of a parameter, made anew when the parameter has other memory; a copy starts empty."""
+
+    def __init__(self) -> None:
+        self._prepared: Prepared | None = None
+        self._place: tuple[Any, ...] = (0,)
+
+    def prepared(self, weight: Tensor) -> Prepared | None:
+        if _place(weight) != self._place:
+            packed = Packed("dense", (weight.shape[0], weight.shape[1]), weight.dtype, {"values": weight.detach()})
+            usable = weight.device.type == "cpu" and weight.is_contiguous() and declines(packed) is None
+            self._prepared = prepare(packed) if usable else None
+            if self._prepared is not None:
+                weight.data = self._prepared.packed.tensors["values"]  # on large pages, and in memory once
+            self._place = _place(weight)
+        return self._prepared
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Held":
+        return _Held()
+
+    def __getstate__(self) -> NoReturn:
+        raise InvalidInput(NOT_PICKLED)
+
+
+def _place(weight: Tensor) -> tuple[Any, ...]:
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype

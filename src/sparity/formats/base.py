@@ -1,0 +1,212 @@
+"""What a format is, and the checks that stand between a file and a kernel."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparity import registry
+from sparity.errors import CorruptFile, InvalidInput
+from sparity.formats.storage.packed import Packed
+from sparity.formats.storage.values import FLOATS, LARGEST, Values, dequantize, dtype_name, nonzero, quantize
+
+LARGEST_SIDE = 2**31 - 1
+LARGEST_MATRIX = 2**32  # weights; a few bytes from a stranger may not ask for all memory there is
+Layout = dict[str, tuple[torch.dtype, tuple[int | None, ...]]]
+
+
+class Format(ABC):
+    """A way to store the weights that are kept; a frozen dataclass whose fields are the format's options.
+
+    The law: `unpack(pack(weight))` equals the weight bit for bit, where a weight counts as kept when its bits differ
+    from +0. With int8 values it equals the quantised and dequantised weight.
+    """
+
+    name: ClassVar[str]
+
+    # ---- what each format writes
+
+    @abstractmethod
+    def layout(self, rows: int, columns: int, stored: torch.dtype) -> Layout:
+        """Name -> type and shape of each tensor; None stands for the number of things that are kept."""
+
+    @abstractmethod
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        """`values` [rows, columns], floating point or int8 -> the tensors of `layout`."""
+
+    @abstractmethod
+    def decode(self, packed: Packed) -> Tensor:
+        """The inverse of `encode`, for tensors that `check` has passed."""
+
+    @abstractmethod
+    def check_content(self, packed: Packed) -> None:
+        """Raise `CorruptFile` unless offsets, indices and masks agree with each other and with the shape."""
+
+    def count(self, values: Tensor) -> int:
+        """How many things of `values` [rows, columns], floating point or int8, are kept: what `nbytes` asks for."""
+        return int(torch.count_nonzero(nonzero(values)))
+
+    def matches(self, weight: Tensor) -> bool:
+        """Whether the format can hold the mask of `weight` [rows, columns]."""
+        return True
+
+    # ---- what all share
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The format's own numbers, by name."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def pack(self, weight: Tensor, values: Values = "same") -> Packed:
+        """`weight` [rows, columns] in float32, float16 or bfloat16 -> packed, with its values as they are or in int8.
+
+        Raises:
+            InvalidInput: no such matrix, a mask that this format cannot hold, or NaN or infinity for int8.
+        """
+        check_weight(weight)
+        if values not in ("same", "int8"):
+            raise InvalidInput(f'values: "same" or "int8", not {values!r}')
+        weight = weight.detach().cpu().contiguous()
+        stored, scales = quantize(weight) if values == "int8" else (weight, None)
+        return self.wrap(stored, scales, weight.dtype)
+
+    def wrap(self, stored: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Packed:
+        """Values as they will be stored `[rows, columns]`, with scales `[rows]` when they are int8 -> packed.
+
+        Raises:
+            InvalidInput: a mask that this format cannot hold.
+        """
+        if not self.matches(stored):
+            raise InvalidInput(self.refusal(stored))
+        tensors = self.encode(stored)
+        if scales is not None:
+            tensors["scales"] = scales
+        return Packed(self.name, (stored.shape[0], stored.shape[1]), dtype, tensors, self.options)
+
+    def refusal(self, weight: Tensor) -> str:
+        """Why `weight` does not match, and what to do."""
+        return f"{self.name} cannot hold the mask of this weight of {weight.shape[0]} x {weight.shape[1]}: use bitmask"
+
+    def unpack(self, packed: Packed) -> Tensor:
+        """The weight `[rows, columns]`, as it was packed.
+
+        Raises:
+            CorruptFile: the tensors contradict each other; nothing beyond their ends is read.
+        """
+        self.check(packed)
+        stored = self.decode(packed)
+        return dequantize(stored, packed.tensors["scales"], packed.dtype) if packed.quantized else stored
+
+    def nbytes(self, shape: tuple[int, int], kept: int, dtype: torch.dtype, values: Values = "same") -> int:
+        """Bytes that a matrix of `shape` would take, without packing it; `kept` is what `count` counts."""
+        layout = self._full_layout(*shape, torch.int8 if values == "int8" else dtype)
+        sizes = ((kept if side is None else side for side in sides) for _, sides in layout.values())
+        return sum(prod(sides) * dtype.itemsize for sides, (dtype, _) in zip(sizes, layout.values(), strict=True))
+
+    def check(self, packed: Packed) -> None:
+        """Everything that a kernel relies on.
+
+        Raises:
+            CorruptFile: names, types, shapes or contents of the tensors are not what the format says.
+        """
+        if packed.format != self.name or dict(packed.options) != self.options:
+            raise CorruptFile(f"a matrix in the format {packed.format} was given to {self.name}")
+        rows, columns = packed.shape
+        if packed.dtype not in FLOATS or not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
+            raise CorruptFile(f"{self.name}: a weight of {rows} x {columns} in {dtype_name(packed.dtype)} cannot be")
+        check_size(self.name, rows, columns)
+        layout = self._full_layout(rows, columns, torch.int8 if packed.quantized else packed.dtype)
+        if packed.tensors.keys() != layout.keys():
+            raise CorruptFile(f"{self.name}: expected the tensors {sorted(layout)}, found {sorted(packed.tensors)}")
+        for name, (dtype, sides) in layout.items():
+            _check_tensor(f"{self.name}, tensor {name}", packed.tensors[name], dtype, sides)
+        if packed.quantized:
+            if not bool(_usable_scales(packed.tensors["scales"])):
+                raise CorruptFile(f"{self.name}: scales must be finite and above zero")
+            values = packed.tensors["values"]
+            if values.numel() and int(values.min()) < -LARGEST:
+                raise CorruptFile(f"{self.name}: int8 values lie between -{LARGEST} and {LARGEST}, -128 is none")
+        self.check_content(packed)
+
+    def _full_layout(self, rows: int, columns: int, stored: torch.dtype) -> Layout:
+        layout = self.layout(rows, columns, stored)
+        return {**layout, "scales": (torch.float32, (rows,))} if stored == torch.int8 else layout
+
+
+def build_format(spec: str | Mapping[str, Any]) -> Format:
+    """A format from its name, `bitmask`, or from name and options, `{block: {rows: 16, columns: 16}}`."""
+    found: Format = registry.build("format", spec)
+    return found
+
+
+def format_of(packed: Packed) -> Format:
+    """The format that a packed matrix is in, with its options.
+
+    Raises:
+        InvalidInput: no such format or option.
+    """
+    found: Format = registry.create("format", packed.format, packed.options)
+    return found
+
+
+def unpack(packed: Packed) -> Tensor:
+    """The weight `[rows, columns]` of a packed matrix, whatever its format; see `Format.unpack`."""
+    return format_of(packed).unpack(packed)
+
+
+def check_weight(weight: Tensor) -> None:
+    """Raise `InvalidInput` unless `weight` is a matrix that can be packed."""
+    if weight.dtype not in FLOATS or weight.dim() != 2 or weight.layout != torch.strided or not weight.numel():
+        known = ", ".join(map(dtype_name, FLOATS))
+        raise InvalidInput(
+            f"a weight to pack is a dense, non-empty matrix in {known}, not {list(weight.shape)} in "
+            f"{dtype_name(weight.dtype)} ({dtype_name(weight.layout)})"  # type: ignore[arg-type]
+        )
+
+
+def check_size(what: str, rows: int, columns: int) -> None:
+    """Raise `CorruptFile` when a matrix is larger than any that is read."""
+    if rows * columns > LARGEST_MATRIX:
+        raise CorruptFile(
+            f"{what}: {rows} x {columns} is more than the {LARGEST_MATRIX} weights that a matrix may have"
+        )
+
+
+def check_offsets(what: str, offsets: Tensor, total: int) -> None:
+    """Raise `CorruptFile` unless int64 `offsets` [n + 1] start at 0, never fall and end at `total`."""
+    if int(offsets[0]) != 0 or int(offsets[-1]) != total or bool((offsets[1:] < offsets[:-1]).any()):
+        raise CorruptFile(f"{what}: offsets must rise from 0 to the {total} that are stored")
+
+
+def check_sorted(what: str, keys: Tensor, starts: Tensor, limit: int) -> None:
+    """Raise `CorruptFile` unless `keys` [kept] lie in [0, limit) and rise strictly within each run.
+
+    `starts` [kept] is True where a new run begins.
+    """
+    if keys.numel() == 0:
+        return
+    if int(keys.min()) < 0 or int(keys.max()) >= limit:
+        raise CorruptFile(f"{what}: an index lies outside 0..{limit - 1}")
+    if bool(((keys[1:] <= keys[:-1]) & ~starts[1:]).any()):
+        raise CorruptFile(f"{what}: the indices of a row must rise, none twice")
+
+
+def _usable_scales(scales: Tensor) -> Tensor:
+    return (scales.isfinite() & (scales > 0)).all()
+
+
+def _check_tensor(what: str, tensor: Tensor, dtype: torch.dtype, sides: tuple[int | None, ...]) -> None:
+    fits = tensor.dim() == len(sides) and all(
+        side is None or side == found for side, found in zip(sides, tensor.shape, strict=True)
+    )
+    if tensor.dtype != dtype or not fits:
+        wanted = ["any" if side is None else side for side in sides]
+        raise CorruptFile(
+            f"{what}: expected {dtype_name(dtype)} {wanted}, found {dtype_name(tensor.dtype)} {list(tensor.shape)}"
+        )
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise CorruptFile(f"{what}: must be contiguous in the processor's memory")

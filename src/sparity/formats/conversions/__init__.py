@@ -1,0 +1,5 @@
+"""From one format to another, and from and to other libraries."""
+
+from sparity.formats.conversions.between import convert
+
+__all__ = ["convert"]

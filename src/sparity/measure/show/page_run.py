@@ -1,0 +1,258 @@
+"""The report as one self-contained web page: no script, nothing fetched, light and dark."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+from sparity.measure.charts import bars_and_maps
+from sparity.measure.data.report import Candidate, Quality, Report, Speed, Spread
+from sparity.measure.show import numbers, sentences
+from sparity.measure.show.page import details, figure, page, table
+
+GRADES = {"excellent": "good", "good": "good", "acceptable": "fair", "poor": "bad"}
+DIRECTIONS = {"faster": "good", "on par": "fair", "slower": "bad"}
+NARROWEST_SCALE = 0.1  # of sparsity: smaller differences between layers should look small
+
+
+def render_html(report: Report) -> str:
+    """The whole page; write it to a file and open it, it needs nothing else."""
+    sections = [_summary(report), _comparison(report), _quality_plots(report), _speed_plots(report)]
+    sections.append(_larger(report))
+    sections += [_candidate(report, candidate) for candidate in report.candidates]
+    return page(f"{report.model}: sparse beside dense", sections, report.machine)
+
+
+def _summary(report: Report) -> str:
+    parts = [
+        '<header><p class="kicker">Sparse beside dense</p>',
+        f"<h1>{escape(report.model)}</h1>",
+        f'<p class="faint">{escape(sentences.describe_model(report))}</p></header>',
+    ]
+    if len(report.candidates) == 1:
+        candidate = report.candidates[0]
+        said = f"<b>{escape(candidate.name)}.</b> {escape(sentences.summarise(candidate))}"
+        parts += [f'<p class="lead">{said}</p>', _tiles(candidate)]
+    else:
+        parts.append(
+            f'<p class="lead">{sentences.count(len(report.candidates), "sparse version")} of this model:</p><ul>'
+        )
+        for candidate in report.candidates:
+            said = f"<b>{escape(candidate.name)}.</b> {escape(sentences.summarise_briefly(candidate))}"
+            accepted = all(verdict.passed for verdict in candidate.verdicts)
+            parts.append(f"<li>{said} {_verdict(accepted) if candidate.verdicts else ''}</li>")
+        parts.append("</ul>")
+    for whom, note in sentences.gather_notes(report):
+        name = f"<b>{escape(whom)}:</b> " if whom else ""
+        parts.append(f'<p class="note">{name}{escape(note)}</p>')
+    limits = [verdict.passed for candidate in report.candidates for verdict in candidate.verdicts]
+    if limits:
+        kept = f"{sum(limits)} of {sentences.count(len(limits), 'limit')} kept"
+        parts.append(f"<p>Acceptance: {_verdict(report.accepted)}, {kept}.</p>")
+    return "".join(parts)
+
+
+def _tiles(candidate: Candidate) -> str:
+    tiles = [(numbers.percent(candidate.sparsity), "of the pruned weights are zero", "")]
+    for item in candidate.quality[:1]:
+        tiles.append((numbers.change(item.change), f"perplexity on {item.text}: {item.grade}", _grade(item.grade)))
+    if candidate.speed:
+        for name, dense in sentences.baselines(candidate.speed).items():
+            kind = DIRECTIONS[numbers.direction(dense.decode_ratio)]
+            tiles.append((numbers.speed_ratio(dense.decode_ratio), f"decode speed beside {name}", kind))
+    tiles.append(
+        (numbers.size(candidate.bytes_sparse), f"weight files, {numbers.size(candidate.bytes_dense)} dense", "")
+    )
+    cells = (
+        f'<div class="tile"><b class="{kind}">{escape(value)}</b><span>{escape(what)}</span></div>'
+        for value, what, kind in tiles
+    )
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _comparison(report: Report) -> str:
+    parts = ["<section><h2>Against dense</h2><h3>Size and cost of pruning</h3>", _size_table(report)]
+    for (text, window), measured in sentences.gather_quality(report).items():
+        predictions = f"{sentences.count(measured[0][1].tokens, 'prediction')} in windows of {window:,} tokens"
+        parts += [
+            f"<h3>Quality on {escape(text)}</h3>",
+            f'<p class="faint">{predictions}</p>',
+            _quality_table(measured),
+        ]
+    timed = [
+        (candidate.name, f"batch {speed.batch}" if candidate.batched else "", speed)
+        for candidate in report.candidates
+        for speed in candidate.speeds
+    ]
+    if timed:
+        protocols = dict.fromkeys(sentences.describe_protocol(speed) for *_, speed in timed)
+        parts += ["<h3>Speed</h3>", *(f'<p class="faint">{escape(protocol)}</p>' for protocol in protocols)]
+        parts.append(_speed_table(timed))
+    return "".join([*parts, "</section>"])
+
+
+def _size_table(report: Report) -> str:
+    dense = sorted({numbers.size(candidate.bytes_dense) for candidate in report.candidates})
+    rows = [["dense", numbers.percent(0), numbers.percent(0), " / ".join(dense), "", "", ""]]
+    for candidate in report.candidates:
+        effort = candidate.effort
+        rows.append(
+            [
+                f"{escape(candidate.name)}<small>{escape(candidate.pattern)}</small>",
+                f"{numbers.percent(candidate.sparsity)}<small>target {numbers.percent(candidate.target)}</small>",
+                numbers.percent(candidate.model_sparsity),
+                f"{numbers.size(candidate.bytes_sparse)}<small>dense {numbers.size(candidate.bytes_dense)}</small>",
+                numbers.seconds(effort.seconds),
+                numbers.size(effort.peak_memory),
+                numbers.amount(effort.calibration_tokens),
+            ]
+        )
+    heads = [
+        "model",
+        "sparsity of pruned matrices",
+        "of all parameters",
+        "weight files",
+        "pruning time",
+        "peak memory",
+        "calibration tokens",
+    ]
+    return table(heads, rows, dense_first=True)
+
+
+def _quality_table(measured: Sequence[tuple[Candidate, Quality]]) -> str:
+    dense = sorted({numbers.perplexity(item.dense_perplexity) for _, item in measured})
+    rows = [["dense", " / ".join(dense), "", "", numbers.divergence(0), numbers.percent(1)]]
+    for candidate, item in measured:
+        kind = _grade(item.grade)
+        rows.append(
+            [
+                escape(candidate.name),
+                f"{numbers.perplexity(item.dense_perplexity)} → <b>{numbers.perplexity(item.perplexity)}</b>",
+                f'<span class="{kind}">{numbers.change(item.change)}</span>',
+                f'<span class="{kind}">{escape(item.grade)}</span>',
+                numbers.divergence(item.kl),
+                numbers.percent(item.top1),
+            ]
+        )
+    return table(["model", "perplexity", "change", "grade", "KL, nats per token", "same top-1"], rows, dense_first=True)
+
+
+def _speed_table(timed: Sequence[tuple[str, str, Speed]]) -> str:
+    """`timed` holds names, what is said below them, and speeds."""
+    rows = []
+    for name, below, speed in timed:
+        found = sentences.baselines(speed)
+        for number, (dense, item) in enumerate(found.items()):
+            said = [below, f"beside {dense}"] if len(found) > 1 else [below]
+            small = ", ".join(filter(None, said))
+            rows.append(
+                [
+                    ("" if number else escape(name)) + (f"<small>{escape(small)}</small>" if small else ""),
+                    *_compared(item.pace.decode, speed.sparse.decode, item.decode_ratio, numbers.rate),
+                    *_compared(
+                        item.pace.first_token, speed.sparse.first_token, item.first_token_ratio, numbers.seconds
+                    ),
+                ]
+            )
+    heads = ["model", "decode tokens/s, dense", "sparse", "ratio", "time to first token, dense", "sparse", "ratio"]
+    return table(heads, rows)
+
+
+def _compared(dense: Spread, sparse: Spread, ratio: Spread, number: Callable[[float], str]) -> list[str]:
+    cells = [f"{number(s.median)}<small>[{number(s.low)}-{number(s.high)}]</small>" for s in (dense, sparse)]
+    low_high = f"<small>[{numbers.ratio(ratio.low)}-{numbers.ratio(ratio.high)}]</small>"
+    kind = DIRECTIONS[numbers.direction(ratio)]
+    return [*cells, f'<span class="{kind}">{numbers.speed_ratio(ratio)}</span>{low_high}']
+
+
+def _larger(report: Report) -> str:
+    """Speed of a random model that is large enough, beside that of a small one."""
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences.describe_larger(report))
+    if report.larger is None:
+        return ""
+    if report.larger.speed:
+        said += _speed_table([("random weights", "", report.larger.speed)])
+        said += _speed_figures([("random weights", report.larger.speed)])
+    return f"<section><h2>Speed of a larger model</h2>{said}</section>"
+
+
+def _quality_plots(report: Report) -> str:
+    figures = []
+    for (text, window), measured in sentences.gather_quality(report).items():
+        points = [bars_and_maps.Point(candidate.name, candidate.sparsity, item.change) for candidate, item in measured]
+        caption = f"{text}, windows of {window:,} tokens"
+        figures.append(figure(caption, bars_and_maps.scatter(f"Perplexity against sparsity on {text}", points)))
+    return f"<section><h2>Quality against sparsity</h2>{''.join(figures)}</section>" if figures else ""
+
+
+def _speed_plots(report: Report) -> str:
+    timed = [(candidate.name, candidate.speed) for candidate in report.candidates if candidate.speed]
+    return f"<section><h2>Speed</h2>{_speed_figures(timed)}</section>" if timed else ""
+
+
+def _speed_figures(timed: Sequence[tuple[str, Speed]]) -> str:
+    decode, first = [], []
+    for name, speed in timed:
+        found = sentences.baselines(speed)
+        ratios = [numbers.ratio(item.decode_ratio.median) for item in found.values()]
+        note = " and ".join(ratios) if len(ratios) > 1 else numbers.speed_ratio(speed.decode_ratio)
+        rates = {dense: item.pace.decode for dense, item in found.items()}
+        decode.append(bars_and_maps.BarGroup(name, {**rates, "sparse": speed.sparse.decode}, note))
+        ratios = [numbers.ratio(item.first_token_ratio.median) for item in found.values()]
+        note = " and ".join(ratios) if len(ratios) > 1 else numbers.speed_ratio(speed.first_token_ratio)
+        times = {dense: item.pace.first_token for dense, item in found.items()}
+        first.append(bars_and_maps.BarGroup(name, {**times, "sparse": speed.sparse.first_token}, note))
+    return figure(
+        "Decoding: longer bars are faster", bars_and_maps.grouped_bars("Decode speed", decode, "tokens/s", numbers.rate)
+    ) + figure(
+        "Time to first token: shorter bars are faster",
+        bars_and_maps.grouped_bars("Time to first token", first, "seconds", numbers.seconds),
+    )
+
+
+def _candidate(report: Report, candidate: Candidate) -> str:
+    parts = [f"<section><h2>{escape(candidate.name)}</h2>", f"<p>{escape(sentences.describe_pruning(candidate))}</p>"]
+    parts.append(f"<p>{escape(sentences.describe_effort(candidate))}</p>")
+    parts.append(_verdicts(candidate))
+    sparsity = sentences.average_cells(candidate, "sparsity")
+    if sparsity:
+        low, high = min(sparsity.values()), max(sparsity.values())
+        slack = max(NARROWEST_SCALE - (high - low), 0) / 2
+        drawn = bars_and_maps.heat_map(
+            f"Realised sparsity of {candidate.name}", sparsity, report.blocks, (low - slack, high + slack)
+        )
+        parts.append(figure("Realised sparsity by block and role", drawn))
+    loss = sentences.average_cells(candidate, "loss")
+    if loss:
+        drawn = bars_and_maps.heat_map(f"Loss of {candidate.name}", loss, report.blocks, (0.0, max(loss.values())))
+        parts.append(figure("Share of the output's energy lost on calibration text", drawn))
+    rows = [
+        [
+            escape(layer.name),
+            escape(layer.role),
+            str(layer.block),
+            " x ".join(f"{length:,}" for length in layer.shape),
+            numbers.percent(layer.target),
+            numbers.percent(layer.sparsity),
+            "" if layer.loss is None else numbers.percent(layer.loss),
+        ]
+        for layer in candidate.layers
+    ]
+    heads = ["matrix", "role", "block", "shape", "target", "realised", "loss"]
+    parts.append(details(sentences.count(len(rows), "pruned matrix"), table(heads, rows)))
+    parts.append(details("Recipe", f"<pre>{escape(numbers.recipe_yaml(candidate.recipe))}</pre>"))
+    return "".join([*parts, "</section>"])
+
+
+def _verdicts(candidate: Candidate) -> str:
+    items = (
+        f"<li>{_verdict(verdict.passed)} {escape(verdict.limit)}, reached {escape(verdict.reached)}</li>"
+        for verdict in candidate.verdicts
+    )
+    return f'<ul class="verdicts">{"".join(items)}</ul>' if candidate.verdicts else ""
+
+
+def _verdict(passed: bool) -> str:
+    return '<span class="pass">✓ pass</span>' if passed else '<span class="fail">✗ missed</span>'
+
+
+def _grade(grade: str) -> str:
+    return GRADES.get(grade, "")

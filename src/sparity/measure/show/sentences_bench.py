@@ -1,0 +1,35 @@
+"""What a benchmark found, as sentences: the same in the terminal and on the page."""
+
+from sparity.measure.data.bench_report import BenchReport, Ratio
+from sparity.measure.show import numbers, sentences
+
+MEMORY = (
+    "Weights are what a contender holds while it runs; peak memory is the whole resident memory of a process of its "
+    "own, Python and PyTorch among it, while it generates."
+)
+
+
+def describe_protocol(report: BenchReport) -> str:
+    """How it was measured."""
+    prompt, tokens = sentences.count(report.prompt, "token"), sentences.count(report.tokens, "token")
+    turns = "all contenders in turns within each round" if report.interleaved else "each contender by itself"
+    return (
+        f"Greedy generate of transformers in bfloat16 on {sentences.count(report.threads, 'thread')}: prompts of "
+        f"{prompt}, one token, then {tokens} that are timed one by one; median of "
+        f"{sentences.count(report.rounds, 'round')} [lowest-highest], {turns}. A ratio above 1x means that "
+        f"{report.model} is faster."
+    )
+
+
+def describe_results(report: BenchReport) -> list[str]:
+    """A sentence for each batch size and opponent; "faster" only where every round says so."""
+    return [_describe(report.model, ratio) for ratio in report.ratios]
+
+
+def _describe(model: str, ratio: Ratio) -> str:
+    comparison = {"faster": "faster than", "slower": "slower than", "on par": "on par with"}
+    return (
+        f"At batch {ratio.batch} {model} decodes {comparison[numbers.direction(ratio.decode)]} {ratio.against}: "
+        f"{numbers.spread(ratio.decode, numbers.ratio)}; to the first token "
+        f"{numbers.spread(ratio.first_token, numbers.ratio)}."
+    )

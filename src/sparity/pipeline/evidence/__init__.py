@@ -1,0 +1,1 @@
+"""What stages decide from: statistics, hidden states, trials."""

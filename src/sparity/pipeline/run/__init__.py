@@ -1,0 +1,1 @@
+"""One run: from a checked recipe to a published folder."""

@@ -1,0 +1,180 @@
+"""The measurements of a run, put together as a report."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparity.checkpoints.packed import StoredMatrix
+from sparity.checkpoints.source import CheckpointSource
+from sparity.engine.kernels.native_weight import declines
+from sparity.measure.data import machine
+from sparity.measure.data.report import Candidate, Effort, Layer, Quality, Report, Speed, Verdict
+from sparity.measure.timing.speed import compare_speed, engine_declines
+from sparity.models.loading import load
+from sparity.pipeline.run.export import weight_bytes
+from sparity.pipeline.run.format_choices import dense_words
+from sparity.pipeline.run.job import Job
+from sparity.quality.agreement import compare, grade
+from sparity.recipe import Accept
+
+PACKED_WORDS = {("packed", "same"): ", packed", ("packed", "int8"): ", packed in int8"}
+PLAIN_NOTE = (
+    "This is a plain export: the zeros are stored and computed like any other number, so it is neither smaller nor "
+    "faster than the dense model."
+)
+
+
+def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -> Report:
+    """Load the dense model and the one in `folder`, measure both, and judge the result."""
+    quality: tuple[Quality, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+    notes = list(_notes(job, folder))
+    if job.texts or job.recipe.measure.speed:
+        dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
+        quality = tuple(_quality(job, dense, sparse))
+        speeds = tuple(_speeds(job, dense, sparse))
+        if speeds and job.recipe.output.format == "packed" and (reason := engine_declines(dense)):
+            notes.append(f"The dense model was timed in transformers only, not on our own dense kernels: {reason}.")
+    speed = speeds[0] if speeds else None
+    parameters = sum(torch.Size(shape).numel() for shape in job.decoder.source.shapes().values())
+    zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in layers)
+    pruned = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    candidate = Candidate(
+        name=f"{job.pruning.words}{PACKED_WORDS.get((job.recipe.output.format, job.recipe.output.values), '')}",
+        recipe=job.recipe.summary(),
+        pattern=job.pruning.pattern.words,
+        target=sum(job.targets[layer.name] * layer.shape[0] * layer.shape[1] for layer in layers) / pruned,
+        sparsity=zeros / pruned,
+        model_sparsity=zeros / parameters,
+        bytes_dense=_dense_bytes(job),
+        bytes_sparse=weight_bytes(folder),
+        layers=layers,
+        effort=effort,
+        quality=quality,
+        speed=speed,
+        verdicts=tuple(judge(job.recipe.accept, quality, speed)),
+        notes=tuple(notes),
+        batched=speeds[1:],
+    )
+    return Report(
+        model=job.name,
+        architecture=type(job.decoder.skeleton).__name__,
+        parameters=parameters,
+        blocks=len(job.decoder),
+        dtype=str(job.decoder.dtype).removeprefix("torch."),
+        machine=machine.describe(),
+        candidates=(candidate,),
+    )
+
+
+def _packed_note(folder: Path) -> str:
+    """What is packed how, and what multiplies it."""
+    source = CheckpointSource(folder)
+    stored = Counter(_stored_words(matrix.entry) for matrix in source.matrices.values())
+    held = ", ".join(f"{count} matrices as {name}" for name, count in stored.items())
+    reasons = {reason for matrix in _one_of_each(source) if (reason := declines(matrix.packed()))}
+    run = "multiplied by compiled kernels"
+    if reasons:
+        run = f"unpacked for every product, which is slow ({'; '.join(sorted(reasons))})"
+    reason = dense_words(folder)
+    what = (
+        f"{held}, {run}"
+        if held
+        else "all matrices are dense"
+        if reason
+        else "no matrix would be smaller, so all are dense"
+    )
+    what = "; ".join(filter(None, (what, reason)))
+    return f"This is a packed export: {what}. Loading it needs `import sparity`."
+
+
+def _stored_words(entry: Mapping[str, Any]) -> str:
+    return f"{entry['format']}{', int8' if 'scales' in entry['hashes'] else ''}"
+
+
+def _one_of_each(source: CheckpointSource) -> list[StoredMatrix]:
+    return list({_stored_words(matrix.entry): matrix for matrix in source.matrices.values()}.values())
+
+
+def _notes(job: Job, folder: Path) -> Iterator[str]:
+    yield PLAIN_NOTE if job.recipe.output.format == "plain" else _packed_note(folder)
+    dtypes = {dtype for dtype in job.decoder.source.dtypes().values() if dtype.is_floating_point}
+    if dtypes != {job.decoder.dtype}:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        exported = str(job.decoder.dtype).removeprefix("torch.")
+        yield f"The model was stored as {names} and exported as {exported}: only that changes the size."
+
+
+def judge(accept: Accept, quality: tuple[Quality, ...], speed: Speed | None) -> list[Verdict]:
+    """One verdict per limit of the recipe; what was not measured cannot be accepted."""
+    verdicts = []
+    if accept.perplexity is not None:
+        limit = float(re.sub(r"[+%]", "", accept.perplexity)) / 100
+        worst = _worst([q.change for q in quality])
+        reached = "not measured" if worst is None else f"{worst:+.2%}"
+        passed = worst is not None and worst <= limit
+        verdicts.append(Verdict(f"perplexity at most {accept.perplexity}", reached, passed))
+    if accept.kl is not None:
+        worst = _worst([q.kl for q in quality])
+        reached = "not measured" if worst is None else f"{worst:.4f}"
+        verdicts.append(Verdict(f"KL at most {accept.kl:g}", reached, worst is not None and worst <= accept.kl))
+    if accept.decode is not None:
+        ratio = None if speed is None else speed.decode_ratio.median
+        reached = "not measured" if ratio is None else f"{ratio:.2f}x"
+        passed = ratio is not None and ratio >= float(accept.decode.rstrip("x"))
+        verdicts.append(Verdict(f"decode at least {accept.decode}", reached, passed))
+    return verdicts
+
+
+def _worst(values: list[float]) -> float | None:
+    """The largest value; NaN, which no limit accepts, outranks all. None when there are none."""
+    return max(values, key=lambda value: (math.isnan(value), value), default=None)
+
+
+def _quality(job: Job, dense: Any, sparse: Any) -> list[Quality]:
+    rows = []
+    for text in job.texts:
+        found = compare(dense, sparse, text.ids, text.window)
+        change = found.perplexity / found.dense_perplexity - 1
+        rows.append(
+            Quality(
+                text=text.name,
+                window=text.window,
+                tokens=found.tokens,
+                dense_perplexity=found.dense_perplexity,
+                perplexity=found.perplexity,
+                change=change,
+                grade=grade(change),
+                kl=found.kl,
+                top1=found.top1,
+            )
+        )
+    return rows
+
+
+def _speeds(job: Job, dense: Any, sparse: Any) -> Iterator[Speed]:
+    test = job.recipe.measure.speed
+    if test is None:
+        return
+    for batch in test.batch:
+        yield compare_speed(dense, sparse, _prompt(job), test.prompt, test.tokens, test.rounds, batch)
+
+
+def _prompt(job: Job) -> Tensor:
+    """Ids to generate from: a measured text, calibration tokens, or simply the first ids of the vocabulary."""
+    wanted = job.recipe.measure.speed.prompt if job.recipe.measure.speed else 0
+    candidates = [text.ids for text in job.texts] + ([] if job.tokens is None else [job.tokens.flatten()])
+    return next((ids for ids in candidates if len(ids) >= wanted), torch.arange(wanted) % job.decoder.config.vocab_size)
+
+
+def _dense_bytes(job: Job) -> int:
+    if job.folder is not None:
+        return weight_bytes(job.folder)
+    shapes = job.decoder.source.shapes()
+    return sum(torch.Size(shapes[name]).numel() * dtype.itemsize for name, dtype in job.decoder.source.dtypes().items())

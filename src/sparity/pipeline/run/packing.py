@@ -1,0 +1,171 @@
+"""Checkpoints from plain to packed and back: shard by shard, every tensor bit for bit."""
+
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sparity.checkpoints import packed
+from sparity.checkpoints.packed import INDEX
+from sparity.checkpoints.shards import LazyTensors, write_tensors
+from sparity.checkpoints.source import CheckpointSource
+from sparity.engine.kernels.fastest import Fastest, fastest_format
+from sparity.errors import InvalidInput
+from sparity.files import file_hash, read_json_object, write_atomically, write_json
+from sparity.formats import Format
+from sparity.formats.conversions.smallest import smallest_format
+from sparity.models import Decoder
+from sparity.models import transformers as hf
+from sparity.pipeline.run.export import shard_name, write_plain_index
+from sparity.pipeline.run.format_choices import CHOICES, write_choices
+from sparity.pipeline.run.result_folder import named_folder, refuse_to_replace
+from sparity.pipeline.run.run_folder import RunFolder
+
+Layout = Literal["plain", "packed"]
+Stored = Literal["same", "int8"]
+Prefer = Literal["memory", "speed"]
+OTHER_WEIGHTS = (
+    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack"
+)  # fmt: skip
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    values: Stored = "same",
+    force: bool = False,
+    to: Layout | None = None,
+    prefer: Prefer = "memory",
+) -> Layout:
+    """Write a checkpoint in another layout, `to`: packed, or plain from packed, when that is None; it is returned.
+
+    Every tensor comes back bit for bit, unless `values` is "int8": then packed matrices are quantised, with a scale per
+    output. `prefer` is the format of each: the smallest, or the fastest on this machine.
+
+    Raises:
+        InvalidInput: no such model, one of an architecture that Sparity does not know, or no name for the target.
+        CorruptFile: the checkpoint is damaged.
+        RunConflict: the target exists.
+    """
+    folder, place = hf.locate(source), named_folder(target)
+    refuse_to_replace(folder, place)
+    decoder = Decoder.open(folder)
+    source_packed = isinstance(decoder.source, CheckpointSource) and decoder.source.packed
+    source_rescued = isinstance(decoder.source, CheckpointSource) and decoder.source.rescued is not None
+    to = to or ("plain" if source_packed else "packed")
+    asked = f"values {values}" if values != "same" else f"prefer {prefer}" if prefer != "memory" else None
+    if source_packed and (to == "packed" or asked):
+        again = f", then pack it with {asked}" if asked else ""
+        raise InvalidInput(f"{folder} is packed already: convert it to plain first{again}")
+    if to == "plain" and not source_packed and not source_rescued:
+        raise InvalidInput(f"{folder} is plain already: there is nothing to convert")
+    if to == "plain" and asked:
+        raise InvalidInput(f"{asked} is for packed matrices, and a plain checkpoint has none")
+    identity = {"convert": decoder.source.fingerprint(), "to": to, "values": values, "prefer": prefer}
+    with RunFolder.open(place, identity, force, resume=True) as work:
+        if to == "packed":
+            pack_weights(decoder, work.path, values, prefer)
+        else:
+            _unpack_weights(decoder, work.path)
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not path.name.endswith((*OTHER_WEIGHTS, CHOICES)):
+                write_atomically(work.path / path.name, partial(shutil.copyfile, path))
+        packed.mark(work.path, to == "packed")
+        _rewrite_record(work.path, to, recount=values == "int8")
+        work.publish()
+    return to
+
+
+def pack_in_place(folder: Path, values: Stored, prefer: Prefer) -> None:
+    """Turn the plain checkpoint in a run's working folder into a packed one; what was stopped half-way is finished."""
+    if not is_packed(folder):
+        pack_weights(Decoder.open(folder), folder, values, prefer)
+    shards = set(folder.glob("sparity-*.safetensors"))
+    packed.remove_other_weights(folder, shards)
+    packed.mark(folder, is_packed=True)
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether all packed shards of a working folder are written."""
+    return (folder / INDEX).exists()
+
+
+def pack_weights(decoder: Decoder, target: Path, values: Stored = "same", prefer: Prefer = "memory") -> None:
+    """Write the packed shards of a plain checkpoint and their index into `target`; for speed, also what was chosen why.
+
+    A matrix that no sparse format stores in fewer bytes, or multiplies faster, stays an ordinary tensor.
+    """
+    chosen: dict[str, Fastest] = {}
+
+    def format_for(name: str, matrix: Tensor) -> Format:
+        if prefer == "memory":
+            return smallest_format(matrix, values)
+        chosen[name] = fastest_format(matrix, values)
+        return chosen[name].format
+
+    linear, groups = decoder.linear_weights(), list(_groups(decoder))
+    shards = [target / packed.shard_name(number, len(groups)) for number in range(1, len(groups) + 1)]
+    for shard, names in zip(shards, groups, strict=True):
+        found, others = {}, []
+        for name in names:
+            if name not in linear:
+                others.append(name)
+                continue
+            weight = _read(decoder, name)
+            matrix = weight.T if linear[name] else weight
+            form = format_for(name, matrix)
+            if form.name == "dense" and values == "same":
+                others.append(name)
+            else:
+                found[name.removesuffix(".weight")] = form.pack(matrix, values)
+        transposed = [name.removesuffix(".weight") for name, turned in linear.items() if turned]
+        packed.write_shard(shard, found, LazyTensors(others, partial(_read, decoder)), transposed)
+    if prefer == "speed":
+        write_choices(target, chosen)
+    packed.write_index(target, shards)
+
+
+def _unpack_weights(decoder: Decoder, target: Path) -> None:
+    groups = list(_groups(decoder))
+    shards = [target / shard_name(number, len(groups)) for number in range(1, len(groups) + 1)]
+    for shard, names in zip(shards, groups, strict=True):
+        write_tensors(shard, LazyTensors(names, partial(_read, decoder)), {"format": "pt"})
+    write_plain_index(target, shards)
+
+
+def _groups(decoder: Decoder) -> Iterator[list[str]]:
+    """Stored names, those outside the blocks first, then block by block."""
+    inside = [decoder.stored_names(index) for index in range(len(decoder))]
+    everywhere = set().union(*inside)
+    yield [name for name in decoder.source.shapes() if name not in everywhere]
+    yield from (sorted(names) for names in inside)
+
+
+def _read(decoder: Decoder, name: str) -> Tensor:
+    return decoder.source.read([name])[name]
+
+
+def realised_sparsity(folder: Path) -> dict[str, float]:
+    """Projection -> share of zeros in a finished folder; values that int8 rounds to zero are zeros too."""
+    decoder, found = Decoder.open(folder), {}
+    for index in range(len(decoder)):
+        with decoder.block(index) as block:
+            for projection in block.projections:
+                found[projection.name] = float((projection.weight == 0).sum()) / projection.weight.numel()
+    return found
+
+
+def _rewrite_record(folder: Path, layout: Layout, recount: bool) -> None:
+    """Bring `sparity.json`, where there is one, up to the files as they are now."""
+    path = folder / "sparity.json"
+    if path.is_file():
+        content: dict[str, Any] = read_json_object(path)
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name != path.name)
+        content |= {"layout": layout, "files": {name: file_hash(folder / name) for name in names}}
+        if recount:
+            content["sparsity"] = realised_sparsity(folder)
+        write_json(path, content)
+    CheckpointSource(folder)  # every shard is whole and every tensor is where the index says

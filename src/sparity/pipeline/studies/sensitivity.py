@@ -1,0 +1,172 @@
+"""What sparsity costs where: every part of a model pruned alone, at several ratios."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparity.calibration.store import StatisticsStore
+from sparity.calibration.tokens import token_hash
+from sparity.errors import InvalidInput
+from sparity.files import write_json, write_text
+from sparity.measure.data import machine
+from sparity.measure.data.sensitivity_report import BlockFacts, Sensitivity, SensitivityReport
+from sparity.measure.show.page_sensitivity import render_sensitivity
+from sparity.models.model_parts import model_flops, parts
+from sparity.pipeline.evidence.dense_statistics import dense_statistics
+from sparity.pipeline.evidence.trials import Trials
+from sparity.pipeline.run.job import Job, prepare
+from sparity.pipeline.run.progress import Progress, Silence
+from sparity.pipeline.run.result_folder import output_folder
+from sparity.pipeline.run.run_folder import RunFolder
+from sparity.pipeline.run.runner import check_output
+from sparity.recipe import Recipe
+
+RATIOS = (0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class SensitivityResult:
+    """A finished measurement, and the folder with `sensitivity.json` and `sensitivity.html`."""
+
+    report: SensitivityReport
+    path: Path
+    _keep_alive: Any = field(default=None, repr=False)  # the temporary folder, when no output was named
+
+
+def sensitivity(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    ratios: Sequence[float] = RATIOS,
+    *,
+    model: str | Path | nn.Module | None = None,
+    output: str | Path | None = None,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = False,
+) -> SensitivityResult:
+    """Prune every layer, and attention and MLP of every block and of all blocks, alone; measure KL and perplexity.
+
+    Args:
+        recipe: its model, calibration, score, pattern and solver are used, and the first text that it measures; its
+            sparsity and budget are not.
+        ratios: the sparsities to try, in (0, 1); a pattern with a sparsity of its own, such as 2:4, has only that.
+        model: a folder, a Hugging Face name or a model in memory (not changed), in place of the recipe's.
+        output: the folder of the result. Without one it lies in a temporary folder that lives as long as the result.
+        device: "cpu", "cuda", ... or "auto".
+        force: replace an existing output, or start an unfinished measurement over.
+        resume: continue an unfinished measurement; what was measured is not measured again.
+
+    Raises:
+        SparityError: bad input, a conflict with another run, numerical trouble or a full disk.
+    """
+    return execute_sensitivity(
+        Recipe.read(recipe), ratios, Silence(), model=model, output=output, device=device, force=force, resume=resume
+    )
+
+
+def execute_sensitivity(
+    recipe: Recipe,
+    ratios: Sequence[float],
+    progress: Progress,
+    *,
+    model: str | Path | nn.Module | None = None,
+    output: str | Path | None = None,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = False,
+) -> SensitivityResult:
+    """`sensitivity` for a checked recipe, with a progress that is told how it gets on."""
+    progress.phase("checking")
+    job = prepare(recipe, model, device)
+    tried = _checked_ratios(job, ratios)
+    if not job.texts:
+        raise InvalidInput("sensitivity measures on a text: set `measure: {perplexity: [TEXT]}` in the recipe")
+    path, temporary = output_folder(output, "sensitivity", resume)
+    check_output(job, path)
+    identity = {"sensitivity": job.identity(), "measured": [token_hash(text.ids) for text in job.texts]}
+    threads = torch.get_num_threads()
+    try:
+        with RunFolder.open(path, identity, force, resume) as folder:
+            torch.set_num_threads(folder.threads)
+            report = _measure(job, tried, folder, progress)
+            write_json(folder.path / "sensitivity.json", report.to_dict())
+            write_text(folder.path / "sensitivity.html", render_sensitivity(report))
+            folder.publish()
+    finally:
+        torch.set_num_threads(threads)
+    return SensitivityResult(report, path, temporary)
+
+
+def _checked_ratios(job: Job, ratios: Sequence[float]) -> tuple[float, ...]:
+    only = job.pruning.pattern.sparsity
+    if only is not None:
+        return (only,)
+    wrong = [ratio for ratio in ratios if isinstance(ratio, bool) or not 0 < ratio < 1]
+    if wrong or not ratios:
+        raise InvalidInput(f"ratios {list(ratios)}: give at least one, each between 0 and 1")
+    return tuple(sorted(dict.fromkeys(float(ratio) for ratio in ratios)))
+
+
+def _measure(job: Job, ratios: Sequence[float], folder: RunFolder, progress: Progress) -> SensitivityReport:
+    store = dense_statistics(job, folder, progress, job.pruning.needs)
+    text = job.texts[0]
+    tokens = text.ids.reshape(-1, text.window)
+    everything = list(parts(job.decoder))
+    parameters = sum(torch.Size(shape).numel() for shape in job.decoder.source.shapes().values())
+    flops = model_flops(job.decoder, text.window)
+    progress.phase("measuring what sparsity costs")
+    rows, started = [], time.perf_counter()
+    with Trials(job, folder, store, tokens) as trials:
+        dense = trials.measure({})
+        for done, part in enumerate(everything, 1):
+            for ratio in ratios:
+                trial = trials.measure(dict.fromkeys(part.projections, ratio))
+                rows.append(
+                    Sensitivity(
+                        part=part.kind,
+                        name=part.name,
+                        block=part.block,
+                        role=part.role,
+                        projections=part.projections,
+                        parameters=part.parameters / parameters,
+                        flops=part.flops / flops,
+                        sparsity=ratio,
+                        kl=trial.kl,
+                        perplexity=trial.perplexity,
+                        change=trial.perplexity / dense.perplexity - 1,
+                    )
+                )
+            progress.block(done, len(everything), time.perf_counter() - started)
+            started = time.perf_counter()
+        cosines = trials.cosines()
+    return SensitivityReport(
+        model=job.name,
+        architecture=type(job.decoder.skeleton).__name__,
+        method=job.pruning.method,
+        ratios=tuple(ratios),
+        text=text.name,
+        tokens=tokens.numel() - len(tokens),
+        dense_perplexity=dense.perplexity,
+        rows=tuple(rows),
+        blocks=tuple(
+            BlockFacts(index, cosine, _expert_tokens(job, index, store)) for index, cosine in enumerate(cosines)
+        ),
+        recipe=job.recipe.summary(),
+        machine=machine.describe(),
+    )
+
+
+def _expert_tokens(job: Job, index: int, store: StatisticsStore | None) -> dict[str, int]:
+    """How many calibration tokens were routed to each expert of a block."""
+    if store is None:
+        return {}
+    seen = store.tokens(index)
+    return {
+        site.name.removesuffix(".gate_up"): seen[site.name]
+        for site in job.decoder.sites(index)
+        if site.projections[0].expert is not None and site.name.endswith(".gate_up")
+    }

@@ -1,0 +1,199 @@
+"""Run a sweep: every combination is an ordinary run, of which the measurements stay and the weights do not."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparity.calibration.tokens import token_hash
+from sparity.errors import CorruptFile, InvalidInput, NumericalError, SparityError, UnsupportedModel
+from sparity.files import write_json, write_text
+from sparity.measure.data import machine
+from sparity.measure.data.report import plain
+from sparity.measure.data.sweep_report import Row, SweepReport
+from sparity.measure.show.page_sweep import render_sweep
+from sparity.pipeline.run.job import prepare
+from sparity.pipeline.run.progress import Progress, Silence
+from sparity.pipeline.run.result_folder import output_folder
+from sparity.pipeline.run.run_folder import RunFolder
+from sparity.pipeline.run.runner import check_output, execute
+from sparity.pipeline.run.tokens import tokenised_once
+from sparity.sweep_file import Combination, Sweep
+
+log = logging.getLogger(__name__)
+
+# What is wrong with one combination. Anything else, a full disk above all, would be every later combination's end too.
+OF_ONE = (InvalidInput, NumericalError, UnsupportedModel, torch.OutOfMemoryError, MemoryError)
+LONGEST_VALUE = 200  # characters of a setting in the manifest; longer ones, texts in memory, are named by their hash
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep: its table, and the folder with `sweep.json`, `sweep.csv` and `sweep.html`."""
+
+    report: SweepReport
+    path: Path
+    _keep_alive: Any = field(default=None, repr=False)  # the temporary folder, when no output was named
+
+
+def sweep(
+    sweep: str | Path | Mapping[str, Any],
+    *,
+    model: str | Path | nn.Module | None = None,
+    output: str | Path | None = None,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = False,
+) -> SweepResult:
+    """Run a recipe over the cross product of axes and put what was measured into one table.
+
+    Every combination is checked before the first one runs. One that fails all the same is a row with its message;
+    the others go on.
+
+    Args:
+        sweep: a YAML file or a dictionary.
+        model: a folder, a Hugging Face name or a model in memory (not changed), in place of the base recipe's.
+        output: the folder of the table. Without one it lies in a temporary folder that lives as long as the result.
+        device: "cpu", "cuda", ... or "auto".
+        force: replace an existing output, or start an unfinished sweep over.
+        resume: continue an unfinished sweep; finished combinations are not run again, failed ones are tried again.
+
+    Raises:
+        SparityError: bad input, a conflict with another run or a full disk; finished combinations stay.
+    """
+    named, module = (None, model) if isinstance(model, nn.Module) else (model, None)
+    checked = Sweep.read(sweep, model=None if named is None else str(named))
+    return execute_sweep(checked, Silence(), module=module, output=output, device=device, force=force, resume=resume)
+
+
+def execute_sweep(
+    sweep: Sweep,
+    progress: Progress,
+    *,
+    module: nn.Module | None = None,
+    output: str | Path | None = None,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = False,
+) -> SweepResult:
+    """`sweep` for a checked sweep, with a progress that is told how it gets on."""
+    path, temporary = output_folder(output, "sweep", resume)
+    threads = torch.get_num_threads()
+    with tokenised_once():
+        progress.phase(f"checking {len(sweep.combinations)} combinations")
+        identity = _check(sweep, path, module, device)
+        try:
+            with RunFolder.open(path, identity, force, resume) as folder:
+                torch.set_num_threads(folder.threads)
+                rows = []
+                for number, combination in enumerate(sweep.combinations, 1):
+                    place = _Place(progress, f"{number} of {len(sweep.combinations)}, {combination.words}")
+                    rows.append(_row(combination, number, folder, place, module, device))
+                report = SweepReport(plain(sweep.base.summary()), sweep.axes, tuple(rows), machine.describe())
+                write_json(folder.path / "sweep.json", report.to_dict())
+                write_text(folder.path / "sweep.csv", report.to_csv())
+                write_text(folder.path / "sweep.html", render_sweep(report))
+                folder.publish()
+        finally:
+            torch.set_num_threads(threads)
+    return SweepResult(report, path, temporary)
+
+
+class _Place:
+    """Says at which combination a run is that gets on."""
+
+    def __init__(self, progress: Progress, words: str) -> None:
+        self._progress, self._words = progress, words
+
+    def phase(self, words: str) -> None:
+        self._progress.phase(f"{self._words}: {words}")
+
+    def block(self, done: int, total: int, seconds: float) -> None:
+        self._progress.block(done, total, seconds)
+
+
+def _check(sweep: Sweep, path: Path, module: nn.Module | None, device: str) -> dict[str, Any]:
+    """Prepare every combination, so that what is wrong with one is known before the first runs.
+
+    Returns:
+        What makes two sweeps the same: base recipe, axes, and what the combinations read.
+    """
+    read: dict[str, list[Any]] = {}
+    for combination in sweep.combinations:
+        try:
+            job = prepare(combination.recipe, module, device)
+            check_output(job, path)
+        except SparityError as error:
+            raise type(error)(f'combination "{combination.words}": {error}') from error
+        found = {key: value for key, value in job.identity().items() if key != "recipe"}
+        found["texts"] = [token_hash(text.ids) for text in job.texts]
+        for key, value in found.items():
+            known = read.setdefault(key, [])
+            if value not in known:
+                known.append(value)
+    vary = {
+        axis: {label: {key: _short(value) for key, value in sets.items()} for label, sets in labels.items()}
+        for axis, labels in sweep.settings.items()
+    }
+    identity = plain({"base": sweep.base.identity(), "vary": vary, "read": read})
+    as_read_back: dict[str, Any] = json.loads(json.dumps(identity))
+    return as_read_back
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(plain(value), default=str, ensure_ascii=True)
+    return text if len(text) <= LONGEST_VALUE else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _row(
+    combination: Combination, number: int, folder: RunFolder, progress: Progress, module: nn.Module | None, device: str
+) -> Row:
+    """The row that an earlier process kept, or that of a run, kept before its weights are deleted."""
+    name, run = f"combination-{number}", folder.state / f"run-{number}"
+    kept = folder.recall(name)
+    row = None if kept is None else Row.from_dict(kept, str(folder.state / f"{name}.json"))
+    if row is None or row.failed:
+        row = _run(combination, run, progress, module, device)
+        folder.remember(name, row.to_dict())
+    for left in (run, _partial(run)):
+        if left.exists():
+            _delete(left)
+    return row
+
+
+def _run(combination: Combination, run: Path, progress: Progress, module: nn.Module | None, device: str) -> Row:
+    recipe, unfinished = plain(combination.recipe.summary()), _partial(run).exists()
+    try:
+        result = execute(
+            combination.recipe, progress, model=module, output=run, device=device, force=True, resume=unfinished
+        )
+        return Row.of(combination.labels, recipe, result.report)
+    except CorruptFile as error:
+        if not unfinished:
+            raise
+        log.warning("%s: what a stopped run left is damaged, so it is run anew (%s)", combination.words, error)
+        _delete(_partial(run))
+        return _run(combination, run, progress, module, device)
+    except OF_ONE as error:
+        said = str(error) if isinstance(error, SparityError) else f"out of memory: {error}"
+        message = " ".join(said.split())
+        progress.phase(f"failed: {message}")
+        return Row(combination.labels, recipe, message, model=combination.recipe.model or "")
+
+
+def _partial(run: Path) -> Path:
+    return run.with_name(f"{run.name}.partial")
+
+
+def _delete(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise SparityError(f"{folder} cannot be removed: {error.strerror or error}") from error

@@ -1,0 +1,5 @@
+"""The group of weights whose scores compete."""
+
+from typing import Literal
+
+CompareWithin = Literal["row", "layer"]

@@ -1,0 +1,125 @@
+"""Prune a single matrix: the whole of static sparsity in one pure function."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparity import registry
+from sparity.calibration import Statistics
+from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS
+from sparity.errors import InvalidInput, NumericalError, suggestion
+from sparity.static.prune.patterns.base import build_pattern
+from sparity.static.prune.pruning import DEFAULT_SCORE, Pruning
+
+
+def prune_weight(
+    weight: Tensor,
+    inputs: Tensor | None = None,
+    *,
+    gradients: Tensor | None = None,
+    score: str | None = None,
+    pattern: str = "unstructured",
+    sparsity: float | None = None,
+    solver: str = "mask_only",
+    compare_within: str | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Prune one weight matrix; the arguments are not changed.
+
+    Args:
+        weight: `[out, in]`, any floating type.
+        inputs: what the matrix is multiplied with, `[tokens, in]` (one sequence) or `[samples, tokens, in]`.
+        gradients: the gradients that the score is about, `[out, in]` or `[samples, out, in]`.
+        score: how much a weight matters; None is the solver's own ("obs" for "sparsegpt"), else "wanda".
+        pattern: "unstructured", "N:M" with N kept of M, or "block:ROWSxCOLUMNS".
+        sparsity: the share of weights to remove, in [0, 1); None is 0.5, or what the pattern says.
+        solver: how the remaining weights make up for it.
+        compare_within: "row" or "layer"; None is the score's own.
+        options: options of the score, pattern and solver, flat: `damping=0.01`, `block_columns=128`, `count="exact"`.
+
+    Returns:
+        The pruned weight `[out, in]` in the type of `weight`, and the mask `[out, in]`, bool, True where kept.
+
+    Raises:
+        InvalidInput: unknown names or options, shapes that do not fit, a sparsity out of range.
+        NumericalError: NaN or infinite numbers, or a Gram matrix that cannot be factorised.
+    """
+    _check(weight, inputs, gradients)
+    if not isinstance(pattern, str):
+        raise InvalidInput(f"pattern: give its name, and its options beside it (tail=...), not {pattern!r}")
+    solver_class = registry.get("prune.solver", solver)
+    default_score: str = solver_class.own_score or DEFAULT_SCORE  # type: ignore[attr-defined]
+    score_name = default_score if score is None else score
+    owners = {"score": score_name, "solver": solver, "pattern": build_pattern(pattern).name}
+    used: set[str] = set()
+    nested: dict[str, dict[str, Any]] = {}
+    for kind, name in owners.items():
+        known = registry.option_types(registry.get(f"prune.{kind}", name))
+        mine = {key: value for key, value in options.items() if key in known}
+        if kind == "score" and name == solver_class.own_score:  # type: ignore[attr-defined]
+            mine = {}  # the solver computes it, with options of its own
+        used |= mine.keys()
+        nested[kind] = mine
+    for key in options.keys() - used:
+        known_everywhere = [
+            k for kind, name in owners.items() for k in registry.option_types(registry.get(f"prune.{kind}", name))
+        ]
+        raise InvalidInput(
+            f'no option "{key}" in score {score_name}, pattern {pattern} or solver {solver}'
+            f"{suggestion(key, known_everywhere)} (options: {', '.join(sorted(set(known_everywhere))) or 'none'})"
+        )
+    pruning = Pruning.of(
+        {score_name: nested["score"]},
+        {pattern: nested["pattern"]},
+        {solver: nested["solver"]},
+        sparsity,
+        compare_within,
+    )
+    if pruning.across_layers:
+        raise InvalidInput("compare_within global compares all matrices of a model; one matrix has row and layer")
+    pruning.pattern.check_shape(weight.shape[0], weight.shape[1], "weight")
+    return pruning.apply(weight.detach(), _statistics(pruning, inputs, gradients), pruning.sparsity)
+
+
+def _statistics(pruning: Pruning, inputs: Tensor | None, gradients: Tensor | None) -> Statistics:
+    of_inputs = pruning.needs & set(STATISTICS)
+    of_gradients = pruning.needs & {*GRADIENTS, REGIONAL}
+    statistics = Statistics.gather("weight", of_inputs)
+    for needed, given, name in ((of_inputs, inputs, "inputs"), (of_gradients, gradients, "gradients")):
+        if needed and given is None:
+            raise InvalidInput(
+                f"{pruning.words} needs the statistics {', '.join(sorted(needed))}: pass `{name}`, or use "
+                'score="magnitude" with solver="mask_only"'
+            )
+    if inputs is not None:
+        statistics.add(inputs)
+    if gradients is None:
+        return statistics
+    samples = gradients.detach().float().reshape(-1, *gradients.shape[-2:])  # [samples, out, in]
+    squares = samples.square().mean(0)
+    return statistics.with_gradients({"gradient": samples.mean(0), "gradient_square": squares, REGIONAL: squares})
+
+
+def _check(weight: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> None:
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
+        shape = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise InvalidInput(f"weight must be a floating-point matrix [out, in], got {shape}")
+    for name, given in (("inputs", inputs), ("gradients", gradients)):
+        if given is not None and not isinstance(given, Tensor):
+            raise InvalidInput(f"{name} must be a torch tensor, got {type(given).__name__}")
+    if inputs is not None and (inputs.ndim not in (2, 3) or inputs.shape[-1] != weight.shape[1]):
+        raise InvalidInput(
+            f"inputs must be [tokens, {weight.shape[1]}] or [samples, tokens, {weight.shape[1]}] to fit the weight "
+            f"{list(weight.shape)}, got {list(inputs.shape)}"
+        )
+    if gradients is not None and (
+        gradients.ndim not in (2, 3) or gradients.shape[-2:] != weight.shape or not len(gradients)
+    ):
+        raise InvalidInput(
+            f"gradients must be {list(weight.shape)} or [samples, {weight.shape[0]}, {weight.shape[1]}], "
+            f"got {list(gradients.shape)}"
+        )
+    for name, tensor in (("weight", weight), ("inputs", inputs), ("gradients", gradients)):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise NumericalError(f"{name} holds NaN or infinite numbers")

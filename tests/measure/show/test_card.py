@@ -1,0 +1,103 @@
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from sparity.measure.show.card import model_card
+
+
+def split(card):
+    """Front matter as data, and the text after it."""
+    empty, head, body = card.split("---\n", 2)
+    assert empty == ""
+    return yaml.safe_load(head), body
+
+
+def test_front_matter(report):
+    head, _ = split(model_card(report, report.candidates[0]))
+    assert head == {
+        "base_model": "Qwen/Qwen2.5-0.5B",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["sparity", "sparse", "pruned"],
+    }
+
+
+@pytest.mark.parametrize("model", ["/data/model", "./model", "model", "a/b/c", "a/b: c", "https://x/y", "../m"])
+def test_a_name_that_is_not_on_the_hub_is_no_base_model(report, model):
+    head, body = split(model_card(replace(report, model=model), report.candidates[0]))
+    assert "base_model" not in head
+    assert model in body
+
+
+def test_card_says_what_was_done_and_what_it_cost(report):
+    _, body = split(model_card(report, report.candidates[0]))
+    assert body.startswith("\n# Qwen/Qwen2.5-0.5B, 50.2 % sparse\n")
+    assert "50.2 % of the weights in 168 pruned matrices are zero (target 50.0 %, pattern unstructured)" in body
+    assert "The weight files take 988.1 MB (as before)." in body
+    assert "Pruning took 12 min 05 s on 8 threads, with 262,144 tokens of calibration text" in body
+    assert "| wikitext-2 | 2,048 | 13.07 | 15.19 | +16.2 % (poor) | 0.1523 | 80.1 % |" in body
+
+
+def test_card_calls_a_slow_down_slower_and_keeps_the_notes(report):
+    _, body = split(model_card(report, report.candidates[0]))
+    assert "Decoding is slower than dense: 0.87x" in body
+    assert r"| decode, tokens/s | 9.12 \[8.80-9.40\] | 7.93 \[7.66-8.18\] | 0.87x, slower |" in body
+    assert f"\n> {report.candidates[0].notes[0]}\n" in body
+    assert body.index(report.candidates[0].notes[0]) < body.index("## What was done")
+
+
+def test_card_of_one_of_several_speaks_of_that_one(seven):
+    _, body = split(model_card(seven, seven.candidates[6]))
+    assert "Decoding is faster than dense: 1.31x" in body
+    assert "score: two-of-four" in body
+    assert "wanda" not in body
+
+
+def test_smaller_files_are_stated(report):
+    packed = replace(report.candidates[0], bytes_sparse=520_000_000)
+    assert "The weight files take 520.0 MB (988.1 MB before)." in model_card(report, packed)
+
+
+def test_card_says_what_was_not_measured(report):
+    bare = replace(report.candidates[0], quality=(), speed=None, verdicts=())
+    _, body = split(model_card(report, bare))
+    assert "Quality was not measured." in body
+    assert "Speed was not measured." in body
+    assert "Acceptance" not in body
+
+
+def test_verdicts(report):
+    _, body = split(model_card(report, report.candidates[0]))
+    assert "| decode 1.3x | 0.87x | missed |" in body
+    assert "| perplexity +20% | +16.2% | pass |" in body
+
+
+def test_recipe_is_readable_yaml(report):
+    _, body = split(model_card(report, report.candidates[0]))
+    assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", body, re.DOTALL).group(1)) == report.candidates[0].recipe
+
+
+def test_loading_code_compiles(report):
+    _, body = split(model_card(report, report.candidates[0]))
+    code = re.search(r"```python\n(.*?)```", body, re.DOTALL).group(1)
+    compile(code, "card", "exec")
+    assert "AutoModelForCausalLM.from_pretrained(name" in code
+
+
+def test_hostile_names_stay_text(hostile):
+    head, body = split(model_card(hostile, hostile.candidates[0]))
+    assert set(head) == {"library_name", "pipeline_tag", "tags"}
+    prose, recipe = re.split(r"(?m)^`{4}yaml\n", body)  # the fence is longer than the one inside the recipe
+    assert "<script" not in prose
+    assert "\n# not a heading" not in body
+    assert r"| a\|b \[x\](http://e.com) | 2,048 |" in prose
+    assert yaml.safe_load(recipe.split("````")[0]) == hostile.candidates[0].recipe
+
+
+def test_dense_on_our_kernels_has_rows_of_its_own(on_engine):
+    card = model_card(on_engine, on_engine.candidates[0])
+    line = "| decode, tokens/s, dense on our kernels | 15.8 \\[15.5-16.0\\] | 23.7 \\[23.0-24.1\\] | 1.50x, faster |"
+    assert line in card
+    assert "| time to first token, dense in transformers | 850 ms" in card

@@ -1,0 +1,136 @@
+"""What sparsity costs, measured block by block: equal to two whole models side by side, each allocation once."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import sparity
+from families import tiny_configs
+from interruptions import Killed, dies_at, weight_files
+from sparity.calibration.store import StatisticsStore
+from sparity.models import Decoder
+from sparity.pipeline.evidence.dense_statistics import dense_statistics
+from sparity.pipeline.evidence.trials import Trials
+from sparity.pipeline.run.job import prepare
+from sparity.pipeline.run.progress import Silence
+from sparity.pipeline.run.run_folder import RunFolder
+from sparity.quality.agreement import compare
+from sparity.recipe import Recipe
+
+FAMILIES = tuple(tiny_configs())
+
+
+def recipe(token_files, prune, **sections):
+    calibration = {"tokens": token_files["calibration"], "batch": 4}
+    return Recipe.read(
+        {"calibration": calibration, "stages": [{"prune": prune}], "measure": {"speed": None}, **sections}
+    )
+
+
+@pytest.fixture
+def trials(token_files, tmp_path):
+    def build(model, prune, samples=3):
+        chosen = recipe(token_files, {"budget": {"knapsack": {"samples": samples}}, **prune})
+        job = prepare(chosen, model, "cpu")
+        with RunFolder.open(tmp_path / "out", job.identity(), force=False, resume=True) as folder:
+            store = dense_statistics(job, folder, Silence())
+            return Trials(job, folder, store, job.tokens[:samples]), store, job
+
+    return build
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trial_is_what_two_whole_models_measure(family_models, token_files, trials, family):
+    dense = family_models[family]
+    measured, store, job = trials(dense, {"score": "wanda", "unseen_expert": "magnitude"})
+    assert isinstance(store, StatisticsStore)
+    names = [
+        projection.name for index in (1, 2) for site in job.decoder.sites(index) for projection in site.projections
+    ]
+    shares = {names[0]: 0.5, names[-1]: 0.75}
+    found = measured.measure(shares)
+
+    pruned = copy.deepcopy(dense)
+    decoder = Decoder.open(pruned)
+    for index in range(3):
+        name = decoder.block_name(index)
+        sites = decoder.family.sites(pruned.get_submodule(name), name, pruned.config)
+        with decoder.block(index) as block:
+            for site, mine in zip(sites, block.sites, strict=True):
+                for projection in site.projections:
+                    if share := shares.get(projection.name):
+                        statistics = store.read(block, mine)
+                        projection.write(job.pruning.apply(projection.weight.clone(), statistics, share)[0])
+    tokens = np.load(token_files["calibration"])[:3]
+    expected = compare(dense, pruned, tokens.flatten(), tokens.shape[1])
+    assert found.kl == pytest.approx(expected.kl, rel=1e-3, abs=1e-7)
+    assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-4)
+    assert measured.measure({}).kl == pytest.approx(0.0, abs=1e-7)
+
+
+def test_an_allocation_is_measured_once_also_by_another_process(family_models, trials, monkeypatch):
+    measured, _, _ = trials(family_models["llama"], {"score": "wanda"})
+    name = "model.layers.1.mlp.up_proj"
+    first = measured.measure({name: 0.5})
+    assert measured.kl({name: 0.5, "model.layers.0.mlp.up_proj": 0.0}) == first.kl
+    again, _, _ = trials(family_models["llama"], {"score": "wanda"})
+    monkeypatch.setattr(Trials, "_run", None)
+    assert again.measure({name: 0.5}) == first
+    with pytest.raises(TypeError):
+        again.measure({name: 0.25})
+
+
+def test_pruned_weights_are_forgotten_when_there_are_too_many(family_models, trials, monkeypatch):
+    monkeypatch.setattr("sparity.pipeline.evidence.trials.CACHE_BYTES", 1)
+    measured, _, job = trials(family_models["llama"], {"score": "magnitude"})
+    shares = {projection.name: 0.5 for site in job.decoder.sites(0) for projection in site.projections}
+    found = measured.measure(shares)
+    monkeypatch.undo()
+    assert found.kl > 0
+    assert len(measured._pruned) == 1
+
+
+@pytest.mark.parametrize("budget", ["greedy", "knapsack"])
+@pytest.mark.parametrize("prune", [{"score": "wanda"}, {"solver": "sparsegpt", "order": "independent"}])
+def test_a_run_is_no_worse_than_uniform_where_it_was_measured(family_models, token_files, tmp_path, budget, prune):
+    model = family_models["llama"]
+    prune = {**prune, "budget": {budget: {"step": 0.2, "spread": 0.2, "samples": 4}}}
+    result = sparity.run(recipe(token_files, prune), model=model, output=tmp_path / "out", device="cpu")
+    candidate = result.report.candidates[0]
+    assert candidate.target == pytest.approx(0.5, abs=1e-9)
+    assert len({round(layer.target, 6) for layer in candidate.layers}) > 1
+    uniform = sparity.run(
+        recipe(token_files, {**prune, "budget": "uniform"}), model=model, output=tmp_path / "uniform", device="cpu"
+    )
+    tokens = np.load(token_files["calibration"])[:4]
+    kl = {
+        name: compare(model, found.model(), tokens.flatten(), tokens.shape[1]).kl
+        for name, found in (("measured", result), ("uniform", uniform))
+    }
+    slack = 1.05 if prune.get("order") != "independent" else 1 + 1e-6  # measured on the dense model's statistics
+    assert kl["measured"] <= kl["uniform"] * slack
+
+
+def test_killed_while_measuring(tiny_llama_folder, token_files, tmp_path):
+    prune = {"score": "wanda", "budget": {"knapsack": {"step": 0.3, "per": "block", "samples": 2}}}
+    chosen = recipe(token_files, prune, model=str(tiny_llama_folder))
+    whole = weight_files(sparity.run(chosen, output=tmp_path / "whole").path)
+    for count in (4, 11, 13, 17, 22):
+        with pytest.MonkeyPatch.context() as patch:
+            dies_at(count, patch)
+            with pytest.raises(Killed):
+                sparity.run(chosen, output=tmp_path / str(count))
+        resumed = sparity.run(chosen, output=tmp_path / str(count), resume=True)
+        assert weight_files(resumed.path) == whole
+        assert not (resumed.path / ".sparity").exists()
+
+
+def test_an_infinite_loss_is_an_error(family_models, trials):
+    broken = copy.deepcopy(family_models["llama"])
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(1e38)
+    measured, _, _ = trials(broken, {"score": "magnitude"})
+    with pytest.raises(sparity.SparityError, match="the pruned model gives NaN or infinite losses"):
+        measured.measure({"model.layers.0.mlp.up_proj": 0.5})
