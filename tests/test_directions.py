@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sparity"
 LEVELS = (
     ("errors",),
-    ("files", "registry", "zoo"),
+    ("files", "registry", "sections", "zoo"),
     ("formats",),
     ("checkpoints",),
     ("models",),

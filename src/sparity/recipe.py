@@ -3,36 +3,33 @@
 import copy
 import hashlib
 import re
+import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializationInfo,
+    ValidationError,
+    model_validator,
+)  # fmt: skip
+from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
 
+from sparity import registry
 from sparity.errors import InvalidInput, suggestion
 from sparity.recipe_file import apply_override, read_recipe_file
-
-Spec = str | dict[str, Any]
-
-
-def _not_a_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):  # Python takes True for 1
-        raise ValueError("expected a number")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_not_a_truth_value)]
-Number = Annotated[float, BeforeValidator(_not_a_truth_value)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+from sparity.sections import Number, Section, Whole
+from sparity.stages import Stage
 
 _NOT_DRAWN = ("tokens", "batch", "store")  # keys of calibration that mean something for given tokens too
 
 
-class Calibration(_Section):
+class Calibration(Section):
     """The text that statistics are gathered on. Give `text` or `tokens`."""
 
     text: str | list[str] | None = Field(None, description="a file, a data set name[:split], or a list of texts")
@@ -59,35 +56,73 @@ class Calibration(_Section):
         return self
 
 
-class Prune(_Section):
-    """Zeros by a score, in a pattern; the solver corrects what stays."""
+class _Item:
+    """One item of `stages`, `{name: options}`: validated by the stage of that name, and written back the same way."""
 
-    score: Spec | None = Field(None, description="how much a weight matters; default: the solver's own, else wanda")
-    pattern: Spec = Field("unstructured", description="unstructured, N:M (N kept of M), block:ROWSxCOLUMNS")
-    sparsity: Number | None = Field(None, description="share of weights to remove, in [0, 1); default 0.5")
-    budget: Spec = Field("uniform", description="how the sparsity is shared out among projections")
-    solver: Spec = Field("mask_only", description="how the weights that stay make up for those that go")
-    compare_within: Literal["row", "layer", "global"] | None = Field(
-        None, description="the group in which scores compete"
-    )
-    order: Literal["sequential", "independent"] = Field(
-        "sequential", description="statistics behind pruned blocks, or from the dense model"
-    )
-    true_sequential: bool = Field(False, description="also behind the pruned projections of the same block")
-    overrides: dict[str, Number] = Field(default_factory=dict, description="glob of projections -> its own sparsity")
-    unseen_expert: Literal["error", "magnitude", "dense"] = Field(
-        "error", description="what becomes of an expert that saw no calibration token"
-    )
-    dense: list[str] = Field(default_factory=list, description="globs of projections that stay dense")
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A function for each way."""
+        return core_schema.no_info_plain_validator_function(
+            _stage, serialization=core_schema.plain_serializer_function_ser_schema(_stage_item, info_arg=True)
+        )
 
-
-class Stage(_Section):
-    """One step of the recipe."""
-
-    prune: Prune
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Exactly one of the stages there are."""
+        items = []
+        for name in registry.names("stage"):
+            options = handler(_stage_class(name).__pydantic_core_schema__)
+            items.append(
+                {"type": "object", "properties": {name: options}, "required": [name], "additionalProperties": False}
+            )
+        return {"anyOf": items}
 
 
-class Text(_Section):
+def _stage_class(name: str) -> type[Stage]:
+    found: type[Stage] = registry.get("stage", name)
+    return found
+
+
+def _stage(item: Any) -> Stage:
+    if isinstance(item, Stage):
+        return item
+    if not isinstance(item, Mapping) or len(item) != 1:
+        found = f"{len(item)} keys" if isinstance(item, Mapping) else repr(item)
+        raise PydanticCustomError(
+            "stage", "a stage is one key, its name, with its options below it: {found}", {"found": found}
+        )
+    (name, options), *_ = item.items()
+    known = registry.names("stage")
+    if name not in known:
+        close = suggestion(str(name), known)
+        raise PydanticCustomError(
+            "stage",
+            'no stage "{name}"{close} (stages: {known})',
+            {"name": str(name), "close": close, "known": ", ".join(known)},
+        )
+    try:
+        return _stage_class(name).model_validate({} if options is None else options)
+    except ValidationError as error:  # the same problems, one level down in the recipe
+        problems = [_below(name, problem) for problem in error.errors()]
+        raise ValidationError.from_exception_data(error.title, problems) from error
+
+
+def _below(name: str, problem: ErrorDetails) -> InitErrorDetails:
+    below: InitErrorDetails = {
+        "type": problem["type"],
+        "loc": (name, *problem["loc"]),
+        "input": problem["input"],
+        "ctx": problem.get("ctx", {}),
+    }
+    return below
+
+
+def _stage_item(stage: Stage, info: SerializationInfo) -> dict[str, Any]:
+    options = stage.model_dump(mode=info.mode, exclude_unset=info.exclude_unset, exclude_defaults=info.exclude_defaults)
+    return {stage.name: options}
+
+
+class Text(Section):
     """A text to measure on. Give `text` or `tokens`."""
 
     text: str | list[str] | None = None
@@ -107,7 +142,7 @@ class Text(_Section):
         return self
 
 
-class SpeedTest(_Section):
+class SpeedTest(Section):
     """Decode speed after a prompt, dense and sparse in turns."""
 
     prompt: Whole = Field(64, ge=1)
@@ -126,7 +161,7 @@ class SpeedTest(_Section):
         return cls(prompt=max(context // 2, 1), tokens=max(context // 4, 1))
 
 
-class Measure(_Section):
+class Measure(Section):
     """What is measured, dense beside sparse."""
 
     perplexity: list[str | Text] = Field(default_factory=list, description="texts, or .npy files of 1-D token ids")
@@ -148,7 +183,7 @@ def _factor(limit: str) -> str:
     return limit
 
 
-class Accept(_Section):
+class Accept(Section):
     """Limits that the result must keep on every text."""
 
     perplexity: Annotated[str, AfterValidator(_relative)] | None = Field(None, description='largest rise: "+5%"')
@@ -156,7 +191,7 @@ class Accept(_Section):
     decode: Annotated[str, AfterValidator(_factor)] | None = Field(None, description='least decode speed-up: "1.3x"')
 
 
-class Output(_Section):
+class Output(Section):
     """Where the result goes and in which layout."""
 
     path: str | None = None
@@ -176,13 +211,13 @@ class Output(_Section):
         return self
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Everything that one run does. Paths are relative to the current folder."""
 
     model: str | None = Field(None, description="a Hugging Face folder or name, or zoo:llama, zoo:relu, zoo:moe")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto keeps the checkpoint's")
     calibration: Calibration | None = None
-    stages: list[Stage] = Field(min_length=1, max_length=1)
+    stages: list[Annotated[Stage, _Item]] = Field(min_length=1)
     measure: Measure = Field(default_factory=Measure)
     accept: Accept = Field(default_factory=Accept)
     output: Output = Field(default_factory=Output)
@@ -261,8 +296,11 @@ def _explain(error: ValidationError, where: str) -> str:
 def _keys_at(place: tuple[Any, ...]) -> list[str]:
     """The keys that a section allows, found by following the place through the models."""
     model: Any = Recipe
-    for key in place:
-        if isinstance(key, str) and key in model.model_fields:
+    for before, key in pairwise((None, *place)):
+        if isinstance(before, int) and key in registry.names("stage"):
+            model = _stage_class(key)
+        elif isinstance(key, str) and key in model.model_fields:
+            known = vars(sys.modules[model.__module__])
             nested = re.findall(r"\b[A-Z]\w+", str(model.model_fields[key].annotation))
-            model = next((globals()[name] for name in nested if isinstance(globals().get(name), type)), model)
+            model = next((known[name] for name in nested if isinstance(known.get(name), type)), model)
     return list(model.model_fields)

@@ -1,6 +1,6 @@
 """Text to tokens to statistics, one block at a time."""
 
 from sparity.calibration.statistics import Statistics
-from sparity.calibration.walk import Step, walk
+from sparity.calibration.walk import Visit, walk
 
-__all__ = ["Statistics", "Step", "walk"]
+__all__ = ["Statistics", "Visit", "walk"]

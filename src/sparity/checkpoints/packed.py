@@ -7,8 +7,8 @@ A packed matrix NAME stands for the tensor NAME.weight; its parts are the tensor
 """
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sparity.checkpoints import packed_file
+from sparity.checkpoints.runtime_data import AGAIN, RuntimeEntry
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.files import read_json_object, write_json
 from sparity.formats import Packed, unpack
@@ -26,7 +27,9 @@ INDEX = "sparity.safetensors.index.json"
 TRANSPOSED = "transposed"  # metadata: names of matrices whose tensor is stored as [in, out], as GPT-2's are
 METHOD = "sparity"
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # of config.json; the second in old ones
-VERSION = 1  # of the layout, in config.json
+VERSION = 2  # of what config.json says
+READABLE = (1, VERSION)  # version 1 has packed weights and nothing at run time
+WEIGHTS = ("plain", "packed")
 
 
 def shard_name(number: int, total: int) -> str:
@@ -109,13 +112,44 @@ def matrices(path: Path) -> dict[str, StoredMatrix]:
     return {name: StoredMatrix(path, name, entry, name in transposed) for name, entry in entries.items()}
 
 
+def quantization_config(weights: str, runtime: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """What config.json says of a checkpoint that Sparity reads: how its weights lie, and its run-time stages."""
+    return {
+        "quant_method": METHOD,
+        "version": VERSION,
+        "weights": weights,
+        "runtime": [dict(entry) for entry in runtime],
+    }
+
+
 def check_version(quantization: Mapping[str, Any]) -> None:
     """Raise `InvalidInput` when config.json tells of a version that this release does not read."""
     version = quantization.get("version", VERSION)
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or version not in READABLE:
         raise InvalidInput(
-            f"a packed checkpoint of version {version!r:.40}; this release reads {VERSION}: update sparity"
+            f"a checkpoint of Sparity in version {version!r:.40}; this release reads {VERSION}: update sparity"
         )
+
+
+def runtime_of(folder: Path) -> tuple[RuntimeEntry, ...]:
+    """The run-time stages that a folder's config.json names, in their order.
+
+    Raises:
+        CorruptFile: the list makes no sense.
+    """
+    path = folder / "config.json"
+    quantization = read_json_object(path).get("quantization_config") if path.is_file() else None
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
+        return ()
+    return runtime_entries(quantization, str(path))
+
+
+def runtime_entries(quantization: Mapping[str, Any], where: str) -> tuple[RuntimeEntry, ...]:
+    """The run-time stages of a `quantization_config`; `where` names it in messages."""
+    found = quantization.get("runtime") or []
+    if not isinstance(found, list):
+        raise CorruptFile(f"{where}: its list of run-time stages makes no sense; {AGAIN}")
+    return tuple(RuntimeEntry.read(entry, where) for entry in found)
 
 
 def write_shard(
@@ -137,12 +171,13 @@ def write_index(folder: Path, shards: Collection[Path]) -> None:
 
 
 def mark(folder: Path, is_packed: bool) -> None:
-    """Say in config.json who reads the weights: transformers with Sparity, or by itself."""
+    """Say in config.json who reads the weights: transformers with Sparity, or by itself; run-time stages stay."""
+    runtime = [asdict(entry) for entry in runtime_of(folder)]
     config = read_json_object(folder / "config.json")
     for key in QUANTIZATION_KEYS:
         config.pop(key, None)
-    if is_packed:
-        config["quantization_config"] = {"quant_method": METHOD, "version": VERSION}
+    if is_packed or runtime:
+        config["quantization_config"] = quantization_config("packed" if is_packed else "plain", runtime)
     write_json(folder / "config.json", config)
 
 

@@ -72,6 +72,31 @@ class ModuleSource(Source):
         return digest.hexdigest()
 
 
+class OutlineSource(Source):
+    """The shapes of a model that is not there yet; nothing can be read."""
+
+    def __init__(self, skeleton: nn.Module) -> None:
+        tied = set(skeleton.all_tied_weights_keys)  # type: ignore[arg-type]  # empty when nothing is tied
+        state = skeleton.state_dict()
+        self._tensors = {name: tensor for name, tensor in state.items() if name not in tied}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Source.shapes`."""
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """See `Source.dtypes`."""
+        return {name: tensor.dtype for name, tensor in self._tensors.items()}
+
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """There is nothing to read."""
+        raise InvalidInput("this model has shapes only: its weights come into being when the stages before it have run")
+
+    def fingerprint(self) -> str:
+        """A hash of names and shapes."""
+        return hashlib.sha256(json.dumps(sorted(self.shapes().items())).encode()).hexdigest()
+
+
 class CheckpointSource(Source):
     """A Hugging Face folder with `model.safetensors`, whole or in shards, or a packed one. Files are open only while
     they are read. A packed matrix NAME shows as the dense tensor NAME.weight, unpacked when it is read, and so does a

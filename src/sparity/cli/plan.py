@@ -11,7 +11,10 @@ from sparity.cli import console
 from sparity.cli.console import Json
 
 if TYPE_CHECKING:
-    from sparity.pipeline.run.plan import Plan
+    from collections.abc import Mapping
+
+    from sparity.pipeline.run.plan import Plan, StageForecast
+    from sparity.stages import Change
 
 
 def plan(
@@ -23,7 +26,7 @@ def plan(
     device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Check a recipe and show its sites, shapes, bytes, predicted memory and time; refused combinations are errors."""
+    """Check a recipe; show shapes, sizes and time of each stage, memory and disk. What does not fit is an error."""
     with console.errors_in_one_line():
         from sparity.pipeline.run.job import prepare
         from sparity.pipeline.run.plan import plan as predict
@@ -31,41 +34,57 @@ def plan(
 
         found = predict(prepare(Recipe.read(recipe, overrides), model, device))
     if json:
-        console.print_json({**dataclasses.asdict(found), "peak_memory": found.peak_memory})
+        totals = {"peak_memory": found.peak_memory, "seconds": found.seconds, "output_bytes": found.output_bytes}
+        console.print_json({**dataclasses.asdict(found), **totals})
     else:
         _show(found)
 
 
 def _show(plan: "Plan") -> None:
-    from sparity.measure.show.numbers import size as words
+    from sparity.measure.show import numbers
 
-    table = Table(title=f"{plan.model}: {plan.method}")
-    for column in ("projections", "role", "shape", "parameters", "bytes", "sparsity"):
-        table.add_column(column, justify="left" if column in ("projections", "role") else "right")
-    groups: dict[tuple[str, tuple[int, int], float], list[int]] = {}
-    for index, site in enumerate(plan.sites):
-        groups.setdefault((site.role, site.shape, site.target), []).append(index)
-    for (role, shape, target), members in groups.items():
-        sites = [plan.sites[index] for index in members]
-        name = sites[0].name if len(sites) == 1 else f"{sites[0].name} and {len(sites) - 1} more"
-        parameters = sum(site.parameters for site in sites)
-        table.add_row(
-            name,
-            role,
-            f"{shape[0]} x {shape[1]}",
-            f"{parameters:,}",
-            words(sum(site.bytes for site in sites)),
-            f"{target:.1%}" if target else "dense",
+    passes = len({stage.number for stage in plan.stages})
+    for place, stage in enumerate(plan.stages):
+        where = f" (pass {stage.number} of {passes})" if passes > 1 else ""
+        console.out.print(f"stage {place}, {stage.name}{where}: {stage.words}")
+        if stage.changes:
+            console.out.print(_table(stage))
+        statistics = ", ".join(stage.statistics) or "none"
+        console.out.print(
+            f"statistics: {statistics}; time, about {numbers.seconds(stage.seconds)}; the model then has "
+            f"{numbers.amount(stage.parameters)} parameters, {numbers.size(stage.bytes)}"
         )
-    console.out.print(table)
-    statistics = ", ".join(plan.statistics) or "none"
-    console.out.print(f"calibration: {plan.samples} samples of {plan.length} tokens; statistics: {statistics}")
-    if plan.store_bytes:
-        console.out.print(f"statistics kept on disk, about {words(plan.store_bytes)} without gradients")
-    parts = "; ".join(f"{name} {words(size)}" for name, size in plan.memory.items() if size)
-    console.out.print(f"memory while pruning, about {words(plan.peak_memory)} beside the libraries: {parts}")
-    if plan.gradient_bytes:
-        console.out.print(f"disk while gradients are gathered, at most {words(plan.gradient_bytes)}")
+        console.out.print()
+    console.out.print(f"calibration: {plan.samples} samples of {plan.length} tokens")
+    console.out.print(f"memory, about {numbers.size(plan.peak_memory)} beside the libraries: {_parts(plan.memory)}")
+    if plan.disk:
+        console.out.print(
+            f"disk beside the result, at most {numbers.size(sum(plan.disk.values()))}: {_parts(plan.disk)}"
+        )
     console.out.print(
-        f"time to prune, about {plan.seconds:.0f} s, measuring not counted; output {words(plan.output_bytes)}"
+        f"time, about {numbers.seconds(plan.seconds)}, measuring not counted; output {numbers.size(plan.output_bytes)}"
     )
+
+
+def _table(stage: "StageForecast") -> Table:
+    """Equal projections in one row."""
+    table = Table()
+    for column in ("projections", "role", "shape", "then", "weights", "sparsity"):
+        table.add_column(column, justify="left" if column in ("projections", "role") else "right")
+    groups: dict[tuple[object, ...], list[Change]] = {}
+    for change in stage.changes:
+        groups.setdefault((change.role, change.shape_before, change.shape_after, change.target), []).append(change)
+    for members in groups.values():
+        first = members[0]
+        name = first.name if len(members) == 1 else f"{first.name} and {len(members) - 1} more"
+        before, after = (f"{rows} x {columns}" for rows, columns in (first.shape_before, first.shape_after))
+        sparsity = "" if first.target is None else f"{first.target:.1%}" if first.target else "dense"
+        weights = sum(change.size for change in members)
+        table.add_row(name, first.role, before, "" if after == before else after, f"{weights:,}", sparsity)
+    return table
+
+
+def _parts(sizes: "Mapping[str, int]") -> str:
+    from sparity.measure.show import numbers
+
+    return "; ".join(f"{name} {numbers.size(size)}" for name, size in sizes.items() if size)

@@ -15,7 +15,7 @@ def verify(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Recompute hashes, realised sparsity and the legality of the pattern; exit code 1 when anything differs."""
+    """Recompute hashes, shapes, zeros and what each stage promised; exit code 1 when anything differs."""
     with console.errors_in_one_line():
         from sparity.pipeline.run.verify import verify as check
 
@@ -27,8 +27,8 @@ def verify(
             console.err.print(problem, style="red", soft_wrap=True)
         if not quiet and not found.problems:
             console.out.print(
-                f"{found.path}: {found.files} files unchanged, {len(found.layers)} projections, {found.pattern}, "
-                f"realised sparsity {found.sparsity:.4%}",
+                f"{found.path}: {found.files} files unchanged, {len(found.projections)} projections, "
+                f"{'; '.join(found.stages)}, realised sparsity {found.zeros:.4%}",
                 soft_wrap=True,
             )
     if found.problems:

@@ -3,7 +3,7 @@
 import copy
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparity import registry
 from sparity.checkpoints.shards import LazyTensors
-from sparity.checkpoints.source import CheckpointSource, ModuleSource, Source
+from sparity.checkpoints.source import CheckpointSource, ModuleSource, OutlineSource, Source
 from sparity.errors import InvalidInput, NumericalError, UnsupportedModel
 from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
@@ -147,6 +147,22 @@ class Decoder:
             return self._cast(name, self.source.read([name])[name])
 
         return LazyTensors(outside, read)
+
+    def config_changes(self, sizes: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+        """The attributes of the configuration that other sizes change, with their new values; see `resized`."""
+        return self.family.resize(self.config, sizes) if any(sizes) else {}
+
+    def resized(self, sizes: Sequence[Mapping[str, int]]) -> "Decoder":
+        """The model with blocks of other sizes, in shapes only: block -> dimension -> new size, others stay.
+
+        Raises:
+            InvalidInput: the family's configuration cannot express the sizes.
+        """
+        if not any(sizes):
+            return self
+        config = hf.resized_config(self.config, self.config_changes(sizes))
+        skeleton = hf.empty_model(config, self.dtype)
+        return Decoder(skeleton, OutlineSource(skeleton), self.device, self.dtype)
 
     def stored_names(self, index: int) -> set[str]:
         """The names under which block `index` is stored."""

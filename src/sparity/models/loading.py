@@ -11,13 +11,14 @@ from sparity.errors import CorruptFile, InvalidInput, SparityError
 from sparity.models import transformers as hf
 
 
-def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto") -> Any:
+def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime: bool = True) -> Any:
     """A transformers model from a folder; its shards are checked first.
 
     Args:
         path: a Hugging Face folder or name.
         device: where the model is put.
         dtype: a torch type, or "auto" for the stored one.
+        runtime: whether the run-time stages that the model was saved with are attached.
 
     Raises:
         CorruptFile: a shard is missing or truncated, or the weights do not fit the configuration.

@@ -5,7 +5,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 1
+from sparity.stages.change import Change, last_of_each
+
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -69,21 +71,8 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One pruned matrix. `loss` is the share of its output's energy on calibration text that pruning lost."""
-
-    name: str
-    role: str
-    block: int
-    shape: tuple[int, int]
-    target: float
-    sparsity: float
-    loss: float | None = None
-
-
-@dataclass(frozen=True)
 class Effort:
-    """What the pruning itself cost: wall time, peak resident memory of the process, calibration tokens."""
+    """What the stages themselves cost: wall time, peak resident memory of the process, calibration tokens."""
 
     seconds: float
     peak_memory: int
@@ -103,23 +92,42 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sparse model beside the dense one."""
+    """One sparse model beside the dense one.
+
+    Attributes:
+        name: what was done, in a few words.
+        recipe: what was asked for.
+        stages: what each stage did, in a few words.
+        target: the share of zeros that was asked for, over the projections that were to get some; None without any.
+        sparsity: the share of zeros over the projections that a stage changed.
+        model_sparsity: the share of zeros over all parameters that are left.
+        parameters: how many are left.
+        bytes_dense: of the dense model's weight files.
+        bytes_sparse: of the weight files now, with the data of run-time stages.
+        changes: what every stage did to every projection.
+    """
 
     name: str
     recipe: dict[str, Any]
-    pattern: str
-    target: float
-    sparsity: float  # realised, over the pruned matrices
-    model_sparsity: float  # realised, over all parameters
-    bytes_dense: int  # weight files
+    stages: tuple[str, ...]
+    target: float | None
+    sparsity: float
+    model_sparsity: float
+    parameters: int
+    bytes_dense: int
     bytes_sparse: int
-    layers: tuple[Layer, ...]
+    changes: tuple[Change, ...]
     effort: Effort
     quality: tuple[Quality, ...] = ()
     speed: Speed | None = None
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     batched: tuple[Speed, ...] = ()  # at the batch sizes after the first
+
+    @property
+    def projections(self) -> tuple[Change, ...]:
+        """The last change of every projection: what it is now."""
+        return tuple(last_of_each(self.changes).values())
 
     @property
     def speeds(self) -> tuple[Speed, ...]:

@@ -96,8 +96,8 @@ def _size_table(report: Report) -> str:
         effort = candidate.effort
         rows.append(
             [
-                f"{escape(candidate.name)}<small>{escape(candidate.pattern)}</small>",
-                f"{numbers.percent(candidate.sparsity)}<small>target {numbers.percent(candidate.target)}</small>",
+                f"{escape(candidate.name)}<small>{escape('; '.join(candidate.stages))}</small>",
+                f"{numbers.percent(candidate.sparsity)}<small>target {numbers.percent(candidate.target or 0.0)}</small>",
                 numbers.percent(candidate.model_sparsity),
                 f"{numbers.size(candidate.bytes_sparse)}<small>dense {numbers.size(candidate.bytes_dense)}</small>",
                 numbers.seconds(effort.seconds),
@@ -212,7 +212,7 @@ def _candidate(report: Report, candidate: Candidate) -> str:
     parts = [f"<section><h2>{escape(candidate.name)}</h2>", f"<p>{escape(sentences.describe_pruning(candidate))}</p>"]
     parts.append(f"<p>{escape(sentences.describe_effort(candidate))}</p>")
     parts.append(_verdicts(candidate))
-    sparsity = sentences.average_cells(candidate, "sparsity")
+    sparsity = sentences.average_cells(candidate, "zeros")
     if sparsity:
         low, high = min(sparsity.values()), max(sparsity.values())
         slack = max(NARROWEST_SCALE - (high - low), 0) / 2
@@ -229,12 +229,12 @@ def _candidate(report: Report, candidate: Candidate) -> str:
             escape(layer.name),
             escape(layer.role),
             str(layer.block),
-            " x ".join(f"{length:,}" for length in layer.shape),
-            numbers.percent(layer.target),
-            numbers.percent(layer.sparsity),
+            " x ".join(f"{length:,}" for length in layer.shape_after),
+            numbers.percent(layer.target or 0.0),
+            numbers.percent(layer.zeros),
             "" if layer.loss is None else numbers.percent(layer.loss),
         ]
-        for layer in candidate.layers
+        for layer in candidate.projections
     ]
     heads = ["matrix", "role", "block", "shape", "target", "realised", "loss"]
     parts.append(details(sentences.count(len(rows), "pruned matrix"), table(heads, rows)))

@@ -32,8 +32,8 @@ def summarise_briefly(candidate: Candidate) -> str:
 def describe_pruning(candidate: Candidate) -> str:
     """What was removed: realised sparsity, where, and the target."""
     return (
-        f"{numbers.percent(candidate.sparsity)} of the weights in {count(len(candidate.layers), 'pruned matrix')} are "
-        f"zero (target {numbers.percent(candidate.target)}, pattern {candidate.pattern}), "
+        f"{numbers.percent(candidate.sparsity)} of the weights in {count(len(candidate.projections), 'pruned matrix')} are "
+        f"zero (target {numbers.percent(candidate.target or 0.0)}, {'; '.join(candidate.stages)}), "
         f"{numbers.percent(candidate.model_sparsity)} of all parameters."
     )
 
@@ -155,14 +155,14 @@ def join(items: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 
-def average_cells(candidate: Candidate, quantity: Literal["sparsity", "loss"]) -> dict[tuple[int, str], float]:
+def average_cells(candidate: Candidate, quantity: Literal["zeros", "loss"]) -> dict[tuple[int, str], float]:
     """Mean by block and role, weighted by matrix size, of the layers that have the quantity."""
     sums: dict[tuple[int, str], tuple[float, int]] = {}
-    for layer in candidate.layers:
+    for layer in candidate.projections:
         value: float | None = getattr(layer, quantity)
         if value is not None and math.isfinite(value):
             total, weight = sums.get((layer.block, layer.role), (0.0, 0))
-            elements = math.prod(layer.shape)
+            elements = layer.size
             sums[layer.block, layer.role] = (total + value * elements, weight + elements)
     return {cell: total / weight for cell, (total, weight) in sums.items() if weight}
 

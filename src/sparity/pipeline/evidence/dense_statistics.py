@@ -1,7 +1,8 @@
-"""Statistics of the dense model that are read more than once, or kept for other runs."""
+"""Statistics of the model that a pass opens which are read more than once, or kept for other runs."""
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,38 +11,40 @@ from sparity.calibration.gradients import gather_gradients
 from sparity.calibration.regional import regional_gradients
 from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.calibration.store import StatisticsStore
-from sparity.calibration.tokens import token_hash
 from sparity.errors import RunConflict
-from sparity.files import expand, read_json_object
-from sparity.pipeline.evidence.hidden_states import block_inputs
-from sparity.pipeline.run.job import Job, with_small
+from sparity.files import read_json_object
+from sparity.pipeline.evidence.opened import Opened
+from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.pipeline.run.progress import Progress
 from sparity.pipeline.run.run_folder import STATE, RunFolder
+from sparity.stages import Needs
 
 
-def dense_statistics(
-    job: Job, folder: RunFolder, progress: Progress, needs: frozenset[str] | None = None
-) -> StatisticsStore | None:
-    """The store that the job reads, filled unless it is already; None for a job that reads none.
+def with_small(needs: frozenset[str]) -> frozenset[str]:
+    """What a store of these statistics holds: the small ones cost nothing, and other methods may want them."""
+    return needs | {"mean", "column_norm"} if needs else needs
 
-    It is the folder that the recipe names, or one in the run's own state. Gathering is a run of its own, which
-    continues where a killed one stopped. `needs` takes the place of what the job would read by itself.
+
+def stored_needs(needs: Needs, asked: bool) -> frozenset[str]:
+    """The statistics to keep on disk for a stage: because it reads them twice, or because the recipe `asked` for it."""
+    found = needs.decision if needs.repeated or asked else frozenset[str]()
+    if needs.order == "independent" and (found or asked):
+        found |= needs.statistics | needs.gradients
+    return with_small(found)
+
+
+def dense_statistics(opened: Opened, needs: frozenset[str], path: Path, progress: Progress) -> StatisticsStore | None:
+    """The store in a folder, filled unless it is already; None where nothing is needed.
+
+    Gathering is a run of its own, which continues where a killed one stopped.
 
     Raises:
         RunConflict: the folder, or an unfinished one beside it, is of something else.
         CorruptFile: the store is damaged.
     """
-    needs = job.stored_needs if needs is None else with_small(needs)
     if not needs:
         return None
-    assert job.tokens is not None
-    kept = job.recipe.calibration.store if job.recipe.calibration else None
-    path = folder.state / "statistics" if kept is None else expand(kept)
-    identity = {
-        "model": job.decoder.source.fingerprint(),
-        "dtype": str(job.decoder.dtype),
-        "calibration tokens": token_hash(job.tokens),
-    }
+    identity = opened.identity()
     if path.exists():
         store = StatisticsStore.open(path, identity)
         if needs <= store.needs:
@@ -54,38 +57,39 @@ def dense_statistics(
     with RunFolder.open(path, run, force=path.exists() or bool(unfinished), resume=True) as gathering:
         progress.phase("statistics")
         torch.set_num_threads(gathering.threads)
-        _gather(job, gathering, needs, progress)
+        _gather(opened, gathering, needs, progress)
         StatisticsStore(gathering.path).close(identity, needs)
         gathering.publish()
-    progress.phase("pruning")
     return StatisticsStore.open(path, identity)
 
 
-def _gather(job: Job, gathering: RunFolder, needs: frozenset[str], progress: Progress) -> None:
-    store, done = StatisticsStore(gathering.path), gathering.progress.blocks
+def _gather(opened: Opened, gathering: PassFolder, needs: frozenset[str], progress: Progress) -> None:
+    decoder = opened.decoder
+    store, done = StatisticsStore(gathering.path), gathering.committed.blocks
     gradients = needs & frozenset(GRADIENTS)
     if gradients:
-        assert job.tokens is not None
-        gather_gradients(job.decoder, job.tokens, gradients, gathering.path)
-    if done == len(job.decoder):
+        assert opened.tokens is not None
+        gather_gradients(decoder, opened.tokens, gradients, gathering.path)
+    if done == len(decoder):
         return
     of_inputs = needs - gradients - {REGIONAL}
-    inputs, hidden, room = block_inputs(job, gathering, REGIONAL in needs)
+    inputs, hidden, room = opened.inputs(gathering, REGIONAL in needs)
     started = time.perf_counter()
-    for step in walk(job.decoder, inputs, of_inputs, order="independent", start=done, hidden=hidden, room=room):
+    for visit in walk(decoder, inputs, start=done, hidden=hidden, room=room):
+        index = visit.block.index
         if REGIONAL in needs:
-            store.save_regional(step.block.index, regional_gradients(step.block, inputs, step.hidden))
-        store.save(step.block.index, {site.name: statistics for site, statistics in step.sites()})
-        step.finish()
-        finished = step.block.index + 1
+            store.save_regional(index, regional_gradients(visit.block, inputs, visit.hidden))
+        gathered = visit.gather(visit.block.sites, of_inputs, keep_outputs=True)
+        store.save(index, {site.name: statistics for site, statistics in gathered})
+        visit.finish()
         seconds = time.perf_counter() - started
-        last = finished == len(job.decoder)
-        gathering.commit(finished, None if last else step.hidden, {"seconds": seconds, "layers": []})
-        progress.block(finished, len(job.decoder), seconds)
+        last = index + 1 == len(decoder)
+        gathering.commit(index + 1, None if last else visit.hidden, {"seconds": seconds, "changes": []})
+        progress.block(index + 1, len(decoder), seconds)
         started = time.perf_counter()
 
 
-def _unfinished(path: Path, identity: dict[str, str]) -> frozenset[str]:
+def _unfinished(path: Path, identity: dict[str, Any]) -> frozenset[str]:
     """What a gathering that was killed was to hold: this one goes on with it, or starts over when it needs more."""
     manifest = path.with_name(f"{path.name}.partial") / STATE / "manifest.json"
     if not manifest.is_file():

@@ -7,67 +7,94 @@ from functools import partial
 from pathlib import Path
 
 from sparity import __version__
-from sparity.checkpoints.packed import QUANTIZATION_KEYS
+from sparity.checkpoints.packed import QUANTIZATION_KEYS, quantization_config
+from sparity.checkpoints.runtime_data import FOLDER
 from sparity.checkpoints.source import CheckpointSource, read_header
 from sparity.files import file_hash, write_atomically, write_json, write_text
 from sparity.measure.data.report import Candidate, Report
 from sparity.measure.show.card import model_card
 from sparity.measure.show.page_run import render_html
+from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.job import Job
+from sparity.stages.change import Change, last_of_each
 
-FORMAT = 1
+FORMAT = 2
+KEPT = "kept_indices.json"
+RECORD = "sparity.json"
 COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "LICENSE*",
 )  # fmt: skip
 
 
-def write_companions(job: Job, folder: Path) -> None:
+def write_config(job: Job, done: Done, folder: Path) -> None:
+    """Index and configuration of a checkpoint: with its shards, all that is needed to open it."""
+    write_plain_index(folder, sorted(folder.glob("model-*-of-*.safetensors")))
+    if job.folder is not None:
+        config = json.loads((job.folder / "config.json").read_text())
+    else:
+        config = json.loads(job.decoder.config.to_json_string(use_diff=False))
+        config["architectures"] = [type(job.module).__name__]
+    config.pop("torch_dtype", None)
+    for key in QUANTIZATION_KEYS:  # of a packed model: what is written here is plain
+        config.pop(key, None)
+    config["dtype"] = str(job.decoder.dtype).removeprefix("torch.")
+    config |= done.config
+    if done.runtime:
+        config["quantization_config"] = quantization_config("plain", done.runtime)
+    write_json(folder / "config.json", config)
+
+
+def write_companions(job: Job, done: Done, folder: Path) -> None:
     """Everything beside the shards that transformers needs: index, configuration, tokenizer, chat template."""
-    shards = sorted(folder.glob("model-*-of-*.safetensors"))
-    write_plain_index(folder, shards)
     if job.folder is not None:
         for pattern in COMPANIONS:
             for source in sorted(job.folder.glob(pattern)):
                 if source.is_file():
                     write_atomically(folder / source.name, partial(shutil.copyfile, source))
-        config = json.loads((job.folder / "config.json").read_text())
     else:
-        config = json.loads(job.decoder.config.to_json_string(use_diff=False))
-        config["architectures"] = [type(job.module).__name__]
         generation = getattr(job.module, "generation_config", None)
         if generation is not None:
             write_text(folder / "generation_config.json", generation.to_json_string())
-    config.pop("torch_dtype", None)
-    for key in QUANTIZATION_KEYS:  # of a packed model: what is written here is plain
-        config.pop(key, None)
-    config["dtype"] = str(job.decoder.dtype).removeprefix("torch.")
-    write_json(folder / "config.json", config)
+    if done.kept:
+        write_json(folder / KEPT, {"format": 1, "kept": done.kept})
+    write_config(job, done, folder)
 
 
-def write_results(job: Job, folder: Path, report: Report) -> None:
+def write_results(job: Job, done: Done, changes: tuple[Change, ...], folder: Path, report: Report) -> None:
     """The model card, the report as a page and, last, `sparity.json` with the report and every other file's hash."""
     candidate: Candidate = report.candidates[0]
     write_text(folder / "README.md", model_card(report, candidate))
     write_text(folder / "report.html", render_html(report))
-    hashes = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}
     content = {
         "format": FORMAT,
         "layout": job.recipe.output.format,
         "sparity": __version__,
-        "pattern": job.prune.pattern,
         "identity": job.identity(),
-        "sparsity": {layer.name: layer.sparsity for layer in candidate.layers},
-        "targets": job.targets,
-        "files": hashes,
+        "stages": [
+            {"name": planned.stage.name, "options": planned.stage.model_dump(mode="json"), "decision": decision}
+            for planned, decision in zip(job.stages, done.decisions, strict=True)
+        ],
+        "projections": {
+            change.name: {"shape": list(change.shape_after), "zeros": change.zeros}
+            for change in last_of_each(changes).values()
+        },
+        "files": file_hashes(folder),
         "report": report.to_dict(),
     }
-    write_json(folder / "sparity.json", content)
+    write_json(folder / RECORD, content)
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Every file of a checkpoint but its record, with its hash; the state of a run is none of them."""
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD]
+    paths += sorted(path for path in (folder / FOLDER).glob("*") if path.is_file())
+    return {str(path.relative_to(folder)): file_hash(path) for path in paths}
 
 
 def weight_bytes(folder: Path) -> int:
-    """The size of a folder's weight files."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """The size of a folder's weight files, with the data of run-time stages."""
+    return sum(path.stat().st_size for path in (*folder.glob("*.safetensors"), *(folder / FOLDER).glob("*")))
 
 
 def shard_name(number: int, total: int) -> str:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sparity.checkpoints.packed import StoredMatrix
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.native_weight import declines
 from sparity.measure.data import machine
-from sparity.measure.data.report import Candidate, Effort, Layer, Quality, Report, Speed, Verdict
+from sparity.measure.data.report import Candidate, Effort, Quality, Report, Speed, Verdict
 from sparity.measure.timing.speed import compare_speed, engine_declines
 from sparity.models.loading import load
 from sparity.pipeline.run.export import weight_bytes
@@ -22,15 +22,16 @@ from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
 from sparity.quality.agreement import compare, grade
 from sparity.recipe import Accept
+from sparity.stages.change import Change, last_of_each
 
 PACKED_WORDS = {("packed", "same"): ", packed", ("packed", "int8"): ", packed in int8"}
 PLAIN_NOTE = (
-    "This is a plain export: the zeros are stored and computed like any other number, so it is neither smaller nor "
+    "This is a plain export: zeros are stored and computed like any other number, so they make it neither smaller nor "
     "faster than the dense model."
 )
 
 
-def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -> Report:
+def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort) -> Report:
     """Load the dense model and the one in `folder`, measure both, and judge the result."""
     quality: tuple[Quality, ...] = ()
     speeds: tuple[Speed, ...] = ()
@@ -42,19 +43,23 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
         if speeds and job.recipe.output.format == "packed" and (reason := engine_declines(dense)):
             notes.append(f"The dense model was timed in transformers only, not on our own dense kernels: {reason}.")
     speed = speeds[0] if speeds else None
-    parameters = sum(torch.Size(shape).numel() for shape in job.decoder.source.shapes().values())
-    zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in layers)
-    pruned = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    parameters = _parameters(job.decoder.source.shapes().values())
+    left = _parameters(CheckpointSource(folder).shapes().values())
+    now = last_of_each(changes).values()
+    zeros = sum(change.zeros * change.size for change in now)
+    asked = [change for change in changes if change.target is not None and change.skipped is None]
+    packing = PACKED_WORDS.get((job.recipe.output.format, job.recipe.output.values), "")
     candidate = Candidate(
-        name=f"{job.pruning.words}{PACKED_WORDS.get((job.recipe.output.format, job.recipe.output.values), '')}",
+        name=f"{job.words}{packing}",
         recipe=job.recipe.summary(),
-        pattern=job.pruning.pattern.words,
-        target=sum(job.targets[layer.name] * layer.shape[0] * layer.shape[1] for layer in layers) / pruned,
-        sparsity=zeros / pruned,
-        model_sparsity=zeros / parameters,
+        stages=tuple(planned.stage.words for planned in job.stages),
+        target=_mean([(change.target or 0.0, change.size) for change in asked]),
+        sparsity=_mean([(change.zeros, change.size) for change in now]) or 0.0,
+        model_sparsity=zeros / left,
+        parameters=left,
         bytes_dense=_dense_bytes(job),
         bytes_sparse=weight_bytes(folder),
-        layers=layers,
+        changes=changes,
         effort=effort,
         quality=quality,
         speed=speed,
@@ -71,6 +76,16 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
         machine=machine.describe(),
         candidates=(candidate,),
     )
+
+
+def _parameters(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _mean(values: Sequence[tuple[float, int]]) -> float | None:
+    """Weighted by size; None of nothing."""
+    total = sum(size for _, size in values)
+    return sum(value * size for value, size in values) / total if total else None
 
 
 def _packed_note(folder: Path) -> str:
@@ -103,7 +118,10 @@ def _one_of_each(source: CheckpointSource) -> list[StoredMatrix]:
 
 
 def _notes(job: Job, folder: Path) -> Iterator[str]:
-    yield PLAIN_NOTE if job.recipe.output.format == "plain" else _packed_note(folder)
+    if job.recipe.output.format == "plain":
+        yield PLAIN_NOTE
+    else:
+        yield _packed_note(folder)
     dtypes = {dtype for dtype in job.decoder.source.dtypes().values() if dtype.is_floating_point}
     if dtypes != {job.decoder.dtype}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

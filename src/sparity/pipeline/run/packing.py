@@ -14,15 +14,16 @@ from sparity.checkpoints.shards import LazyTensors, write_tensors
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.fastest import Fastest, fastest_format
 from sparity.errors import InvalidInput
-from sparity.files import file_hash, read_json_object, write_atomically, write_json
+from sparity.files import read_json_object, write_atomically, write_json
 from sparity.formats import Format
 from sparity.formats.conversions.smallest import smallest_format
 from sparity.models import Decoder
 from sparity.models import transformers as hf
-from sparity.pipeline.run.export import shard_name, write_plain_index
+from sparity.pipeline.run.export import RECORD, file_hashes, shard_name, write_plain_index
 from sparity.pipeline.run.format_choices import CHOICES, write_choices
 from sparity.pipeline.run.result_folder import named_folder, refuse_to_replace
 from sparity.pipeline.run.run_folder import RunFolder
+from sparity.pipeline.run.runtime_files import carry_runtime
 
 Layout = Literal["plain", "packed"]
 Stored = Literal["same", "int8"]
@@ -70,6 +71,7 @@ def convert(
             pack_weights(decoder, work.path, values, prefer)
         else:
             _unpack_weights(decoder, work.path)
+        carry_runtime(folder, work.path)
         for path in sorted(folder.iterdir()):
             if path.is_file() and not path.name.endswith((*OTHER_WEIGHTS, CHOICES)):
                 write_atomically(work.path / path.name, partial(shutil.copyfile, path))
@@ -148,8 +150,8 @@ def _read(decoder: Decoder, name: str) -> Tensor:
     return decoder.source.read([name])[name]
 
 
-def realised_sparsity(folder: Path) -> dict[str, float]:
-    """Projection -> share of zeros in a finished folder; values that int8 rounds to zero are zeros too."""
+def realised_zeros(folder: Path) -> dict[str, float]:
+    """Projection -> share of zeros in a finished folder; values that are rounded to zero are zeros too."""
     decoder, found = Decoder.open(folder), {}
     for index in range(len(decoder)):
         with decoder.block(index) as block:
@@ -160,12 +162,14 @@ def realised_sparsity(folder: Path) -> dict[str, float]:
 
 def _rewrite_record(folder: Path, layout: Layout, recount: bool) -> None:
     """Bring `sparity.json`, where there is one, up to the files as they are now."""
-    path = folder / "sparity.json"
+    path = folder / RECORD
     if path.is_file():
         content: dict[str, Any] = read_json_object(path)
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name != path.name)
-        content |= {"layout": layout, "files": {name: file_hash(folder / name) for name in names}}
-        if recount:
-            content["sparsity"] = realised_sparsity(folder)
+        content |= {"layout": layout, "files": file_hashes(folder)}
+        projections = content.get("projections")
+        if recount and isinstance(projections, dict):
+            zeros = realised_zeros(folder)
+            for name, entry in projections.items():
+                entry["zeros"] = zeros[name]
         write_json(path, content)
     CheckpointSource(folder)  # every shard is whole and every tensor is where the index says

@@ -1,86 +1,248 @@
-"""The prune stage: every block in turn, committed before the next begins."""
+"""One pass over a model: its stages decide, then every block in turn is edited and committed before the next begins."""
 
-import logging
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparity import registry
-from sparity.calibration import Statistics, Step, walk
+from sparity.calibration import Visit, walk
+from sparity.calibration.evidence import Evidence, LiveIndependent, LiveSequential
 from sparity.calibration.gradients import gather_gradients, gradient_file, read_gradients
-from sparity.calibration.regional import regional_gradients
 from sparity.calibration.statistics import REGIONAL
 from sparity.calibration.store import StatisticsStore
 from sparity.checkpoints.source import read_header
 from sparity.errors import CorruptFile, NumericalError
-from sparity.measure.data.report import Layer
-from sparity.models import BlockInputs
-from sparity.pipeline.evidence.hidden_states import block_inputs
+from sparity.models import Block
+from sparity.pipeline.evidence.dense_statistics import dense_statistics, stored_needs
+from sparity.pipeline.evidence.model_evidence import PassEvidence, stored_evidence
+from sparity.pipeline.evidence.opened import NO_INPUTS, Opened
 from sparity.pipeline.run.export import shard_name
-from sparity.pipeline.run.job import Job
+from sparity.pipeline.run.finished_pass import Done, with_kept
+from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
+from sparity.pipeline.run.planned import PlannedPass, PlannedStage
 from sparity.pipeline.run.progress import Progress
-from sparity.pipeline.run.run_folder import START_OVER, RunFolder
-
-log = logging.getLogger(__name__)
-
-NO_INPUTS = (BlockInputs(torch.empty(0), {}, 1), None, None)  # of a walk without a forward pass
+from sparity.pipeline.run.runtime_files import carry_runtime, publish_fitted, save_fitted
+from sparity.stages import BlockEdit, BlockStage, Decision, RuntimeStage, Stage
+from sparity.stages.order import needs_of
 
 
-def prune_blocks(job: Job, folder: RunFolder, progress: Progress, store: StatisticsStore | None = None) -> None:
-    """Prune what is not committed yet. Shard 1 holds everything outside the blocks, shard 2 the first block.
+@dataclass(frozen=True)
+class Setting:
+    """What a pass works with besides its stages.
 
-    A job in the independent order reads its statistics from `store`, where there is one, and passes nothing forward.
+    Attributes:
+        opened: the model, and what it is calibrated on.
+        store: the folder that the recipe names for the statistics of the model; None keeps them in the run's own.
+        layer_loss: whether the loss of every projection's output is measured.
+        masked: whether zeros of an earlier pass must stay.
+        previous: the folder of the pass before.
+        threads: the number under which the run began.
+        load: gives the whole model as transformers loads it, of its own.
     """
-    decoder, total = job.decoder, len(job.decoder)
-    committed = folder.progress
-    if committed.blocks:
-        _check_finished(folder.path, committed.blocks, total)
-    if committed.blocks == total:
-        return
-    if committed.blocks == 0:
-        folder.save_shard(shard_name(1, total + 1), decoder.rest())
-    torch.set_num_threads(folder.threads)
-    kept = store if store is not None and job.gradients <= store.needs else None
-    if not job.prunes_from_store:
-        store = None
-    if job.gradients and job.tokens is not None and kept is None:
-        progress.phase("gradients")
-        gather_gradients(decoder, job.tokens, job.gradients, folder.state)
-        progress.phase("pruning")
-    inputs, hidden, room = block_inputs(job, folder, bool(job.regional)) if job.needs and store is None else NO_INPUTS
-    steps = walk(
-        decoder,
-        inputs,
-        job.needs,
-        order=job.prune.order,
-        true_sequential=job.prune.true_sequential,
-        start=committed.blocks,
-        hidden=hidden,
-        room=room,
-        known=None if store is None else store.read,
+
+    opened: Opened
+    store: Path | None
+    layer_loss: bool
+    masked: bool
+    threads: int
+    load: Callable[[], nn.Module]
+    previous: Path | None = None
+
+
+def run_blocks(planned: PlannedPass, setting: Setting, folder: PassFolder, progress: Progress, before: Done) -> Done:
+    """Work on what is not committed yet. Shard 1 holds everything outside the blocks, shard 2 the first block."""
+    decoder = setting.opened.decoder
+    total, done = len(decoder), folder.committed.blocks
+    if done:
+        check_finished(folder.path, done, total)
+    torch.set_num_threads(setting.threads)
+    if done < total:
+        first = needs_of(planned.stages[0].stage, setting.layer_loss)
+        wanted = stored_needs(first, setting.store is not None)
+        store = dense_statistics(setting.opened, wanted, setting.store or folder.state / "statistics", progress)
+        torch.set_num_threads(setting.threads)
+        decisions = _decide(planned, setting, folder, store, progress)
+        progress.phase(planned.words)
+        if not done:
+            rest: Mapping[str, Tensor] = decoder.rest()
+            for each, decision in zip(planned.stages, decisions, strict=True):
+                if isinstance(each.stage, BlockStage):
+                    rest = each.stage.edit_rest(rest, decision)
+            folder.save_shard(shard_name(1, total + 1), rest)
+        _walk(planned, decisions, setting, folder, store, progress)
+    return _done(planned, setting, folder, before)
+
+
+def _decide(
+    planned: PlannedPass, setting: Setting, folder: PassFolder, store: StatisticsStore | None, progress: Progress
+) -> list[Decision]:
+    """What every stage decides, found out once per folder."""
+    for each in planned.stages:
+        if folder.recall(_decision_name(each)) is None:
+            with PassEvidence(setting.opened, each.stage, folder, store, progress) as evidence:
+                model = setting.opened.decoder if each is planned.stages[0] else each.model
+                folder.remember(_decision_name(each), each.stage.decide(model, evidence))
+    return _remembered(planned, folder)
+
+
+def _remembered(planned: PlannedPass, folder: PassFolder) -> list[Decision]:
+    found = [folder.recall(_decision_name(each)) for each in planned.stages]
+    if None in found:
+        raise CorruptFile(f"{folder.state} lacks what a stage decided: {START_OVER}")
+    return [decision for decision in found if decision is not None]
+
+
+def _decision_name(each: PlannedStage) -> str:
+    return f"decision-{each.place}"
+
+
+def _walk(
+    planned: PlannedPass,
+    decisions: Sequence[Decision],
+    setting: Setting,
+    folder: PassFolder,
+    store: StatisticsStore | None,
+    progress: Progress,
+) -> None:
+    opened, decoder = setting.opened, setting.opened.decoder
+    sources = [_evidence(each.stage, setting, folder, store, progress) for each in planned.stages]
+    live = frozenset[str]().union(
+        *(source.needs for source in sources if isinstance(source, LiveSequential | LiveIndependent))
     )
+    total, done = len(decoder), folder.committed.blocks
+    inputs, hidden, room = opened.inputs(folder, REGIONAL in live) if live else (NO_INPUTS, None, None)
     started = time.perf_counter()
-    for step in steps:
-        gradients = _gradients(job, folder, kept, step)
-        layers = _prune_block(job, step, gradients)
-        if job.needs:
-            step.finish()
-        index = step.block.index
-        folder.save_shard(shard_name(index + 2, total + 1), decoder.export(step.block))
-        seconds = time.perf_counter() - started
-        record = {"seconds": seconds, "layers": [asdict(layer) for layer in layers]}
-        passed_on = job.needs and store is None and index + 1 < total
-        folder.commit(index + 1, step.hidden if passed_on else None, record)
-        progress.block(index + 1, total, seconds)
+    for visit in walk(decoder, inputs, start=done, hidden=hidden, room=room, carry=bool(live)):
+        index, record = visit.block.index, _edit_block(planned, decisions, sources, visit, setting, folder)
+        if live:
+            visit.finish()
+        folder.save_shard(shard_name(index + 2, total + 1), decoder.export(visit.block))
+        record["seconds"] = time.perf_counter() - started
+        folder.commit(index + 1, visit.hidden if live and index + 1 < total else None, record)
+        progress.block(index + 1, total, record["seconds"])
         started = time.perf_counter()
 
 
-def _check_finished(folder: Path, blocks: int, total: int) -> None:
+def _evidence(
+    stage: Stage, setting: Setting, folder: PassFolder, store: StatisticsStore | None, progress: Progress
+) -> Evidence:
+    """Where a stage's statistics come from; gradients of the loss are gathered first where no store has them."""
+    needs = needs_of(stage, setting.layer_loss)
+    everything = needs.statistics | needs.gradients
+    if store is not None and needs.order == "independent" and everything <= store.needs:
+        return stored_evidence(store, everything)
+    gradients: Any = _no_gradients
+    if needs.gradients and store is not None and needs.gradients <= store.needs:
+        gradients = partial(store.gradients, needs=needs.gradients)
+    elif needs.gradients and setting.opened.tokens is not None:
+        progress.phase("gradients")
+        gather_gradients(setting.opened.decoder, setting.opened.tokens, needs.gradients, folder.state)
+        progress.phase(stage.name)
+        gradients = partial(_gathered_gradients, folder.state, needs.gradients)
+    if needs.order == "independent":
+        return LiveIndependent(needs.statistics, gradients)
+    return LiveSequential(needs.statistics, gradients, needs.true_sequential)
+
+
+def _no_gradients(block: Block) -> dict[str, dict[str, Tensor]]:
+    return {}
+
+
+def _gathered_gradients(state: Path, needs: frozenset[str], block: Block) -> dict[str, dict[str, Tensor]]:
+    return read_gradients(gradient_file(state, block.index), block, needs)
+
+
+def _edit_block(
+    planned: PlannedPass,
+    decisions: Sequence[Decision],
+    sources: Sequence[Evidence],
+    visit: Visit,
+    setting: Setting,
+    folder: PassFolder,
+) -> dict[str, Any]:
+    """Let every stage of the pass have the block; what they did to it, as JSON."""
+    record: dict[str, Any] = {"changes": [], "kept": {}}
+    masked = setting.masked
+    for each, decision, source in zip(planned.stages, decisions, sources, strict=True):
+        stage = each.stage
+        measured = setting.layer_loss and isinstance(stage, BlockStage)
+        losses: dict[str, float] | None = {} if measured else None
+        evidence = source.for_block(visit, losses)
+        if masked:
+            evidence.masks = {p.name: p.weight != 0 for p in visit.block.projections}
+        model = each.model
+        if isinstance(stage, BlockStage):
+            edit = stage.edit(model, evidence, decision)
+            visit.block = edit.block
+            if masked and "mask" in stage.preserves:
+                _check_masks(stage, edit, evidence.masks)
+            record["changes"] += [asdict(_with_loss(change, losses or {})) for change in edit.changes]
+            record["kept"] = {**record["kept"], **_composed(record["kept"], edit.kept)}
+        elif isinstance(stage, RuntimeStage):
+            fit = stage.fit(model, evidence, decision)
+            save_fitted(folder.state, each.place, visit.block.index, fit.tensors)
+            record["changes"] += [asdict(change) for change in fit.changes]
+        masked |= "mask" in stage.relies_on and isinstance(stage, BlockStage)
+    return record
+
+
+def _with_loss(change: Any, losses: Mapping[str, float]) -> Any:
+    same = change.shape_before == change.shape_after
+    return replace(change, loss=losses.get(change.name)) if same else change
+
+
+def _composed(before: Mapping[str, list[int]], cut: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """A block's further cuts in units of the model that the pass opened."""
+    found = {}
+    for dimension, units in cut.items():
+        earlier = before.get(dimension)
+        found[dimension] = units.tolist() if earlier is None else [earlier[unit] for unit in units.tolist()]
+    return found
+
+
+def _check_masks(stage: BlockStage, edit: BlockEdit, masks: Mapping[str, Tensor]) -> None:
+    """Raise `NumericalError` when a zero that had to stay came back."""
+    for projection in edit.block.projections:
+        mask = masks[projection.name]
+        if edit.kept:
+            mask = edit.follow(projection, mask)
+        back = int(((projection.weight != 0) & ~mask).sum())
+        if back:
+            raise NumericalError(
+                f"{projection.name}: {stage.name} says that it keeps zeros, but {back} of an earlier stage came back: "
+                "this is a fault of the stage; leave it out, or put it before"
+            )
+
+
+def _done(planned: PlannedPass, setting: Setting, folder: PassFolder, before: Done) -> Done:
+    """What is known of the run after this pass; the data of its run-time stages is beside its weights then."""
+    decoder, records = setting.opened.decoder, folder.committed.records
+    if setting.previous is not None:
+        carry_runtime(setting.previous, folder.path)
+    runtime = [
+        publish_fitted(each, folder.state, len(decoder), folder.path)
+        for each in planned.stages
+        if isinstance(each.stage, RuntimeStage)
+    ]
+    sizes = [{dimension: len(units) for dimension, units in record["kept"].items()} for record in records]
+    done = Done(
+        decisions=(*before.decisions, *_remembered(planned, folder)),
+        records=(*before.records, *records),
+        config={**before.config, **decoder.config_changes(sizes)},
+        kept=before.kept,
+        runtime=(*before.runtime, *runtime),
+    )
+    for index, record in enumerate(records):
+        done = with_kept(done, decoder.block_name(index), record["kept"])
+    return done
+
+
+def check_finished(folder: Path, blocks: int, total: int) -> None:
     """Raise `CorruptFile` when a shard that was committed is missing or truncated."""
     if blocks > total:
         raise CorruptFile(f"{folder} records {blocks} finished blocks of {total}: {START_OVER}")
@@ -89,87 +251,3 @@ def _check_finished(folder: Path, blocks: int, total: int) -> None:
             read_header(folder / shard_name(number, total + 1))
         except CorruptFile as error:
             raise CorruptFile(f"a finished shard of the run is lost ({error}): {START_OVER}") from error
-
-
-def _gradients(
-    job: Job, folder: RunFolder, store: StatisticsStore | None, step: Step
-) -> Mapping[str, Mapping[str, Tensor]]:
-    """Projection -> gradient statistic -> `[out, in]`: of the loss, from disk, and of the block as it is reached."""
-    found: dict[str, dict[str, Tensor]] = {}
-    if store is not None:  # gradients of the loss are the dense model's; a block's own are too where its inputs are
-        wanted = job.gradients | (job.regional if job.prunes_from_store else frozenset())
-        found = store.gradients(step.block, wanted)
-    elif job.gradients:
-        found = read_gradients(gradient_file(folder.state, step.block.index), step.block, job.gradients)
-    if job.regional and not job.prunes_from_store:
-        for name, gradient in regional_gradients(step.block, step.inputs, step.hidden).items():
-            found.setdefault(name, {})[REGIONAL] = gradient
-    return found
-
-
-def _prune_block(job: Job, step: Step, gradients: Mapping[str, Mapping[str, Tensor]]) -> list[Layer]:
-    layers = []
-    for site, statistics in step.sites():
-        for projection in site.projections:
-            target = job.targets[projection.name]
-            before = projection.weight.clone()
-            if target > 0:
-                known = statistics.with_gradients(gradients.get(projection.name, {}))
-                projection.write(pruned_weight(job, projection.name, before, known, target))
-            after = projection.weight
-            rows, columns = after.shape
-            layers.append(
-                Layer(
-                    name=projection.name,
-                    role=projection.role,
-                    block=step.block.index,
-                    shape=(rows, columns),
-                    target=target,
-                    sparsity=float((after == 0).sum()) / after.numel(),
-                    loss=_loss(before, after, statistics) if job.recipe.measure.layer_loss else None,
-                )
-            )
-    return layers
-
-
-def pruned_weight(job: Job, name: str, weight: Tensor, statistics: Statistics, target: float) -> Tensor:
-    """The weight `[out, in]` with the fraction `target` removed; an expert without tokens as the recipe says."""
-    if not _unseen(statistics):
-        return job.pruning.apply(weight, statistics, target)[0]
-    remedy = job.prune.unseen_expert
-    if remedy == "error":
-        raise NumericalError(
-            f"{name}: no calibration token was routed to this expert; calibrate on more or other text, or set "
-            "`unseen_expert: magnitude` or `unseen_expert: dense`"
-        )
-    log.warning("%s: no calibration token was routed to this expert, treated by: %s", name, remedy)
-    if remedy == "dense":
-        return weight
-    plain = {"score": registry.build("prune.score", "magnitude"), "solver": registry.build("prune.solver", "mask_only")}
-    stand_in = replace(job.pruning, **plain)
-    return stand_in.apply(weight, statistics, target)[0]
-
-
-def _unseen(statistics: Statistics) -> bool:
-    """Whether no token reached the projection: then it has no inputs to count and its gradient is zero throughout."""
-    silent = any(not bool(gradient.any()) for gradient in statistics.gradients.values())
-    return silent or bool(statistics.needs and not statistics.tokens)
-
-
-def _loss(before: Tensor, after: Tensor, statistics: Statistics) -> float:
-    """The share of the output's energy that the change of the weight takes away, on calibration tokens."""
-
-    def energy(matrix: Tensor) -> float:
-        return float(((matrix @ statistics.gram) * matrix).sum())
-
-    total = energy(before.float())
-    return energy(before.float() - after.float()) / total if total > 0 else 0.0
-
-
-def committed_layers(records: tuple[dict[str, Any], ...]) -> tuple[Layer, ...]:
-    """The layers of all committed blocks."""
-    try:
-        layers = [layer for record in records for layer in record["layers"]]
-        return tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in layers)
-    except (KeyError, TypeError) as error:
-        raise CorruptFile(f"the run's record of a finished block is damaged ({error}): {START_OVER}") from error

@@ -1,46 +1,32 @@
 """The folder of a run: what is finished, what it belongs to, and who is writing to it.
 
-A run works in `OUT.partial`. Each finished block is a shard of the final checkpoint, committed together with the
-hidden states behind it; `OUT` appears, complete, by one rename at the end. What it replaces is moved into the run's
-state first, from where a run that was stopped between the two renames puts it back, and is removed last.
+A run works in `OUT.partial`, where its last pass writes the checkpoint; `OUT` appears, complete, by one rename at the
+end. What it replaces is moved into the run's state first, from where a run that was stopped between the two renames
+puts it back, and is removed last. Earlier passes have folders of their own, see `passes`.
 """
 
-import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sparity.calibration.mapped import create_tensor, flush, open_tensor
-from sparity.checkpoints.shards import write_tensors
 from sparity.errors import CorruptFile, InvalidInput, RunConflict, SparityError
-from sparity.files import file_hash, flush_folder, lock, make_folder, read_json_object, write_json
+from sparity.files import flush_folder, lock, make_folder, write_json
+from sparity.pipeline.run.pass_folder import START_OVER, PassFolder, read_state
 
 log = logging.getLogger(__name__)
 
 STATE = ".sparity"
 REPLACED = "replaced"
-START_OVER = "start again with --force"
+PASSES = "passes"
 
 
-@dataclass(frozen=True)
-class Committed:
-    """What is committed: the number of blocks, the hidden states behind them (file and hash), and their records."""
-
-    blocks: int = 0
-    hidden: str | None = None
-    hidden_hash: str | None = None
-    records: tuple[dict[str, Any], ...] = ()
-
-
-class RunFolder:
+class RunFolder(PassFolder):
     """The working folder of one run, locked while it is used."""
 
     def __init__(self, output: Path, force: bool = False) -> None:
@@ -51,15 +37,19 @@ class RunFolder:
             str(self.output).encode()
         except UnicodeEncodeError as error:
             raise InvalidInput(f"output {output!r}: safetensors writes only to names in UTF-8") from error
-        self.path = self.output.with_name(self.output.name + ".partial")
-        self.state = self.path / STATE
+        path = self.output.with_name(self.output.name + ".partial")
+        super().__init__(path, path / STATE)
         self.resumed = False
         self._force = force
 
     @classmethod
     @contextmanager
-    def open(cls, output: Path, identity: dict[str, Any], force: bool, resume: bool) -> Iterator["RunFolder"]:
-        """Create or continue the working folder for `output`.
+    def open(
+        cls, output: Path, identity: dict[str, Any], force: bool, resume: bool, chain: Sequence[str] = ()
+    ) -> Iterator["RunFolder"]:
+        """Create or continue the working folder for `output`; `chain` names the passes of the run before its last.
+
+        An unfinished run of another recipe is continued when only later stages differ: when it left a pass of `chain`.
 
         Raises:
             RunConflict: the output exists, another run holds the folder, or the folder belongs to another run.
@@ -70,76 +60,21 @@ class RunFolder:
         with lock(folder.state / "lock"):
             folder._put_back()
             folder._refuse_existing()
-            folder._claim(identity, resume)
+            folder._claim(identity, resume, chain)
             yield folder
-
-    @property
-    def progress(self) -> Committed:
-        """What earlier runs committed."""
-        path = self.state / "progress.json"
-        if not path.exists():
-            return Committed()
-        content = _read_json(path)
-        try:
-            found = Committed(**{**content, "records": tuple(content["records"])})
-            sound = found.blocks == len(found.records) > 0
-            sound = sound and all({"seconds", "layers"} <= set(record) for record in found.records)
-        except (KeyError, TypeError) as error:
-            raise CorruptFile(f"{path} is damaged ({error}): {START_OVER}") from error
-        if not sound or found.hidden not in (None, _hidden_name(found.blocks)):
-            raise CorruptFile(f"{path} is damaged (its entries contradict one another): {START_OVER}")
-        return found
 
     @property
     def threads(self) -> int:
         """The thread count under which the run began; results are reproducible bit by bit only with the same."""
         path = self.state / "manifest.json"
-        threads = _read_json(path).get("threads")
+        threads = read_state(path).get("threads")
         if type(threads) is not int or threads < 1:
             raise CorruptFile(f"{path} is damaged (threads: {threads!r}): {START_OVER}")
         return threads
 
-    def save_shard(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write one shard of the checkpoint."""
-        write_tensors(self.path / name, tensors, {"format": "pt"})
-
-    def room(self, blocks: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory in a file for the hidden states behind `blocks` blocks; those before the last of them stay whole."""
-        return create_tensor(self.state / _hidden_name(blocks), shape, dtype)
-
-    def commit(self, blocks: int, hidden: Tensor | None, record: dict[str, Any]) -> None:
-        """Make block number `blocks` final: first the hidden states in their `room`, then the record that names it."""
-        previous = self.progress
-        name = digest = None
-        if hidden is not None:
-            name = _hidden_name(blocks)
-            flush(self.state / name)
-            digest = file_hash(self.state / name)
-        progress = Committed(blocks, name, digest, (*previous.records, record))
-        write_json(self.state / "progress.json", dataclasses.asdict(progress))
-
-    def remember(self, name: str, value: dict[str, Any]) -> None:
-        """Keep something that the run found out, for when it is resumed."""
-        write_json(self.state / f"{name}.json", value)
-
-    def recall(self, name: str) -> dict[str, Any] | None:
-        """What `remember` kept, or None."""
-        path = self.state / f"{name}.json"
-        return _read_json(path) if path.exists() else None
-
-    def hidden(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-        """The committed hidden states `[samples, tokens, hidden]`."""
-        progress = self.progress
-        if progress.hidden is None:
-            return None
-        path = self.state / progress.hidden
-        try:
-            hidden = open_tensor(path, shape, dtype)
-        except CorruptFile as error:
-            raise CorruptFile(f"{error}: {START_OVER}") from error
-        if file_hash(path) != progress.hidden_hash:
-            raise CorruptFile(f"{path} is damaged (its hash differs from the recorded one): {START_OVER}")
-        return hidden
+    def passes(self, keep: bool) -> Path:
+        """Where the folders of finished passes lie: in the run's state, or beside the output when they are kept."""
+        return self.output.with_name(f"{self.output.name}.passes") if keep else self.state / PASSES
 
     def publish(self) -> None:
         """Rename the finished folder to the output; what lay there is removed only after that.
@@ -174,16 +109,20 @@ class RunFolder:
         if os.path.lexists(aside) and not os.path.lexists(self.output):
             aside.rename(self.output)
 
-    def _claim(self, identity: dict[str, Any], resume: bool) -> None:
+    def _claim(self, identity: dict[str, Any], resume: bool, chain: Sequence[str]) -> None:
         manifest, force = self.state / "manifest.json", self._force
         if manifest.exists() and resume:
-            recorded = _read_json(manifest).get("identity")
+            recorded = read_state(manifest).get("identity")
             if not isinstance(recorded, dict):
                 raise CorruptFile(f"{manifest} is damaged (it names no run): {START_OVER}")
             differing = _differences(recorded, identity)
             if not differing:
                 self.resumed = True
                 self._remove_leftovers()
+                return
+            kept = [name for name in chain if (self.state / PASSES / name).is_dir()]
+            if differing == ["recipe.stages"] and kept:
+                self._start_after(kept, {"identity": identity, "threads": self.threads})
                 return
             if not force:
                 raise RunConflict(
@@ -207,17 +146,21 @@ class RunFolder:
                 _remove(entry)
         write_json(manifest, {"identity": identity, "threads": torch.get_num_threads()})
 
+    def _start_after(self, kept: Sequence[str], manifest: dict[str, Any]) -> None:
+        """Keep the passes of an unfinished run that this one would repeat, and remove all else of it."""
+        for entry in (*self.path.iterdir(), *self.state.iterdir(), *(self.state / PASSES).iterdir()):
+            mine = entry in (self.state, self.state / PASSES) or entry.name in ("lock", "manifest.json")
+            if not mine and not (entry.parent == self.state / PASSES and entry.name in kept):
+                _remove(entry)
+        write_json(self.state / "manifest.json", manifest)
+        self.resumed = True
+
     def _remove_leftovers(self) -> None:
         """Remove what a killed process was writing; safetensors uses temporary names of its own."""
         for folder in (self.path, self.state):
             for entry in folder.iterdir():
                 if entry.name.startswith(".") and entry != self.state:
                     _remove(entry)
-
-
-def _hidden_name(blocks: int) -> str:
-    """The file of the hidden states behind `blocks` blocks: two take turns, so that one is always whole."""
-    return f"hidden-{blocks % 2}.bin"
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:
@@ -229,10 +172,6 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
             for found in _differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
         ]
     return [] if old == new else [place]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_json_object(path, f": {START_OVER}")
 
 
 def _remove(path: Path) -> None:

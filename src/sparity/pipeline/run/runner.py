@@ -1,8 +1,11 @@
 """Run a recipe from beginning to end."""
 
+import copy
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +13,24 @@ import torch
 from torch import nn
 
 from sparity.errors import InvalidInput
-from sparity.files import expand
 from sparity.measure.data.machine import watch_peak_memory
 from sparity.measure.data.report import Effort, Report
+from sparity.models import Decoder
 from sparity.models.loading import load
-from sparity.pipeline.evidence.allocation import with_measured_targets
-from sparity.pipeline.evidence.dense_statistics import dense_statistics
-from sparity.pipeline.run.export import write_companions, write_results
+from sparity.pipeline.evidence.opened import Opened
+from sparity.pipeline.run import finished_pass
+from sparity.pipeline.run.export import write_companions, write_config, write_results
+from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.job import Job, prepare
 from sparity.pipeline.run.measuring import measure
-from sparity.pipeline.run.packing import is_packed, pack_in_place, realised_sparsity
-from sparity.pipeline.run.passes import committed_layers, prune_blocks
+from sparity.pipeline.run.model_pass import run_training
+from sparity.pipeline.run.packing import is_packed, pack_in_place, realised_zeros
+from sparity.pipeline.run.passes import Setting, run_blocks
 from sparity.pipeline.run.progress import Progress, Silence
 from sparity.pipeline.run.result_folder import output_folder, refuse_to_replace, working_places
 from sparity.pipeline.run.run_folder import RunFolder
 from sparity.recipe import Recipe
+from sparity.stages import ModelStage
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,9 @@ def run(
     device: str = "auto",
     force: bool = False,
     resume: bool = False,
+    keep_passes: bool = False,
 ) -> Result:
-    """Prune a model as a recipe says, measure it beside the dense one, and save it.
+    """Take a model through the stages of a recipe, measure it beside the dense one, and save it.
 
     Args:
         recipe: a YAML file, a dictionary or a `Recipe`.
@@ -64,14 +71,17 @@ def run(
             that lives as long as the returned object.
         device: "cpu", "cuda", ... or "auto".
         force: replace an existing output, or start an unfinished run over.
-        resume: continue an unfinished run; a finished part is not done again, and the result is bit-identical.
+        resume: continue an unfinished run; a finished part is not done again, and the result is bit-identical. A run
+            whose recipe changed only in a later stage starts there.
+        keep_passes: keep what every pass but the last has made in `OUTPUT.passes`, for later runs to that output.
 
     Raises:
         SparityError: bad input, a conflict with another run, numerical trouble or a full disk; finished blocks stay.
     """
     return execute(
-        Recipe.read(recipe), Silence(), model=model, output=output, device=device, force=force, resume=resume
-    )
+        Recipe.read(recipe), Silence(), model=model, output=output, device=device, force=force, resume=resume,
+        keep_passes=keep_passes,
+    )  # fmt: skip
 
 
 def execute(
@@ -83,19 +93,21 @@ def execute(
     device: str = "auto",
     force: bool = False,
     resume: bool = False,
+    keep_passes: bool = False,
 ) -> Result:
-    """`run` for a checked recipe, with a progress that is told how the run gets on."""
+    """`run` for a checked recipe, with a listener that is told how the run gets on."""
     progress.phase("checking")
     job = prepare(recipe, model, device)
     named = recipe.output.path if output is None else output
     path, temporary = output_folder(named, "model", resume)
     check_output(job, path)
     threads = torch.get_num_threads()
+    chain = tuple(planned.name for planned in job.passes[:-1])
     try:
-        with RunFolder.open(path, job.identity(), force, resume) as folder:
+        with RunFolder.open(path, job.identity(), force, resume, chain) as folder:
             if resume and not folder.resumed:
                 progress.phase("nothing to resume, beginning")
-            report = _work(job, folder, progress)
+            report = _work(job, folder, progress, keep_passes)
             folder.publish()
     finally:
         torch.set_num_threads(threads)
@@ -105,42 +117,92 @@ def execute(
 def check_output(job: Job, path: Path) -> None:
     """Refuse an output that would take the place of the dense model, or of the store that keeps its statistics."""
     refuse_to_replace(job.folder, path)
-    kept = job.recipe.calibration.store if job.recipe.calibration else None
-    if kept is not None:
-        store, places = expand(kept).resolve(), working_places(path)
+    if job.store is not None:
+        store, places = job.store.resolve(), working_places(path)
         if any(store.is_relative_to(place) or place.is_relative_to(store) for place in places):
+            kept = job.recipe.calibration.store if job.recipe.calibration else None
             raise InvalidInput(f"calibration.store: {kept} and the output {path} must lie apart")
 
 
-def _work(job: Job, folder: RunFolder, progress: Progress) -> Report:
-    progress.phase("pruning")
-    begun, before = time.perf_counter(), folder.progress
+def _work(job: Job, folder: RunFolder, progress: Progress, keep_passes: bool) -> Report:
+    begun, before = time.perf_counter(), folder.committed
     with watch_peak_memory() as peak:
-        if is_packed(folder.path):  # every block is done, and its plain shards may be gone
-            job = replace(job, targets=folder.recall("targets") or job.targets)
+        recalled = folder.recall("done")
+        if is_packed(folder.path) and recalled is not None:  # every block is done, and its plain shards may be gone
+            done = Done.read(recalled)
         else:
-            store = dense_statistics(job, folder, progress)
-            job = with_measured_targets(job, folder, store, progress)
-            prune_blocks(job, folder, progress, store)
-            write_companions(job, folder.path)
+            done = _passes(job, folder, progress, keep_passes)
+            write_companions(job, done, folder.path)
+            folder.remember("done", done.to_dict())
         peak_memory = peak()
-    records = folder.progress.records
     seconds = sum(record["seconds"] for record in before.records) + time.perf_counter() - begun
     effort = Effort(
         seconds=seconds,
         peak_memory=peak_memory,
         calibration_tokens=0 if job.tokens is None else job.tokens.numel(),
         threads=torch.get_num_threads(),
-        seconds_per_block=tuple(record["seconds"] for record in records),
+        seconds_per_block=done.seconds_per_block,
     )
     if job.recipe.output.format == "packed":
         progress.phase("packing")
         pack_in_place(folder.path, job.recipe.output.values, job.recipe.output.prefer)
-    layers = committed_layers(records)
-    if job.recipe.output.values == "int8":
-        realised = realised_sparsity(folder.path)
-        layers = tuple(replace(layer, sparsity=realised[layer.name]) for layer in layers)
+    changes = done.changes
+    if job.recipe.output.values != "same":
+        realised = realised_zeros(folder.path)
+        changes = tuple(replace(change, zeros=realised.get(change.name, change.zeros)) for change in changes)
     progress.phase("measuring")
-    report = measure(job, folder.path, layers, effort)
-    write_results(job, folder.path, report)
+    report = measure(job, folder.path, changes, effort)
+    write_results(job, done, changes, folder.path, report)
     return report
+
+
+def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool) -> Done:
+    """Everything that the passes do; finished ones, here or in the folder of kept ones, are not done again."""
+    done, start, previous = _finished(job, folder)
+    for planned in job.passes[start:]:
+        decoder = job.decoder
+        if previous is not None:
+            decoder = Decoder.open(previous, job.device, job.decoder.dtype)
+        setting = Setting(
+            opened=Opened(decoder, job.tokens, job.batch),
+            store=job.store if planned.number == 1 else None,
+            layer_loss=job.recipe.measure.layer_loss,
+            masked=any("mask" in each.stage.relies_on for each in job.stages[: planned.stages[0].place]),
+            threads=folder.threads,
+            load=partial(_own_model, job, previous),
+            previous=previous,
+        )
+        place = folder if planned.last else finished_pass.begin(folder.passes(keep) / planned.name)
+        work = run_training if isinstance(planned.stages[0].stage, ModelStage) else run_blocks
+        done = work(planned, setting, place, progress, done)
+        if not planned.last:
+            write_config(job, done, place.path)
+            finished_pass.finish(place.path, planned.key, done)
+            _free(folder, previous)
+            previous = place.path
+    return done
+
+
+def _own_model(job: Job, previous: Path | None) -> nn.Module:
+    """The model that a pass opens, to be changed: from the pass before, or the dense one."""
+    if previous is None and job.module is not None:
+        return copy.deepcopy(job.module).to(job.device, job.decoder.dtype)
+    loaded: nn.Module = load(previous or job.name, device=job.device, dtype=job.decoder.dtype, runtime=False)
+    return loaded
+
+
+def _finished(job: Job, folder: RunFolder) -> tuple[Done, int, Path | None]:
+    """What the last finished pass and those before it did, how many they are, and its folder."""
+    for number in reversed(range(1, len(job.passes))):
+        planned = job.passes[number - 1]
+        for root in (folder.passes(keep=False), folder.passes(keep=True)):
+            done = finished_pass.finished(root / planned.name, planned.key)
+            if done is not None:
+                return done, number, root / planned.name
+    return Done(), 0, None
+
+
+def _free(folder: RunFolder, place: Path | None) -> None:
+    """Remove a pass that the next one has made superfluous; kept ones stay."""
+    if place is not None and place.parent == folder.passes(keep=False):
+        shutil.rmtree(place)

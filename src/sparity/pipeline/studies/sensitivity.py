@@ -17,7 +17,8 @@ from sparity.measure.data import machine
 from sparity.measure.data.sensitivity_report import BlockFacts, Sensitivity, SensitivityReport
 from sparity.measure.show.page_sensitivity import render_sensitivity
 from sparity.models.model_parts import model_flops, parts
-from sparity.pipeline.evidence.dense_statistics import dense_statistics
+from sparity.pipeline.evidence.dense_statistics import dense_statistics, with_small
+from sparity.pipeline.evidence.model_evidence import stored_evidence
 from sparity.pipeline.evidence.trials import Trials
 from sparity.pipeline.run.job import Job, prepare
 from sparity.pipeline.run.progress import Progress, Silence
@@ -25,6 +26,7 @@ from sparity.pipeline.run.result_folder import output_folder
 from sparity.pipeline.run.run_folder import RunFolder
 from sparity.pipeline.run.runner import check_output
 from sparity.recipe import Recipe
+from sparity.stages import Stage
 
 RATIOS = (0.3, 0.5, 0.7, 0.9)
 
@@ -101,8 +103,23 @@ def execute_sensitivity(
     return SensitivityResult(report, path, temporary)
 
 
+def _stage(job: Job) -> Stage:
+    """The one stage whose cost is measured.
+
+    Raises:
+        InvalidInput: there are several, or it shares out no sparsity.
+    """
+    if len(job.stages) != 1:
+        raise InvalidInput(f"sensitivity measures one stage alone: the recipe has {len(job.stages)}")
+    planned = job.stages[0]
+    if "sparsity" not in planned.draft:
+        raise InvalidInput(f"{planned.stage.name} gives no projection a sparsity: there is nothing to vary")
+    return planned.stage
+
+
 def _checked_ratios(job: Job, ratios: Sequence[float]) -> tuple[float, ...]:
-    only = job.pruning.pattern.sparsity
+    stage = _stage(job)
+    only = stage.only_sparsity
     if only is not None:
         return (only,)
     wrong = [ratio for ratio in ratios if isinstance(ratio, bool) or not 0 < ratio < 1]
@@ -112,7 +129,10 @@ def _checked_ratios(job: Job, ratios: Sequence[float]) -> tuple[float, ...]:
 
 
 def _measure(job: Job, ratios: Sequence[float], folder: RunFolder, progress: Progress) -> SensitivityReport:
-    store = dense_statistics(job, folder, progress, job.pruning.needs)
+    stage = _stage(job)
+    needs = stage.needs().statistics | stage.needs().gradients
+    store = dense_statistics(job.opened, with_small(needs), job.store or folder.state / "statistics", progress)
+    known = None if store is None else stored_evidence(store, needs).read
     text = job.texts[0]
     tokens = text.ids.reshape(-1, text.window)
     everything = list(parts(job.decoder))
@@ -120,11 +140,11 @@ def _measure(job: Job, ratios: Sequence[float], folder: RunFolder, progress: Pro
     flops = model_flops(job.decoder, text.window)
     progress.phase("measuring what sparsity costs")
     rows, started = [], time.perf_counter()
-    with Trials(job, folder, store, tokens) as trials:
-        dense = trials.measure({})
+    with Trials(job.decoder, stage, folder, tokens, job.batch, known) as trials:
+        dense = trials.measure({"sparsity": {}})
         for done, part in enumerate(everything, 1):
             for ratio in ratios:
-                trial = trials.measure(dict.fromkeys(part.projections, ratio))
+                trial = trials.measure({"sparsity": dict.fromkeys(part.projections, ratio)})
                 rows.append(
                     Sensitivity(
                         part=part.kind,
@@ -146,7 +166,7 @@ def _measure(job: Job, ratios: Sequence[float], folder: RunFolder, progress: Pro
     return SensitivityReport(
         model=job.name,
         architecture=type(job.decoder.skeleton).__name__,
-        method=job.pruning.method,
+        method=stage.method,
         ratios=tuple(ratios),
         text=text.name,
         tokens=tokens.numel() - len(tokens),

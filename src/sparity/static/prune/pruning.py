@@ -94,16 +94,22 @@ class Pruning:
         group = ", one threshold" if self.across_layers else ""
         return f"{name}{share}, {self.pattern.words}{group}"
 
-    def apply(self, weight: Tensor, statistics: Statistics, sparsity: float) -> tuple[Tensor, Tensor]:
+    def apply(
+        self, weight: Tensor, statistics: Statistics, sparsity: float, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Prune `weight` [out, in] by the fraction `sparsity`.
+
+        Zeros where `mask` (bool [out, in]) is False count among those that are pruned, and stay zero.
 
         Returns the new weight in the type of the old one, zero where pruned, and the mask (bool, True = kept).
         """
         if self._solver_scores:
-            choose = _Choice(self, sparsity)
+            choose = _Choice(self, sparsity, within=mask)
         else:
             scores = self.score.score(weight, statistics)
-            choose = _Choice(self, sparsity, self.pattern.keep(scores, sparsity, self.compare_within))
+            scores = scores if mask is None else scores.masked_fill(~mask, 0.0)
+            keep = self.pattern.keep(scores, sparsity, self.compare_within)
+            choose = _Choice(self, sparsity, keep if mask is None else keep & mask)
         solved, keep = self.solver.solve(weight, statistics, choose)
         pruned = solved.to(weight.dtype)
         if not bool(torch.isfinite(pruned).all()):
@@ -124,6 +130,7 @@ class _Choice:
     pruning: Pruning
     fraction: float
     mask: Tensor | None = field(default=None, repr=False)
+    within: Tensor | None = field(default=None, repr=False)  # where the solver's own scores may keep a weight
 
     @property
     def column_step(self) -> int | None:
@@ -136,7 +143,11 @@ class _Choice:
     def __call__(self, scores: Tensor, columns: slice) -> Tensor:
         if self.mask is not None:
             return self.mask[:, columns]
-        return self.pruning.pattern.keep(scores, self.fraction, self.pruning.compare_within)
+        pattern, group = self.pruning.pattern, self.pruning.compare_within
+        if self.within is None:
+            return pattern.keep(scores, self.fraction, group)
+        within = self.within[:, columns]
+        return pattern.keep(scores.masked_fill(~within, 0.0), self.fraction, group) & within
 
 
 def _sparsity(given: Any, pattern: Pattern) -> float:

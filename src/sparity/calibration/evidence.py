@@ -1,0 +1,162 @@
+"""What a stage is told about a block: statistics of its inputs, gradients of its weights, zeros that must stay.
+
+Where they come from is one of three: `LiveSequential` runs the block after the edits to the blocks before it (the
+papers' way), `LiveIndependent` runs the model as it was opened, `Stored` reads what an earlier walk gathered.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from sparity.calibration.regional import regional_gradients
+from sparity.calibration.statistics import REGIONAL, Statistics
+from sparity.calibration.walk import Gathered, Visit
+from sparity.models import Block, InputSite
+from sparity.models.block import Projection
+
+Order = Literal["sequential", "independent"]
+Gradients = Mapping[str, Mapping[str, Tensor]]  # projection -> gradient statistic -> [out, in]
+
+
+class Store(Protocol):
+    """Statistics that an earlier walk gathered."""
+
+    def read(self, block: Block, site: InputSite) -> Statistics:
+        """Those of one input site."""
+
+    def gradients(self, block: Block, needs: Collection[str]) -> Gradients:
+        """Those of a block's projections."""
+
+
+@dataclass
+class BlockEvidence:
+    """What is known of one block.
+
+    Attributes:
+        block: its weights as they are now.
+        gradients: what is known of its projections' gradients.
+        masks: projection -> bool `[out, in]`, False where a zero of an earlier stage must stay.
+        losses: filled while the sites are passed, where it is given: projection -> the share of its output's energy
+            that the edits between one site and the next took away.
+    """
+
+    block: Block
+    gathered: Callable[[], Gathered] = field(repr=False)
+    gradients: Gradients = field(default_factory=dict, repr=False)
+    masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    losses: dict[str, float] | None = None
+
+    def sites(self) -> Iterator[tuple[InputSite, Statistics]]:
+        """Each input site with its statistics; the caller may change the site's projections before the next."""
+        for site, statistics in self.gathered():
+            if self.losses is None:
+                yield site, statistics
+                continue
+            before = {projection.name: projection.weight.clone() for projection in site.projections}
+            yield site, statistics
+            for projection in site.projections:
+                self.losses[projection.name] = _lost_energy(before[projection.name], projection.weight, statistics)
+
+    def of(self, projection: Projection, statistics: Statistics) -> Statistics:
+        """A site's statistics together with one projection's gradients."""
+        return statistics.with_gradients(self.gradients.get(projection.name, {}))
+
+
+def no_evidence(block: Block) -> BlockEvidence:
+    """A block of which nothing is known but its weights."""
+    return BlockEvidence(block, lambda: ((site, Statistics.gather(site.name, ())) for site in block.sites))
+
+
+@dataclass(frozen=True)
+class Evidence(ABC):
+    """Where the statistics `needs`, of `calibration.statistics`, come from.
+
+    `gradients` gives what is known of the gradients of the loss for a block.
+    """
+
+    needs: frozenset[str]
+    gradients: Callable[[Block], Gradients] = field(default=lambda block: {}, repr=False)
+
+    @abstractmethod
+    def for_block(self, visit: Visit, losses: dict[str, float] | None = None) -> BlockEvidence:
+        """The evidence of the block that a walk has come to."""
+
+    def _with_regional(self, visit: Visit) -> Gradients:
+        """The gradients of the loss, and those of the block's own output where they are needed."""
+        found = {name: dict(parts) for name, parts in self.gradients(visit.block).items()}
+        if REGIONAL in self.needs:
+            for name, gradient in regional_gradients(visit.block, visit.inputs, visit.hidden).items():
+                found.setdefault(name, {})[REGIONAL] = gradient
+        return found
+
+    @property
+    def _of_inputs(self) -> frozenset[str]:
+        return self.needs - {REGIONAL}
+
+
+@dataclass(frozen=True)
+class LiveSequential(Evidence):
+    """Statistics after the edits to the blocks before; with `true_sequential` also after those to earlier sites."""
+
+    true_sequential: bool = False
+
+    def for_block(self, visit: Visit, losses: dict[str, float] | None = None) -> BlockEvidence:
+        """See `Evidence.for_block`."""
+        return BlockEvidence(visit.block, lambda: self._gather(visit), self._with_regional(visit), losses=losses)
+
+    def _gather(self, visit: Visit) -> Gathered:
+        if self.true_sequential:
+            for site in visit.block.sites:
+                yield from visit.gather((site,), self._of_inputs)
+        else:
+            yield from visit.gather(visit.block.sites, self._of_inputs)
+
+
+@dataclass(frozen=True)
+class LiveIndependent(Evidence):
+    """Statistics of the model as it was opened: the outputs of its blocks are carried on, not those of edited ones."""
+
+    def for_block(self, visit: Visit, losses: dict[str, float] | None = None) -> BlockEvidence:
+        """See `Evidence.for_block`."""
+
+        def gather() -> Gathered:
+            return visit.gather(visit.block.sites, self._of_inputs, keep_outputs=True)
+
+        return BlockEvidence(visit.block, gather, self._with_regional(visit), losses=losses)
+
+
+@dataclass(frozen=True)
+class Stored(Evidence):
+    """Statistics of the opened model that an earlier walk gathered into a store; no block is run."""
+
+    store: Store = field(kw_only=True, repr=False)
+
+    def for_block(self, visit: Visit, losses: dict[str, float] | None = None) -> BlockEvidence:
+        """See `Evidence.for_block`."""
+        return self.read(visit.block, losses)
+
+    def read(self, block: Block, losses: dict[str, float] | None = None) -> BlockEvidence:
+        """The evidence of a block without a walk."""
+
+        def gather() -> Gathered:
+            return ((site, self.store.read(block, site)) for site in block.sites)
+
+        found = {name: dict(parts) for name, parts in self.gradients(block).items()}
+        if REGIONAL in self.needs:
+            for name, parts in self.store.gradients(block, {REGIONAL}).items():
+                found.setdefault(name, {}).update(parts)
+        return BlockEvidence(block, gather, found, losses=losses)
+
+
+def _lost_energy(before: Tensor, after: Tensor, statistics: Statistics) -> float:
+    """The share of the output's energy on calibration tokens that the change of a weight `[out, in]` takes away."""
+    gram = statistics.gram
+
+    def energy(matrix: Tensor) -> float:
+        return float(((matrix @ gram) * matrix).sum())
+
+    total = energy(before.float())
+    return energy(before.float() - after.float()) / total if total > 0 else 0.0

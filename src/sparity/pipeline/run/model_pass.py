@@ -1,0 +1,112 @@
+"""A pass that trains the whole model, in steps, from the checkpoint that the pass before it left."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sparity.checkpoints.shards import write_tensors
+from sparity.checkpoints.source import ModuleSource
+from sparity.errors import CorruptFile, NumericalError
+from sparity.models import Decoder
+from sparity.models.block import Projection
+from sparity.pipeline.run.export import shard_name
+from sparity.pipeline.run.finished_pass import Done
+from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
+from sparity.pipeline.run.passes import Setting, check_finished
+from sparity.pipeline.run.planned import PlannedPass
+from sparity.pipeline.run.progress import Progress
+from sparity.pipeline.run.runtime_files import carry_runtime
+from sparity.stages import ModelStage
+
+LAST = "training.safetensors"
+STEP = "sparity.step"
+
+
+class Room:
+    """Where a training keeps its last checkpoint: one file, replaced as a whole."""
+
+    def __init__(self, state: Path, progress: Progress) -> None:
+        self._path, self._progress = state / LAST, progress
+        self._begun = time.perf_counter()
+
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """See `Workspace.save`."""
+        write_tensors(self._path, {**tensors, STEP: torch.tensor(step)})
+
+    def last(self) -> tuple[int, dict[str, Tensor]] | None:
+        """See `Workspace.last`."""
+        if not self._path.exists():
+            return None
+        try:
+            tensors: dict[str, Tensor] = load_file(self._path)
+            return int(tensors.pop(STEP)), tensors
+        except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+            raise CorruptFile(f"{self._path} is damaged ({error}): {START_OVER}") from error
+
+    def progress(self, done: int, total: int) -> None:
+        """See `Workspace.progress`."""
+        self._progress.block(done, total, time.perf_counter() - self._begun)
+
+
+def run_training(planned: PlannedPass, setting: Setting, folder: PassFolder, progress: Progress, before: Done) -> Done:
+    """Train, and write the checkpoint; what is committed of it already is not done again."""
+    (each,) = planned.stages
+    stage, opened = each.stage, setting.opened
+    assert isinstance(stage, ModelStage)
+    total, done = len(opened.decoder), folder.committed.blocks
+    if done:
+        check_finished(folder.path, done, total)
+    torch.set_num_threads(setting.threads)
+    if done < total:
+        progress.phase(planned.words)
+        begun = time.perf_counter()
+        model = setting.load()
+        masks = _masks(opened.decoder, model) if setting.masked else {}
+        tokens = torch.empty(0, 0, dtype=torch.int64) if opened.tokens is None else opened.tokens
+        stage.train(model, masks, tokens, Room(folder.state, progress))
+        _check(model, opened.decoder, masks, stage.name)
+        _write(model, opened.decoder, folder, time.perf_counter() - begun)
+    if setting.previous is not None:
+        carry_runtime(setting.previous, folder.path)
+    records = folder.committed.records
+    return replace(before, decisions=(*before.decisions, each.draft), records=(*before.records, *records))
+
+
+def _projections(decoder: Decoder, model: nn.Module) -> dict[str, Projection]:
+    names = [decoder.block_name(index) for index in range(len(decoder))]
+    sites = [site for name in names for site in decoder.family.sites(model.get_submodule(name), name, decoder.config)]
+    return {projection.name: projection for site in sites for projection in site.projections}
+
+
+def _masks(decoder: Decoder, model: nn.Module) -> dict[str, Tensor]:
+    return {name: projection.weight != 0 for name, projection in _projections(decoder, model).items()}
+
+
+def _check(model: nn.Module, decoder: Decoder, masks: Mapping[str, Tensor], stage: str) -> None:
+    """Raise `NumericalError` when weights are not finite, or a zero that had to stay came back."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise NumericalError(f"{name}: {stage} left NaN or infinite weights; lower its learning rate")
+    projections = _projections(decoder, model)
+    for name, mask in masks.items():
+        back = int(((projections[name].weight != 0) & ~mask).sum())
+        if back:
+            raise NumericalError(f"{name}: {stage} says that it keeps zeros, but {back} of an earlier stage came back")
+
+
+def _write(model: nn.Module, decoder: Decoder, folder: PassFolder, seconds: float) -> None:
+    """The trained model as the shards of a checkpoint, a block each."""
+    trained = Decoder(decoder.skeleton, ModuleSource(model), decoder.device, decoder.dtype)
+    total = len(trained)
+    folder.save_shard(shard_name(1, total + 1), trained.rest())
+    for index in range(total):
+        with trained.block(index) as block:
+            folder.save_shard(shard_name(index + 2, total + 1), trained.export(block))
+        share = seconds if index == 0 else 0.0  # of the whole training
+        folder.commit(index + 1, None, {"seconds": share, "changes": [], "kept": {}})

@@ -1,0 +1,52 @@
+"""What run-time stages found, block by block in the run's state, then as one file per stage beside the weights."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sparity.checkpoints.runtime_data import FOLDER, write_runtime
+from sparity.checkpoints.shards import write_tensors
+from sparity.errors import CorruptFile
+from sparity.files import make_folder, write_atomically
+from sparity.pipeline.run.pass_folder import START_OVER
+from sparity.pipeline.run.planned import PlannedStage
+
+
+def save_fitted(state: Path, place: int, block: int, tensors: Mapping[str, Tensor]) -> None:
+    """Keep what the stage in `place` of the recipe found in a block."""
+    write_tensors(_file(state, place, block), tensors)
+
+
+def publish_fitted(each: PlannedStage, state: Path, blocks: int, target: Path) -> dict[str, Any]:
+    """Write the data of all blocks as one file beside the weights in `target`; the entry for config.json.
+
+    Raises:
+        CorruptFile: what was kept of a block is missing or damaged.
+    """
+    data: dict[str, Tensor] = {}
+    for block in range(blocks):
+        path = _file(state, each.place, block)
+        try:
+            data.update(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise CorruptFile(f"{path} is missing or damaged ({error}): {START_OVER}") from error
+    options = each.stage.model_dump(mode="json")
+    return asdict(write_runtime(target, each.place, each.stage.name, options, data))
+
+
+def carry_runtime(source: Path, target: Path) -> None:
+    """Copy the data that an earlier pass left beside its weights."""
+    for path in sorted((source / FOLDER).glob("*.safetensors")):
+        make_folder(target / FOLDER)
+        write_atomically(target / FOLDER / path.name, partial(shutil.copyfile, path))
+
+
+def _file(state: Path, place: int, block: int) -> Path:
+    return state / f"fitted-{place}-{block}.safetensors"

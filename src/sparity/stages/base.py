@@ -1,0 +1,251 @@
+"""What a stage is: an item `{name: options}` of a recipe's `stages`.
+
+A block stage edits the weights of one block at a time, a model stage trains the whole model, a run-time stage adds data
+that is used while the model runs and leaves the weights alone. Nothing outside a stage's own file asks which it is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+from sparity.calibration.evidence import BlockEvidence, Order
+from sparity.models import Block, Decoder, InputSite
+from sparity.sections import Section
+from sparity.stages.change import Change
+
+Property = Literal["mask", "shapes", "values"]  # zeros stay zero; every projection keeps its shape; weights stay
+Decision = dict[str, Any]  # JSON: budgets, kept indices, thresholds
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage reads.
+
+    Attributes:
+        statistics: of each block's inputs, gathered when the block is reached.
+        gradients: of the loss, of the model that the stage's pass opens.
+        decision: statistics of that whole model, read before anything is decided.
+        repeated: whether those are read more than once, so that they are kept on disk.
+        trials: on how many calibration sequences deciding measures how the model does with some decision; 0 is none.
+        order: whether `statistics` see the edits to the blocks before (sequential) or not (independent).
+        true_sequential: whether they also see the edits to earlier projections of the same block.
+    """
+
+    statistics: frozenset[str] = frozenset()
+    gradients: frozenset[str] = frozenset()
+    decision: frozenset[str] = frozenset()
+    repeated: bool = False
+    trials: int = 0
+    order: Order = "sequential"
+    true_sequential: bool = False
+
+    @property
+    def calibration(self) -> bool:
+        """Whether any calibration tokens are needed."""
+        return bool(self.statistics or self.gradients or self.decision or self.trials)
+
+    @property
+    def opened_model(self) -> bool:
+        """Whether something is read of the model as the pass opens it: then no edit may come before in the pass."""
+        independent = self.order == "independent" and bool(self.statistics)
+        return bool(self.gradients or self.decision or self.trials or independent)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much calibration there is: `samples` sequences of `length` tokens, `batch` at a time."""
+
+    samples: int
+    length: int
+    batch: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.samples * self.length
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will take and leave, predicted from shapes.
+
+    Attributes:
+        changes: one per projection, with the target in place of what will be realised.
+        flops: multiplications and additions of the stage's own work, forward passes not counted.
+        memory: bytes at once, by what takes them.
+        disk: bytes in the run's folder while it works, by what takes them.
+        runtime_bytes: of the data that a run-time stage adds.
+    """
+
+    changes: tuple[Change, ...] = ()
+    flops: float = 0.0
+    memory: Mapping[str, int] = field(default_factory=dict)
+    disk: Mapping[str, int] = field(default_factory=dict)
+    runtime_bytes: int = 0
+
+
+class ModelEvidence(Protocol):
+    """What is known of the whole model that a pass opens, for decisions."""
+
+    def blocks(self) -> Iterator[BlockEvidence]:
+        """Every block with the statistics that the stage's `needs.decision` names; may be called again."""
+
+    def trial(self, decision: Decision) -> float:
+        """KL to the model as it is, in nats per token, when the stage is applied with a decision."""
+
+
+class Stage(Section, ABC):
+    """One step of a recipe; its fields are the step's options."""
+
+    name: ClassVar[str]
+    preserves: ClassVar[frozenset[Property]] = frozenset()
+
+    @property
+    def relies_on(self) -> frozenset[Property]:
+        """What later stages must preserve for this one's result to stay what it is."""
+        return frozenset()
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """What the stage does in a few words, such as "wanda, 50 %, unstructured"."""
+
+    @property
+    def method(self) -> str:
+        """How it chooses, without how much, such as "wanda + sparsegpt"."""
+        return self.name
+
+    @property
+    def only_sparsity(self) -> float | None:
+        """The only share that the stage can remove from a projection, or None when it can remove any."""
+        return None
+
+    @abstractmethod
+    def needs(self) -> Needs:
+        """What the stage reads."""
+
+    def reads(self) -> Mapping[str, str]:
+        """Option -> file that it names beside the model and the text; a run with another content is another run."""
+        return {}
+
+    def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
+        """What is settled once per run, before the first block.
+
+        Without evidence, which is only there once work has begun, it is a draft: targets stand in for what is not known
+        yet, and whatever can be refused is.
+
+        Raises:
+            InvalidInput: the stage does not fit the model.
+        """
+        return {}
+
+    def sizes(self, model: Decoder, decision: Decision) -> Sequence[Mapping[str, int]]:
+        """Of each block the dimensions that the stage changes with their new sizes."""
+        return [{} for _ in range(len(model))]
+
+    @abstractmethod
+    def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
+        """Predict the stage's work and result from shapes; no weight is read."""
+
+    def verify(self, block: Block, decision: Decision) -> list[str]:
+        """What is wrong with a block of a finished model, in sentences that begin with the projection's name."""
+        return []
+
+
+@dataclass(frozen=True)
+class BlockEdit:
+    """What a stage did to one block.
+
+    Attributes:
+        block: the block after the edit; its projections are found anew where shapes changed.
+        changes: one per projection that the stage had to do with.
+        kept: dimension -> the indices of its units that stay, where the stage cut it.
+    """
+
+    block: Block
+    changes: tuple[Change, ...]
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class BlockStage(Stage):
+    """Edits weights with one block in memory."""
+
+    edits_rest: ClassVar[bool] = False  # whether embedding, last norm or head are edited too
+
+    @abstractmethod
+    def edit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> BlockEdit:
+        """Edit `evidence.block` in place. Zeros that `evidence.masks` names must stay where the mask is preserved."""
+
+    def edit_rest(self, rest: Mapping[str, Tensor], decision: Decision) -> Mapping[str, Tensor]:
+        """The stored tensors outside the blocks, by name."""
+        return rest
+
+
+@dataclass(frozen=True)
+class RuntimeFit:
+    """What a run-time stage found in one block: tensors by `SITE.NAME`, and what will be skipped."""
+
+    tensors: Mapping[str, Tensor]
+    changes: tuple[Change, ...] = ()
+
+
+class RuntimeStage(Stage):
+    """Adds data that is used while the model runs; weights stay as they are."""
+
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values"})
+
+    @property
+    def relies_on(self) -> frozenset[Property]:
+        """What was fitted to the weights holds for these weights only."""
+        return frozenset({"mask", "shapes", "values"})
+
+    @abstractmethod
+    def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
+        """The data of one block."""
+
+    @abstractmethod
+    def attach(
+        self, module: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor]
+    ) -> AbstractContextManager[None]:
+        """Let a model use the data, until the context closes: then it is what it was, bit for bit.
+
+        Args:
+            module: a loaded transformers model, or one of its blocks.
+            sites: its input sites.
+            data: what `fit` gave for its blocks.
+
+        Raises:
+            CorruptFile: the data does not fit the sites.
+        """
+
+
+class Workspace(Protocol):
+    """Where a model stage keeps its checkpoints."""
+
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the last checkpoint."""
+
+    def last(self) -> tuple[int, dict[str, Tensor]] | None:
+        """The step and tensors of the last checkpoint, or None."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Say how far the training is."""
+
+
+class ModelStage(Stage):
+    """Trains the whole model, in steps."""
+
+    @abstractmethod
+    def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> None:
+        """Change the model's weights in place.
+
+        Args:
+            model: a transformers model with gradients switched on.
+            masks: projection -> bool `[out, in]`, True where a weight may be other than zero.
+            tokens: calibration tokens `[samples, length]`.
+            work: keeps what a killed training needs to go on; the result must be the same bit for bit.
+        """

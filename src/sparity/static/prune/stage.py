@@ -1,0 +1,291 @@
+"""Prune: zeros by a score, in a pattern, shared out by a budget; a solver corrects what stays."""
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from sparity import registry
+from sparity.budgets.base import Budget, Objective, Site, allocate
+from sparity.calibration import Statistics
+from sparity.calibration.evidence import BlockEvidence, Order
+from sparity.calibration.statistics import GRADIENTS
+from sparity.errors import InvalidInput, NumericalError
+from sparity.models import Block, Decoder
+from sparity.models.block import Projection
+from sparity.registry import register
+from sparity.sections import Number, Spec
+from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
+from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
+from sparity.static.prune.global_threshold import GlobalThreshold
+from sparity.static.prune.pruning import Pruning
+
+log = logging.getLogger(__name__)
+
+FP32 = 4
+WORKSPACE = 6  # float32 copies of the largest matrix alive at once: weight, scores, order (int64), mask, result
+SOLVER_WORKSPACE = 4  # float32 copies of the largest Gram matrix: Hessian, damped, factor, its inverse
+PER_WEIGHT = 50.0  # operations: scoring, ranking and reading it
+
+
+@register("stage", "prune")
+class Prune(BlockStage):
+    """Zeros by a score, in a pattern; the solver corrects what stays."""
+
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes"})
+
+    score: Spec | None = Field(None, description="how much a weight matters; default: the solver's own, else wanda")
+    pattern: Spec = Field("unstructured", description="unstructured, N:M (N kept of M), block:ROWSxCOLUMNS")
+    sparsity: Number | None = Field(None, description="share of weights to remove, in [0, 1); default 0.5")
+    budget: Spec = Field("uniform", description="how the sparsity is shared out among projections")
+    solver: Spec = Field("mask_only", description="how the weights that stay make up for those that go")
+    compare_within: Literal["row", "layer", "global"] | None = Field(
+        None, description="the group in which scores compete"
+    )
+    order: Order = Field("sequential", description="statistics after the pruned blocks, or of the model before pruning")
+    true_sequential: bool = Field(False, description="also after the pruned projections of the same block")
+    overrides: dict[str, Number] = Field(default_factory=dict, description="glob of projections -> its own sparsity")
+    unseen_expert: Literal["error", "magnitude", "dense"] = Field(
+        "error", description="how an expert that saw no calibration token is treated"
+    )
+    dense: list[str] = Field(default_factory=list, description="globs of projections that stay dense")
+
+    @property
+    def pruning(self) -> Pruning:
+        """Score, pattern and solver, built anew.
+
+        Raises:
+            InvalidInput: unknown names or options, or a sparsity that is out of range or contradicts the pattern.
+        """
+        return Pruning.of(self.score, self.pattern, self.solver, self.sparsity, self.compare_within)
+
+    @property
+    def words(self) -> str:
+        """See `Stage.words`."""
+        return self.pruning.words
+
+    @property
+    def method(self) -> str:
+        """See `Stage.method`."""
+        return self.pruning.method
+
+    @property
+    def only_sparsity(self) -> float | None:
+        """That of an N:M pattern."""
+        return self.pruning.pattern.sparsity
+
+    @property
+    def relies_on(self) -> frozenset[Property]:
+        """Zeros must stay, and shapes too where the pattern counts columns."""
+        unstructured = self.pruning.pattern.name == "unstructured"
+        return frozenset({"mask"}) if unstructured else frozenset({"mask", "shapes"})
+
+    def needs(self) -> Needs:
+        """See `Stage.needs`."""
+        pruning, budget = self.pruning, self._budget()
+        gradients = pruning.needs & frozenset(GRADIENTS)
+        return Needs(
+            statistics=pruning.needs - gradients,
+            gradients=gradients,
+            decision=pruning.dense_needs
+            | frozenset(budget.needs)
+            | (pruning.needs if budget.measures else frozenset()),
+            repeated=budget.measures or pruning.across_layers,
+            trials=getattr(budget, "samples", sys.maxsize) if budget.measures else 0,
+            order=self.order,
+            true_sequential=self.true_sequential,
+        )
+
+    def reads(self) -> Mapping[str, str]:
+        """The table of a budget that was measured before."""
+        table = getattr(self._budget(), "table", None)
+        return {"table": table} if table else {}
+
+    def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
+        """The sparsity of every projection: `{"sparsity": {projection: share to remove}}`."""
+        if self.true_sequential and self.order == "independent":
+            raise InvalidInput(
+                "true_sequential needs `order: sequential`: independent statistics see the dense model only"
+            )
+        pruning, budget = self.pruning, self._budget()
+        if pruning.across_layers and budget.name != "uniform":
+            raise InvalidInput(
+                f"compare_within global decides what each projection gives up: leave budget {budget.name} out"
+            )
+        observed, objective = {}, None
+        if evidence is None:
+            budget = registry.build("budget", "uniform") if budget.needs or budget.measures else budget
+        elif pruning.across_layers:
+            budget = GlobalThreshold(lambda: self._scores(pruning, evidence), pruning.pattern)
+        elif budget.measures:
+            objective = _objective(evidence)
+        elif budget.needs:
+            observed = _observed(budget, evidence)
+        sites = _sites(model, observed)
+        if pruning.pattern.sparsity is None:
+            fixed = {**dict.fromkeys(self.dense, 0.0), **self.overrides}
+            targets = allocate(budget, sites, pruning.sparsity, fixed, objective)
+        else:
+            targets = self._targets_of_fixed_pattern(pruning, sites)
+        for _, projection in _projections(model):
+            if targets[projection.name] > 0:
+                rows, columns = projection.weight.shape
+                pruning.pattern.check_shape(rows, columns, projection.name)
+        return {"sparsity": targets}
+
+    def edit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> BlockEdit:
+        """See `BlockStage.edit`."""
+        pruning, changes = self.pruning, []
+        for site, statistics in evidence.sites():
+            for projection in site.projections:
+                target = decision["sparsity"].get(projection.name, 0.0)
+                if target > 0:
+                    known = evidence.of(projection, statistics)
+                    mask = evidence.masks.get(projection.name)
+                    before = projection.weight.clone()
+                    projection.write(self._pruned(pruning, projection.name, before, known, target, mask))
+                after = projection.weight
+                rows, columns = after.shape
+                zeros = float((after == 0).sum()) / after.numel()
+                changes.append(
+                    Change(
+                        stage=self.name,
+                        name=projection.name,
+                        role=projection.role,
+                        block=evidence.block.index,
+                        shape_before=(rows, columns),
+                        shape_after=(rows, columns),
+                        zeros=zeros,
+                        target=target,
+                    )
+                )
+        return BlockEdit(evidence.block, tuple(changes))
+
+    def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
+        """See `Stage.estimate`."""
+        pruning, changes = self.pruning, []
+        solving, largest, largest_input = 0.0, 0, 0
+        for index, projection in _projections(model):
+            rows, columns = projection.weight.shape
+            target = decision["sparsity"].get(projection.name, 0.0)
+            changes.append(
+                Change(
+                    self.name, projection.name, projection.role, index, (rows, columns), (rows, columns), target, target
+                )
+            )
+            largest, largest_input = max(largest, rows * columns), max(largest_input, columns)
+            solving += 2.0 * rows * columns**2
+        solves = "gram" in pruning.needs
+        return Estimate(
+            changes=tuple(changes),
+            flops=PER_WEIGHT * sum(change.size for change in changes) + (solving if solves else 0.0),
+            memory={
+                "solver": largest_input**2 * FP32 * SOLVER_WORKSPACE if solves else 0,
+                "scores and mask": largest * FP32 * WORKSPACE,
+            },
+        )
+
+    def verify(self, block: Block, decision: Decision) -> list[str]:
+        """Groups that break the pattern."""
+        pattern, problems = self.pruning.pattern, []
+        for projection in block.projections:
+            if decision["sparsity"].get(projection.name, 0) > 0:
+                breaches = pattern.breaches(projection.weight != 0)
+                if breaches:
+                    problems.append(f"{projection.name}: {breaches} groups break the pattern ({pattern.words})")
+        return problems
+
+    def _budget(self) -> Budget:
+        budget: Budget = registry.build("budget", self.budget)
+        return budget
+
+    def _pruned(
+        self, pruning: Pruning, name: str, weight: Tensor, statistics: Statistics, target: float, mask: Tensor | None
+    ) -> Tensor:
+        """The weight `[out, in]` with the share `target` removed; an expert without tokens as the options say."""
+        if not _unseen(statistics):
+            return pruning.apply(weight, statistics, target, mask)[0]
+        if self.unseen_expert == "error":
+            raise NumericalError(
+                f"{name}: no calibration token was routed to this expert; calibrate on more or other text, or set "
+                "`unseen_expert: magnitude` or `unseen_expert: dense`"
+            )
+        log.warning("%s: no calibration token was routed to this expert, treated by: %s", name, self.unseen_expert)
+        if self.unseen_expert == "dense":
+            return weight
+        plain = {
+            "score": registry.build("prune.score", "magnitude"),
+            "solver": registry.build("prune.solver", "mask_only"),
+        }
+        return replace(pruning, **plain).apply(weight, statistics, target, mask)[0]
+
+    def _scores(self, pruning: Pruning, evidence: ModelEvidence) -> Iterator[tuple[str, Tensor]]:
+        """Every projection with its scores; an expert that saw no token has none."""
+        for known in evidence.blocks():
+            for site, statistics in known.sites():
+                for projection in site.projections:
+                    if statistics.tokens or not statistics.needs:
+                        yield projection.name, pruning.score.score(projection.weight, known.of(projection, statistics))
+
+    def _targets_of_fixed_pattern(self, pruning: Pruning, sites: Sequence[Site]) -> dict[str, float]:
+        """N:M removes the same share wherever it is applied: projections can only be left dense."""
+        pattern, budget = pruning.pattern, self._budget()
+        uneven = {glob: share for glob, share in self.overrides.items() if share not in (0, pattern.sparsity)}
+        if uneven or budget.name != "uniform":
+            what = f"overrides {uneven}" if uneven else f"budget {budget.name}"
+            raise InvalidInput(
+                f"{pattern.words} removes {pruning.sparsity:.0%} everywhere and cannot follow the {what}; list "
+                "projections under `dense:`, or use the unstructured pattern"
+            )
+        fixed = {**dict.fromkeys(self.dense, 0.0), **self.overrides}
+        allocate(budget, sites, 0.0, dict.fromkeys(fixed, 0.0))  # every glob must match
+        dense = [glob for glob, share in fixed.items() if share == 0]
+        named = {site.name for glob in dense for site in sites if fnmatchcase(site.name, glob)}
+        if len(named) == len(sites):
+            raise InvalidInput("every projection is to stay dense: nothing is left to prune")
+        return {site.name: 0.0 if site.name in named else pruning.sparsity for site in sites}
+
+
+def _projections(model: Decoder) -> Iterator[tuple[int, Projection]]:
+    """The number of its block, and every projection."""
+    for index in range(len(model)):
+        for site in model.sites(index):
+            for projection in site.projections:
+                yield index, projection
+
+
+def _sites(model: Decoder, observed: Mapping[str, float]) -> list[Site]:
+    """What a budget shares the sparsity out among."""
+    sites = []
+    for index, projection in _projections(model):
+        size = float(projection.weight.numel())
+        found = observed.get(projection.name, 0.0)
+        sites.append(Site(projection.name, size, index, found, size * model.dtype.itemsize))
+    return sites
+
+
+def _objective(evidence: ModelEvidence) -> Objective:
+    return lambda shares: evidence.trial({"sparsity": dict(shares)})
+
+
+def _observed(budget: Budget, evidence: ModelEvidence) -> dict[str, float]:
+    """What a budget finds in the blocks."""
+    found: dict[str, float] = {}
+    for known in evidence.blocks():
+        weights, norms = {}, {}
+        for site, statistics in known.sites():
+            for projection in site.projections:
+                weights[projection.name], norms[projection.name] = projection.weight, statistics.column_norm
+        found.update(budget.observe(weights, norms))
+    return found
+
+
+def _unseen(statistics: Statistics) -> bool:
+    """Whether no token reached the projection: then it has no inputs to count and its gradient is zero throughout."""
+    silent = any(not bool(gradient.any()) for gradient in statistics.gradients.values())
+    return silent or bool(statistics.needs and not statistics.tokens)
