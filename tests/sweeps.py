@@ -16,7 +16,7 @@ def executed(monkeypatch):
     ran = []
 
     def watch(recipe, *arguments, **named):
-        prune = recipe.stages[0].prune
+        prune = recipe.stages[0]
         ran.append((prune.score or prune.solver, prune.sparsity))
         return execute(recipe, *arguments, **named)
 

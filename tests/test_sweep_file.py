@@ -18,7 +18,7 @@ def sweep(vary, overrides=None, base=BASE, **arguments):
 
 
 def prune(combination):
-    return combination.recipe.stages[0].prune
+    return combination.recipe.stages[0]
 
 
 def test_the_last_axis_changes_fastest():
@@ -115,4 +115,8 @@ def test_as_many_combinations_as_are_allowed():
 def test_the_schema_has_the_recipe_in_it():
     schema = SweepFile.model_json_schema()
     assert set(schema["properties"]) == {"base", "vary"}
-    assert {"Recipe", "Prune", "Measure"} <= set(schema["$defs"])
+    assert {"Recipe", "Measure"} <= set(schema["$defs"])
+    stages = schema["$defs"]["Recipe"]["properties"]["stages"]["items"]["anyOf"]
+    assert (
+        "score" in next(item for item in stages if item["required"] == ["prune"])["properties"]["prune"]["properties"]
+    )

@@ -130,16 +130,16 @@ def test_a_square_matrix_cannot_be_turned(copy):
         AutoModelForCausalLM.from_pretrained(copy)
 
 
-@pytest.mark.parametrize("version", [True, 1.0, "1", 2, 0, None, [1], 10**400, "9" * 10_000])
+@pytest.mark.parametrize("version", [True, 1.0, "1", 3, 0, None, [1], 10**400, "9" * 10_000])
 def test_another_version_is_refused_everywhere(copy, version):
     config = json.loads((copy / "config.json").read_text())
     config["quantization_config"]["version"] = version
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidInput, match="a packed checkpoint of version"):
+    with pytest.raises(InvalidInput, match="a checkpoint of Sparity in version"):
         convert(copy, copy.with_name("out"))
-    with pytest.raises(InvalidInput, match="a packed checkpoint of version"):
+    with pytest.raises(InvalidInput, match="a checkpoint of Sparity in version"):
         sparity.load(copy)
-    with pytest.raises(InvalidInput, match="a packed checkpoint of version"):
+    with pytest.raises(InvalidInput, match="a checkpoint of Sparity in version"):
         AutoModelForCausalLM.from_pretrained(copy)
 
 

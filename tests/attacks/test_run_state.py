@@ -67,7 +67,7 @@ PROGRESS, MANIFEST, HIDDEN = "progress.json", "manifest.json", "hidden-0.bin"
         (PROGRESS, lambda path: damage(path, lambda content: content.update(blocks="2"))),
         (PROGRESS, lambda path: damage(path, lambda content: content.update(records=[{}, {}]))),
         (PROGRESS, lambda path: damage(path, lambda content: content.update(hidden="../../../etc/passwd"))),
-        (PROGRESS, lambda path: damage(path, lambda content: content["records"][0]["layers"][0].pop("name"))),
+        (PROGRESS, lambda path: damage(path, lambda content: content["records"][0]["changes"][0].pop("name"))),
         (MANIFEST, lambda path: path.write_text("")),
         (MANIFEST, lambda path: path.write_text("5")),
         (MANIFEST, lambda path: path.write_text("{}")),

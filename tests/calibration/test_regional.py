@@ -20,14 +20,14 @@ def test_equal_to_autograd_for_every_sequence(family_models, family):
     model = copy.deepcopy(family_models[family])
     decoder = Decoder.open(model)
     inputs = decoder.inputs(TOKENS, 1)
-    for step in walk(decoder, inputs, ["mean"]):
-        found = regional_gradients(step.block, step.inputs, step.hidden)
-        name = step.block.name
+    for visit in walk(decoder, inputs):
+        found = regional_gradients(visit.block, visit.inputs, visit.hidden)
+        name = visit.block.name
         module = model.get_submodule(name)
         sites = decoder.family.sites(module, name, model.config)
         expected = {projection.name: 0.0 for site in sites for projection in site.projections}
-        arguments = inputs.arguments[1][step.block.index]
-        for sequence in step.hidden:
+        arguments = inputs.arguments[1][visit.block.index]
+        for sequence in visit.hidden:
             model.zero_grad()
             output = module(sequence[None], **arguments)
             output = output[0] if isinstance(output, tuple) else output
@@ -40,7 +40,7 @@ def test_equal_to_autograd_for_every_sequence(family_models, family):
         for projection, mean in expected.items():
             mean = torch.as_tensor(mean).expand_as(found[projection])  # an expert without tokens has zeros
             torch.testing.assert_close(found[projection], mean, rtol=1e-3, atol=1e-7)
-        assert not any(parameter.requires_grad for parameter in step.block.module.parameters())
+        assert not any(parameter.requires_grad for parameter in visit.block.module.parameters())
 
 
 def test_a_gradient_that_is_not_finite_is_an_error(family_models):

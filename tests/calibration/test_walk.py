@@ -3,10 +3,12 @@ import torch
 
 from families import tiny_configs
 from sparity.calibration import walk
+from sparity.calibration.evidence import LiveIndependent, LiveSequential
 from sparity.models import Decoder
 
 FAMILIES = tuple(tiny_configs())
 MIXTURES = ("mixtral", "qwen3_moe")
+NORMS = frozenset({"column_norm"})
 TOKENS = torch.arange(5 * 20).reshape(5, 20) % 97
 
 
@@ -30,6 +32,11 @@ def hidden_states(model, tokens):
     return seen
 
 
+def sites_of(visit, *needs):
+    """Every input site with its statistics, after the edits so far."""
+    return LiveSequential(frozenset(needs)).for_block(visit).sites()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_each_block_sees_what_the_model_feeds_it(family_models, family, batch):
@@ -38,10 +45,10 @@ def test_each_block_sees_what_the_model_feeds_it(family_models, family, batch):
     decoder = Decoder.open(model)
     inputs = decoder.inputs(TOKENS, batch)
     assert len(decoder) == 3
-    for step in walk(decoder, inputs, ["mean"]):
-        torch.testing.assert_close(step.hidden, expected[step.block.index], rtol=1e-5, atol=1e-5)
-        list(step.sites())
-    torch.testing.assert_close(step.hidden, expected[-1], rtol=1e-5, atol=1e-5)
+    for visit in walk(decoder, inputs):
+        torch.testing.assert_close(visit.hidden, expected[visit.block.index], rtol=1e-5, atol=1e-5)
+        list(sites_of(visit, "mean"))
+    torch.testing.assert_close(visit.hidden, expected[-1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in MIXTURES])
@@ -49,9 +56,9 @@ def test_statistics_are_those_of_the_projections_inputs(family_models, family):
     model = family_models[family]
     decoder = Decoder.open(model)
     grams, modules = {}, {}
-    for step in walk(decoder, decoder.inputs(TOKENS, 2), ["gram"]):
-        sites = decoder.family.sites(model.get_submodule(step.block.name), step.block.name, model.config)
-        for (site, statistics), original in zip(step.sites(), sites, strict=True):
+    for visit in walk(decoder, decoder.inputs(TOKENS, 2)):
+        sites = decoder.family.sites(model.get_submodule(visit.block.name), visit.block.name, model.config)
+        for (site, statistics), original in zip(sites_of(visit, "gram"), sites, strict=True):
             assert (statistics.sequences, statistics.tokens) == (5, 100)
             grams[site.name] = statistics.gram
             modules[site.name] = original.projections[-1].module
@@ -70,9 +77,9 @@ def test_an_expert_sees_the_tokens_that_are_routed_to_it(family_models, family):
     model = family_models[family]
     decoder = Decoder.open(model)
     counts = {}
-    for step in walk(decoder, decoder.inputs(TOKENS, 5), ["gram", "mean"]):
+    for visit in walk(decoder, decoder.inputs(TOKENS, 5)):
         routed = []
-        experts = getattr(model.get_submodule(step.block.name).mlp, "experts", None)
+        experts = getattr(model.get_submodule(visit.block.name).mlp, "experts", None)
         if experts is None:
             continue
         hook = experts.register_forward_pre_hook(lambda _, arguments, routed=routed: routed.append(arguments))
@@ -80,7 +87,7 @@ def test_an_expert_sees_the_tokens_that_are_routed_to_it(family_models, family):
             model(TOKENS, use_cache=False)
         hook.remove()
         hidden, chosen = routed[0][:2]
-        for site, statistics in step.sites():
+        for site, statistics in sites_of(visit, "gram", "mean"):
             expert = site.projections[0].expert
             if expert is None:
                 continue
@@ -96,12 +103,12 @@ def test_an_expert_sees_the_tokens_that_are_routed_to_it(family_models, family):
     assert experts_seen == blocks * 100 * 2  # every token goes to two experts
 
 
-def zero_first_site(order, true_sequential, model):
+def zero_first_site(evidence, model):
     """Zero every block's first site on the way; collect the norms of all later sites."""
     decoder = Decoder.open(model)
     norms = []
-    for step in walk(decoder, decoder.inputs(TOKENS), ["column_norm"], order=order, true_sequential=true_sequential):
-        for number, (site, statistics) in enumerate(step.sites()):
+    for visit in walk(decoder, decoder.inputs(TOKENS)):
+        for number, (site, statistics) in enumerate(evidence.for_block(visit).sites()):
             norms.append(statistics.column_norm)
             if number == 0:
                 for projection in site.projections:
@@ -114,21 +121,21 @@ def test_orders_differ_in_what_the_statistics_have_seen(family_models):
     decoder = Decoder.open(model)
     untouched = [
         statistics.column_norm
-        for step in walk(decoder, decoder.inputs(TOKENS), ["column_norm"])
-        for _, statistics in step.sites()
+        for visit in walk(decoder, decoder.inputs(TOKENS))
+        for _, statistics in sites_of(visit, "column_norm")
     ]
-    independent = zero_first_site("independent", False, model)
-    sequential = zero_first_site("sequential", False, model)
-    true_sequential = zero_first_site("sequential", True, model)
+    independent = zero_first_site(LiveIndependent(NORMS), model)
+    sequential = zero_first_site(LiveSequential(NORMS), model)
+    true_sequential = zero_first_site(LiveSequential(NORMS, true_sequential=True), model)
     assert all(torch.equal(a, b) for a, b in zip(untouched, independent, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(untouched[:4], sequential[:4], strict=True))  # first block: dense
-    assert not torch.equal(untouched[4], sequential[4])  # second block: behind the zeroed first
+    assert not torch.equal(untouched[4], sequential[4])  # second block: after the zeroed first
     assert torch.equal(untouched[0], true_sequential[0])
-    assert (true_sequential[1] == 0).all()  # the input of o behind zeroed q, k and v
+    assert (true_sequential[1] == 0).all()  # the input of o after zeroed q, k and v
 
 
 def test_the_model_in_memory_is_not_changed(family_models):
     model = family_models["gpt2"]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    zero_first_site("sequential", False, model)
+    zero_first_site(LiveSequential(NORMS), model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -26,7 +26,7 @@ def test_sweep(sparity, sweep_file, model, tmp_path):
     done = sparity("sweep", sweep_file, "-o", tmp_path / "out", "measure.windows=2", f"vary.{SPARSITY}=[0.25, 0.5]")
     assert done.code == 0
     assert done.err.splitlines()[0] == "checking 4 combinations ..."
-    assert "3 of 4, wanda, 0.25: pruning ..." in done.err.splitlines()
+    assert "3 of 4, wanda, 0.25: prune ..." in done.err.splitlines()
     lines = done.out.splitlines()
     assert lines[0] == "4 combinations of method (2) and sparsity (2)."
     assert [line.split()[:2] for line in lines[1:6]] == [
@@ -58,7 +58,7 @@ def test_a_model_by_its_exact_name(sparity, sweep_file, model, tmp_path):
 
 def test_a_failed_combination_ends_in_exit_code_1(sparity, sweep_file, tmp_path, monkeypatch):
     def fail(recipe, *arguments, **named):
-        if recipe.stages[0].prune.score == "magnitude":
+        if recipe.stages[0].score == "magnitude":
             raise NumericalError("model.layers.0 holds NaN")
         return execute(recipe, *arguments, **named)
 
@@ -75,7 +75,7 @@ def test_a_failed_combination_ends_in_exit_code_1(sparity, sweep_file, tmp_path,
 
 def test_an_interrupted_sweep_names_the_command_that_resumes(sparity, sweep_file, tmp_path, monkeypatch):
     def interrupt(recipe, *arguments, **named):
-        if recipe.stages[0].prune.score == "wanda":
+        if recipe.stages[0].score == "wanda":
             raise KeyboardInterrupt
         return execute(recipe, *arguments, **named)
 

@@ -108,17 +108,25 @@ def test_plan_writes_nothing(sparity, recipe_file, tmp_path, model):
     path = recipe_file({"pattern": "2:4", "dense": ["*.0.*"]})
     before = sorted(tmp_path.iterdir())
     plan = sparity("plan", path, "--json").json
-    assert len(plan["sites"]) == 21
-    site = next(site for site in plan["sites"] if site["name"] == "model.layers.1.mlp.down_proj")
-    assert (site["role"], site["shape"], site["parameters"], site["target"]) == ("down", [32, 64], 2048, 0.5)
-    assert next(site for site in plan["sites"] if ".0." in site["name"])["target"] == 0
-    assert plan["statistics"] == ["column_norm"]
+    (stage,) = plan["stages"]
+    assert (stage["name"], stage["number"], len(stage["changes"])) == ("prune", 1, 21)
+    site = next(site for site in stage["changes"] if site["name"] == "model.layers.1.mlp.down_proj")
+    assert (site["role"], site["shape_before"], site["shape_after"], site["target"]) == (
+        "down",
+        [32, 64],
+        [32, 64],
+        0.5,
+    )
+    assert next(site for site in stage["changes"] if ".0." in site["name"])["target"] == 0
+    assert stage["statistics"] == ["column_norm"]
+    assert stage["parameters"] == package.load(model).num_parameters()
     assert (plan["samples"], plan["length"]) == (6, 24)
     assert plan["peak_memory"] == sum(plan["memory"].values()) > 0
     assert plan["output_bytes"] == 4 * package.load(model).num_parameters()
     shown = " ".join(sparity("plan", path).out.split())
     assert "wanda, 2 of 4 kept" in shown
-    assert "calibration: 6 samples of 24 tokens; statistics: column_norm" in shown
+    assert "statistics: column_norm; time, about" in shown
+    assert "calibration: 6 samples of 24 tokens memory, about" in shown
     assert sorted(tmp_path.iterdir()) == before
     refused = sparity("plan", path, "stages.0.prune.pattern=3:5")
     assert (refused.code, refused.out) == (1, "")

@@ -47,6 +47,10 @@ def edit_record(folder, change):
     path.write_text(json.dumps(record))
 
 
+def edit_stage(path, **entries):
+    edit_record(path.parent, lambda record: record["stages"][0].update(entries))
+
+
 def problems(sparity, folder):
     done = sparity("verify", folder)
     assert done.out == ""
@@ -61,10 +65,10 @@ def test_a_finished_folder(sparity, finished):
     done = sparity("verify", finished)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith(f"{finished}: ")
-    assert done.out.endswith("21 projections, 2 of 4 kept, realised sparsity 33.3333%\n")
+    assert done.out.endswith("21 projections, magnitude, 2 of 4 kept, realised sparsity 33.3333%\n")
     found = sparity("verify", finished, "--json").json
-    assert (found["problems"], found["pattern"]) == ([], "2 of 4 kept")
-    assert {layer["sparsity"] for layer in found["layers"]} == {0.0, 0.5}
+    assert (found["problems"], found["stages"]) == ([], ["magnitude, 2 of 4 kept"])
+    assert {projection["zeros"] for projection in found["projections"]} == {0.0, 0.5}
 
 
 @pytest.mark.parametrize("place", [-1, -5000])
@@ -135,9 +139,13 @@ def test_a_record_that_points_elsewhere(sparity, out):
         (lambda path: path.unlink(), "has no sparity.json: it was not written by Sparity, or its run is unfinished"),
         (lambda path: edit_record(path.parent, lambda record: record.update(format=99)), "has format 99; this release"),
         (lambda path: edit_record(path.parent, lambda record: record.update(files=["a"])), 'no usable "files" in it'),
-        (lambda path: edit_record(path.parent, lambda record: record.update(targets={"a": ""})), 'no usable "targets"'),
-        (lambda path: edit_record(path.parent, lambda record: record.pop("pattern")), 'no "pattern" in it'),
-        (lambda path: edit_record(path.parent, lambda record: record.update(pattern=5)), "pattern: give a name or"),
+        (lambda path: edit_record(path.parent, lambda record: record.update(projections={"a": ""})), 'no usable "proj'),
+        (lambda path: edit_record(path.parent, lambda record: record.pop("stages")), 'no usable "stages" in it'),
+        (lambda path: edit_stage(path, name="prnue"), '(stage 0: no stage "prnue"; did you mean "prune"?'),
+        (lambda path: edit_stage(path, options={"pattern": 5}), "(stage 0: its options make no sense)"),
+        (lambda path: edit_stage(path, options={"pattern": "x:y"}), 'no pattern "x:y"'),
+        (lambda path: edit_stage(path, decision=7), "(stage 0: its options make no sense)"),
+        (lambda path: edit_stage(path, decision={}), "is damaged (what prune decided)"),
     ],
 )  # fmt: skip
 def test_records_that_cannot_be_read(sparity, out, change, words):

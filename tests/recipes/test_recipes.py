@@ -69,7 +69,7 @@ MEASURED = ("greedy", "knapsack")  # by blocks, so that there is less to measure
 
 
 def pruning_of(recipe):
-    return Pruning.of(**{key: getattr(recipe.stages[0].prune, key) for key in KEYS})
+    return Pruning.of(**{key: getattr(recipe.stages[0], key) for key in KEYS})
 
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
@@ -94,7 +94,7 @@ def test_every_score_solver_and_budget_has_a_recipe():
     used = {
         "prune.score": {pruning_of(recipe).score.name for recipe in recipes},
         "prune.solver": {pruning_of(recipe).solver.name for recipe in recipes},
-        "budget": {registry.build("budget", recipe.stages[0].prune.budget).name for recipe in recipes},
+        "budget": {registry.build("budget", recipe.stages[0].budget).name for recipe in recipes},
     }
     for kind, names in used.items():
         own = {name for name in registry.names(kind) if registry.get(kind, name).__module__.startswith("sparity.")}
@@ -112,10 +112,10 @@ def test_a_method_runs_to_the_end_with_the_sparsity_of_its_rule(path, tmp_path):
     result = sparity.run(recipe, output=tmp_path / "out")
     candidate = result.report.candidates[0]
     rule, surplus = RULES[path.stem]
-    assert len(candidate.layers) == 42
-    for layer in candidate.layers:
-        rows, columns = layer.shape
-        zeros = round(layer.sparsity * rows * columns)
+    assert len(candidate.changes) == 42
+    for layer in candidate.changes:
+        rows, columns = layer.shape_after
+        zeros = round(layer.zeros * rows * columns)
         expected = rule(rows, columns, layer.target)
         assert expected <= zeros <= expected + int(surplus * rows * columns), layer.name
     pruning = pruning_of(recipe)

@@ -184,8 +184,8 @@ def test_the_plan_tells_its_bytes(run, tmp_path, token_files, tiny_llama_folder,
         }
     )
     job = prepare(recipe, str(tiny_llama_folder))
-    told = plan(job).store_bytes
-    assert told == store_bytes(job.decoder, {"mean", "column_norm"} | job.needs)
+    told = plan(job).disk["statistics"]
+    assert told == store_bytes(job.decoder, {"mean", "column_norm"} | job.stages[0].stage.needs().statistics)
     assert 0 <= real - told < 3 * 8192  # the headers
 
 

@@ -11,7 +11,8 @@ from families import tiny_configs
 from interruptions import Killed, dies_at, weight_files
 from sparity.calibration.store import StatisticsStore
 from sparity.models import Decoder
-from sparity.pipeline.evidence.dense_statistics import dense_statistics
+from sparity.pipeline.evidence.dense_statistics import dense_statistics, stored_needs
+from sparity.pipeline.evidence.model_evidence import stored_evidence
 from sparity.pipeline.evidence.trials import Trials
 from sparity.pipeline.run.job import prepare
 from sparity.pipeline.run.progress import Silence
@@ -35,8 +36,11 @@ def trials(token_files, tmp_path):
         chosen = recipe(token_files, {"budget": {"knapsack": {"samples": samples}}, **prune})
         job = prepare(chosen, model, "cpu")
         with RunFolder.open(tmp_path / "out", job.identity(), force=False, resume=True) as folder:
-            store = dense_statistics(job, folder, Silence())
-            return Trials(job, folder, store, job.tokens[:samples]), store, job
+            stage = job.stages[0].stage
+            needs = stage.needs()
+            store = dense_statistics(job.opened, stored_needs(needs, False), folder.state / "statistics", Silence())
+            known = stored_evidence(store, needs.statistics | needs.gradients).read if store else None
+            return Trials(job.decoder, stage, folder, job.tokens[:samples], 4, known), store, job
 
     return build
 
@@ -50,9 +54,9 @@ def test_a_trial_is_what_two_whole_models_measure(family_models, token_files, tr
         projection.name for index in (1, 2) for site in job.decoder.sites(index) for projection in site.projections
     ]
     shares = {names[0]: 0.5, names[-1]: 0.75}
-    found = measured.measure(shares)
+    found = measured.measure({"sparsity": shares})
 
-    pruned = copy.deepcopy(dense)
+    pruned, pruning = copy.deepcopy(dense), job.stages[0].stage.pruning
     decoder = Decoder.open(pruned)
     for index in range(3):
         name = decoder.block_name(index)
@@ -62,34 +66,34 @@ def test_a_trial_is_what_two_whole_models_measure(family_models, token_files, tr
                 for projection in site.projections:
                     if share := shares.get(projection.name):
                         statistics = store.read(block, mine)
-                        projection.write(job.pruning.apply(projection.weight.clone(), statistics, share)[0])
+                        projection.write(pruning.apply(projection.weight.clone(), statistics, share)[0])
     tokens = np.load(token_files["calibration"])[:3]
     expected = compare(dense, pruned, tokens.flatten(), tokens.shape[1])
     assert found.kl == pytest.approx(expected.kl, rel=1e-3, abs=1e-7)
     assert found.perplexity == pytest.approx(expected.perplexity, rel=1e-4)
-    assert measured.measure({}).kl == pytest.approx(0.0, abs=1e-7)
+    assert measured.measure({"sparsity": {}}).kl == pytest.approx(0.0, abs=1e-7)
 
 
 def test_an_allocation_is_measured_once_also_by_another_process(family_models, trials, monkeypatch):
     measured, _, _ = trials(family_models["llama"], {"score": "wanda"})
     name = "model.layers.1.mlp.up_proj"
-    first = measured.measure({name: 0.5})
-    assert measured.kl({name: 0.5, "model.layers.0.mlp.up_proj": 0.0}) == first.kl
+    first = measured.measure({"sparsity": {name: 0.5}})
+    assert measured.measure({"sparsity": {name: 0.5, "model.layers.0.mlp.up_proj": 0.0}}) == first
     again, _, _ = trials(family_models["llama"], {"score": "wanda"})
     monkeypatch.setattr(Trials, "_run", None)
-    assert again.measure({name: 0.5}) == first
+    assert again.measure({"sparsity": {name: 0.5}}) == first
     with pytest.raises(TypeError):
-        again.measure({name: 0.25})
+        again.measure({"sparsity": {name: 0.25}})
 
 
 def test_pruned_weights_are_forgotten_when_there_are_too_many(family_models, trials, monkeypatch):
     monkeypatch.setattr("sparity.pipeline.evidence.trials.CACHE_BYTES", 1)
     measured, _, job = trials(family_models["llama"], {"score": "magnitude"})
     shares = {projection.name: 0.5 for site in job.decoder.sites(0) for projection in site.projections}
-    found = measured.measure(shares)
+    found = measured.measure({"sparsity": shares})
     monkeypatch.undo()
     assert found.kl > 0
-    assert len(measured._pruned) == 1
+    assert len(measured._edited) == 1
 
 
 @pytest.mark.parametrize("budget", ["greedy", "knapsack"])
@@ -100,7 +104,7 @@ def test_a_run_is_no_worse_than_uniform_where_it_was_measured(family_models, tok
     result = sparity.run(recipe(token_files, prune), model=model, output=tmp_path / "out", device="cpu")
     candidate = result.report.candidates[0]
     assert candidate.target == pytest.approx(0.5, abs=1e-9)
-    assert len({round(layer.target, 6) for layer in candidate.layers}) > 1
+    assert len({round(layer.target, 6) for layer in candidate.changes}) > 1
     uniform = sparity.run(
         recipe(token_files, {**prune, "budget": "uniform"}), model=model, output=tmp_path / "uniform", device="cpu"
     )
@@ -133,4 +137,4 @@ def test_an_infinite_loss_is_an_error(family_models, trials):
         broken.model.norm.weight.fill_(1e38)
     measured, _, _ = trials(broken, {"score": "magnitude"})
     with pytest.raises(sparity.SparityError, match="the pruned model gives NaN or infinite losses"):
-        measured.measure({"model.layers.0.mlp.up_proj": 0.5})
+        measured.measure({"sparsity": {"model.layers.0.mlp.up_proj": 0.5}})

@@ -7,6 +7,7 @@ import sparity
 from interruptions import weight_files
 from sparity import registry
 from sparity.calibration import walk
+from sparity.calibration.evidence import LiveIndependent
 from sparity.errors import InvalidInput
 from sparity.models import Decoder
 
@@ -28,8 +29,9 @@ def projections(model):
 def dense_scores(model, tokens, score):
     decoder, found = Decoder.open(model), {}
     chosen = registry.build("prune.score", score)
-    for step in walk(decoder, decoder.inputs(tokens, 4), chosen.needs, order="independent"):
-        for site, statistics in step.sites():
+    evidence = LiveIndependent(frozenset(chosen.needs))
+    for visit in walk(decoder, decoder.inputs(tokens, 4)):
+        for site, statistics in evidence.for_block(visit).sites():
             for projection in site.projections:
                 found[projection.name] = chosen.score(projection.weight, statistics)
     return found
@@ -66,9 +68,9 @@ def test_with_a_solver_in_sequential_order_gradients_and_what_stays_dense(family
         "overrides": {"*.q_proj": 0.1},
     }
     result = sparity.run(recipe(token_files, prune), model=model, output=tmp_path / "out", device="cpu")
-    layers = {layer.name: layer for layer in result.report.candidates[0].layers}
-    assert layers["model.layers.0.mlp.down_proj"].sparsity == 0
-    assert layers["model.layers.1.self_attn.q_proj"].sparsity == pytest.approx(0.1, abs=0.01)
+    layers = {layer.name: layer for layer in result.report.candidates[0].changes}
+    assert layers["model.layers.0.mlp.down_proj"].zeros == 0
+    assert layers["model.layers.1.self_attn.q_proj"].zeros == pytest.approx(0.1, abs=0.01)
     assert result.report.candidates[0].sparsity == pytest.approx(0.4, abs=0.005)
 
 

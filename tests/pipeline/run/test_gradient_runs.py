@@ -107,15 +107,17 @@ def test_an_expert_without_tokens_is_treated_as_the_recipe_says(family_models, t
 def test_the_plan_tells_the_bytes_and_short_samples_are_refused(family_models, token_files):
     model = family_models["llama"]
     job = prepare(recipe(token_files, {"score": "taylor"}), model, "cpu")
-    assert job.needs == frozenset()
-    assert job.gradients == set(GRADIENTS)
+    needs = job.stages[0].stage.needs()
+    assert (needs.statistics, needs.gradients) == (frozenset(), set(GRADIENTS))
     found = plan(job)
-    projections = sum(site.parameters for site in found.sites)
-    assert found.gradient_bytes == projections * 4 * 2 + 5 * 6 * 24 * 32 * 4
-    assert found.statistics == ("gradient", "gradient_square")
+    (stage,) = found.stages
+    projections = sum(change.size for change in stage.changes)
+    assert found.disk == {"gradients": projections * 4 * 2 + 5 * 6 * 24 * 32 * 4}
+    assert stage.statistics == ("gradient", "gradient_square")
     assert found.memory["gradients"] > 0
     plain = plan(prepare(recipe(token_files, {"score": "wanda"}), model, "cpu"))
-    assert plain.gradient_bytes == plain.memory["gradients"] == 0
+    assert plain.disk == {}
+    assert "gradients" not in plain.memory
     with pytest.raises(InvalidInput, match=r"fisher.*needs calibration text"):
         prepare(Recipe.read({"stages": [{"prune": {"score": "fisher"}}]}), model, "cpu")
 

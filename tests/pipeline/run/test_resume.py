@@ -68,7 +68,7 @@ def test_killed_before_every_single_rename(tiny_llama_folder, token_files, tmp_p
 def test_finished_blocks_are_not_done_again(tiny_llama_folder, token_files, tmp_path, monkeypatch):
     plan = recipe(token_files, tiny_llama_folder)
     with pytest.MonkeyPatch.context() as patch:
-        dies_at(1 + 1 + 2 * 2 + 1, patch)  # in the third block
+        dies_at(1 + 1 + 1 + 2 * 2 + 1, patch)  # in the third block
         with pytest.raises(Killed):
             sparity.run(plan, output=tmp_path / "out")
     from sparity.static.prune.pruning import Pruning
@@ -103,7 +103,7 @@ def test_a_real_process_killed_at_random_moments(tiny_llama_folder, token_files,
     path.write_text(__import__("json").dumps(plan.model_dump(mode="json")))
     command = [sys.executable, "-c", SCRIPT, str(path), str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    for wanted, delay in (("pruning", 0.02), ("block", 0.1), ("block", 0.0)):
+    for wanted, delay in (("prune", 0.02), ("block", 0.1), ("block", 0.0)):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         for line in process.stdout:
             if line.startswith(wanted):

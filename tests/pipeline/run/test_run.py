@@ -193,11 +193,13 @@ def test_realised_sparsity_is_reported_and_in_the_files(family_models, token_fil
     assert candidate.sparsity == zeros / sum(w.numel() for w in weights.values())
     assert candidate.sparsity == pytest.approx(sparsity, abs=0.02)
     record = json.loads((result.path / "sparity.json").read_text())
-    assert record["sparsity"] == {name: float((w == 0).sum()) / w.numel() for name, w in weights.items()}
+    assert {name: entry["zeros"] for name, entry in record["projections"].items()} == {
+        name: float((w == 0).sum()) / w.numel() for name, w in weights.items()
+    }
     for glob, share in prune.get("overrides", {}).items():
-        assert record["targets"]["model.layers.1.mlp" + glob.lstrip("*")] == share
+        assert record["stages"][0]["decision"]["sparsity"]["model.layers.1.mlp" + glob.lstrip("*")] == share
     if "dense" in prune:
-        assert record["sparsity"]["model.layers.0.mlp.up_proj"] == 0
+        assert record["projections"]["model.layers.0.mlp.up_proj"]["zeros"] == 0
 
 
 def test_layer_loss_is_the_lost_share_of_the_output(family_models, token_files):
@@ -205,9 +207,9 @@ def test_layer_loss_is_the_lost_share_of_the_output(family_models, token_files):
     exact = sparity.run(
         recipe(token_files, {"score": "magnitude", "sparsity": 0.0}, **sections), model=family_models["llama"]
     )
-    assert {layer.loss for layer in exact.report.candidates[0].layers} == {0.0}
+    assert {layer.loss for layer in exact.report.candidates[0].changes} == {0.0}
     half = sparity.run(recipe(token_files, {"score": "magnitude"}, **sections), model=family_models["llama"])
-    losses = [layer.loss for layer in half.report.candidates[0].layers]
+    losses = [layer.loss for layer in half.report.candidates[0].changes]
     assert all(0 < loss < 1 for loss in losses)
 
 
@@ -259,7 +261,7 @@ def test_an_expert_that_saw_no_token(family_models, token_files, remedy, caplog)
             sparity.run(recipe(token_files, prune, **sections), model=model)
         return
     result = sparity.run(recipe(token_files, prune, **sections), model=model)
-    sparsity = {layer.name: layer.sparsity for layer in result.report.candidates[0].layers}
+    sparsity = {layer.name: layer.zeros for layer in result.report.candidates[0].changes}
     first = [f"model.layers.0.block_sparse_moe.experts.{expert}.w3" for expert in range(4)]
     unseen = [name for name in first if f"{name}: no calibration token was routed" in caplog.text]
     assert len(unseen) == 2

@@ -145,7 +145,7 @@ def test_its_table_is_a_budget(tiny_llama_folder, recipe, tmp_path, monkeypatch)
     result = sparity.run(recipe({"budget": budget}, model=str(tiny_llama_folder)), output=tmp_path / "pruned")
     candidate = result.report.candidates[0]
     assert candidate.target == pytest.approx(0.5, abs=1e-9)
-    assert len({round(layer.target, 6) for layer in candidate.layers}) > 1
+    assert len({round(layer.target, 6) for layer in candidate.changes}) > 1
 
 
 @pytest.mark.parametrize("ratios", [[], [0.0], [1.0], [-0.5, 0.5], [float("nan")], [True]])
@@ -181,5 +181,5 @@ def test_a_resume_with_another_text_or_table_is_refused(tiny_llama_folder, recip
     content = json.loads(table.read_text())
     content["rows"][0]["kl"] += 1
     table.write_text(json.dumps(content))
-    with pytest.raises(RunConflict, match="different: table"):
+    with pytest.raises(RunConflict, match=r"different: files\.stages\.0\.table"):
         sparity.run(budget, output=tmp_path / "pruned", resume=True)

@@ -128,7 +128,7 @@ def test_a_changed_sweep_is_refused_with_what_differs(plan, tmp_path, change, wo
 
 def test_a_failed_combination_is_tried_again_by_resume(plan, tmp_path, monkeypatch):
     def fail(recipe, *_, **__):
-        if recipe.stages[0].prune.score == "wanda":
+        if recipe.stages[0].score == "wanda":
             raise Killed
         raise NumericalError("for once")
 

@@ -147,9 +147,12 @@ def _tokens(recipe: Recipe, tokenizer: Any, config: Any) -> Tensor | None:
     if not reading:
         return None
     if recipe.calibration is None:
+        needs = needs_of(reading[0], recipe.measure.layer_loss)
+        wanted = ", ".join(sorted(needs.statistics | needs.gradients | needs.decision)) or "its trials"
         raise InvalidInput(
-            f"{reading[0].words} needs calibration text: add `calibration: {{text: FILE}}` (for a first try, "
-            "python-docs:calibration), or choose stages that need none, such as prune with the score magnitude"
+            f"{reading[0].name} ({reading[0].words}) needs calibration text for {wanted}: add "
+            "`calibration: {text: FILE}` (for a first try, python-docs:calibration), or choose what needs none, such "
+            "as the score magnitude with the budget uniform"
         )
     tokens = calibration_tokens(recipe.calibration, tokenizer, config)
     if any(stage.needs().gradients for stage in reading):
