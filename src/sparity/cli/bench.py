@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json, Quiet, Threads
+from sparity.cli.options import Force, Json, Quiet, Threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def bench(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="A folder for bench.json and bench.html.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -12,10 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sparity.errors import SparityError
 from sparity.measure.data.report import plain
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Of the processor.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 out = Console(highlight=False, emoji=False, markup=False)  # what is printed may hold brackets of its own
 err = Console(stderr=True, highlight=False, emoji=False, markup=False)

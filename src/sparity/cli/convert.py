@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json, Quiet
+from sparity.cli.options import Force, Json, Quiet
 
 
 def convert(
@@ -16,7 +16,7 @@ def convert(
     prefer: Annotated[
         str, typer.Option(help="Of packed matrices: memory = the smallest format, speed = the fastest here.")
     ] = "memory",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

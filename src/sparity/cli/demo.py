@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json, Quiet
+from sparity.cli.options import Json, Quiet
 
 STAGES: tuple[dict[str, Any], ...] = (
     {"score": "magnitude", "sparsity": 0.5},

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from sparity.cli import console
-from sparity.cli.console import Json
+from sparity.cli.options import Json
 
 if TYPE_CHECKING:
     from sparity.engine.kernels.choice import Choice

@@ -7,18 +7,18 @@ import typer
 from rich.table import Table
 
 from sparity.cli import console
-from sparity.cli.console import Json
+from sparity.cli.options import Device, Dtype, Field, Json, Model
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder or name, or one of the zoo.", show_default=False)],
+    model: Model,
     text: Annotated[list[str] | None, typer.Option(help="Text or .npy of token ids; may be repeated.")] = None,
     against: Annotated[str | None, typer.Option(help="The dense model to compare with.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per window.")] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only so many windows of each text; else all.")] = None,
-    field: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
+    field: Field = "text",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Measure perplexity on texts; with --against also KL, top-1 agreement and speed, the two taking turns."""

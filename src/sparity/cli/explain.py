@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from sparity.cli import console
-from sparity.cli.console import Json
+from sparity.cli.options import Json
 
 
 def explain(

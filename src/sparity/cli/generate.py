@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json, Threads
+from sparity.cli.options import Json, Threads
 
 COLDEST = 0.001  # temperatures below overflow what they divide
 

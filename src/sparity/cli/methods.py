@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from sparity.cli import console
-from sparity.cli.console import Json
+from sparity.cli.options import Json
 
 
 def methods(

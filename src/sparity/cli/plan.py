@@ -1,14 +1,12 @@
 """`sparity plan RECIPE`: what a run would do, before any work."""
 
 import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.table import Table
 
 from sparity.cli import console
-from sparity.cli.console import Json
+from sparity.cli.options import Device, Json, OtherModel, Overrides, RecipeFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,12 +16,10 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it: stages.0.prune.sparsity=0.6 ...")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="A model in place of the recipe's.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    model: OtherModel = None,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Check a recipe; show shapes, sizes and time of each stage, memory and disk. What does not fit is an error."""

@@ -5,33 +5,47 @@ from typing import Annotated, Any
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json, Quiet
+from sparity.cli.options import (
+    CalibrationText,
+    Device,
+    Dtype,
+    Field,
+    Force,
+    Json,
+    Length,
+    Model,
+    Pattern,
+    Quiet,
+    ResultFolder,
+    Resume,
+    Score,
+    Seed,
+    Solver,
+)
 from sparity.cli.sections import calibration_section
 
 
 def prune(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder or name, or one of the zoo.", show_default=False)],
-    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the result.", show_default=False)],
-    score: Annotated[str | None, typer.Option(help="How much a weight matters (sparity methods score).")] = None,
+    model: Model,
+    output: ResultFolder,
+    score: Score = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of weights to remove, default 0.5.")] = None,
-    pattern: Annotated[
-        str, typer.Option(help="unstructured, N:M (N kept of M) or block:ROWSxCOLUMNS.")
-    ] = "unstructured",
-    solver: Annotated[str, typer.Option(help="mask_only or sparsegpt.")] = "mask_only",
-    text: Annotated[str | None, typer.Option(help="Calibration text: file or data set name[:split].")] = None,
-    field: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    pattern: Pattern = "unstructured",
+    solver: Solver = "mask_only",
+    text: CalibrationText = None,
+    field: Field = "text",
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 128,
-    length: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the calibration samples.")] = 0,
+    length: Length = None,
+    seed: Seed = 0,
     measure: Annotated[list[str] | None, typer.Option(help="Text to measure perplexity on; may be repeated.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per window that is measured.")] = None,
     windows: Annotated[int | None, typer.Option(help="Measure only so many windows of each text.")] = None,
     speed: Annotated[bool, typer.Option(help="Measure the decode speed of both models.")] = True,
     batch: Annotated[int, typer.Option(help="Calibration sequences per forward pass.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    force: Force = False,
+    resume: Resume = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

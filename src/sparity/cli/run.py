@@ -1,28 +1,32 @@
 """`sparity run RECIPE`: everything that a recipe says."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json, Quiet
+from sparity.cli.options import Device, Force, Json, OtherModel, Overrides, Quiet, RecipeFile, Resume
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it: stages.0.prune.sparsity=0.6 ...")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="A model in place of the recipe's.")] = None,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    model: OtherModel = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="The folder of the result.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    device: Device = "auto",
+    force: Force = False,
+    resume: Resume = False,
+    keep_passes: Annotated[
+        bool, typer.Option("--keep-passes", help="Keep what each pass made in OUTPUT.passes, for later runs.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prune, measure and save a model as a recipe says; exit code 1 when a limit of `accept` is missed."""
+    """Take a model through the stages of a recipe, measure and save it; exit code 1 when a limit is missed.
+
+    A run that was stopped goes on with --resume, also when a later stage of the recipe changed: the passes before it are
+    not done again. With --keep-passes they also serve later runs to the same output.
+    """
     with console.errors_in_one_line():
         from sparity.cli.running import run_and_show
         from sparity.recipe import Recipe
@@ -30,4 +34,7 @@ def run(
         checked = Recipe.read(recipe, overrides)
         if model is not None:
             checked = checked.model_copy(update={"model": model})
-        run_and_show(checked, output=output, device=device, force=force, resume=resume, json=json, quiet=quiet)
+        run_and_show(
+            checked, output=output, device=device, force=force, resume=resume, json=json, quiet=quiet,
+            keep_passes=keep_passes,
+        )  # fmt: skip

@@ -13,13 +13,23 @@ from sparity.recipe import Recipe
 
 
 def run_and_show(
-    recipe: Recipe, *, output: str | None, device: str, force: bool, resume: bool, json: bool, quiet: bool
+    recipe: Recipe,
+    *,
+    output: str | None,
+    device: str,
+    force: bool,
+    resume: bool,
+    json: bool,
+    quiet: bool,
+    keep_passes: bool = False,
 ) -> Result:
     """Run, print the table, name the page that lies beside the model, and exit with 1 when a limit was missed."""
     if output is None and recipe.output.path is None:
         raise InvalidInput("no output: pass -o FOLDER or set `output: {path: FOLDER}` in the recipe")
     with console.errors_in_one_line(resume_command()), console.ProgressBar(quiet or json) as progress:
-        result = execute(recipe, progress, output=output, device=device, force=force, resume=resume)
+        result = execute(
+            recipe, progress, output=output, device=device, force=force, resume=resume, keep_passes=keep_passes
+        )
     if json:
         console.print_json(result.report.to_dict())
     elif not quiet:
@@ -35,6 +45,6 @@ def run_and_show(
 
 
 def resume_command() -> str:
-    """The command that was given, with --resume behind the verb; --force stays, for the output that it replaces."""
+    """The command that was given, with --resume after the verb; --force stays, for the output that it replaces."""
     verb, *arguments = [argument for argument in sys.argv[1:] if argument != "--resume"] or [""]
     return shlex.join(["sparity", verb, "--resume", *arguments])

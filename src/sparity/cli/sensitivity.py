@@ -6,7 +6,23 @@ import typer
 from rich.table import Table
 
 from sparity.cli import console
-from sparity.cli.console import Json, Quiet
+from sparity.cli.options import (
+    CalibrationText,
+    Device,
+    Dtype,
+    Field,
+    Force,
+    Json,
+    Length,
+    Model,
+    Pattern,
+    Quiet,
+    ResultFolder,
+    Resume,
+    Score,
+    Seed,
+    Solver,
+)
 from sparity.cli.sections import calibration_section
 
 if TYPE_CHECKING:
@@ -14,30 +30,28 @@ if TYPE_CHECKING:
 
 
 def sensitivity(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder or name, or one of the zoo.", show_default=False)],
-    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the result.", show_default=False)],
+    model: Model,
+    output: ResultFolder,
     ratios: Annotated[list[float] | None, typer.Option("--ratio", help="A sparsity to try; may be repeated.")] = None,
-    score: Annotated[str | None, typer.Option(help="How much a weight matters (sparity methods score).")] = None,
-    pattern: Annotated[
-        str, typer.Option(help="unstructured, N:M (N kept of M) or block:ROWSxCOLUMNS.")
-    ] = "unstructured",
-    solver: Annotated[str, typer.Option(help="mask_only or sparsegpt.")] = "mask_only",
+    score: Score = None,
+    pattern: Pattern = "unstructured",
+    solver: Solver = "mask_only",
     unseen_expert: Annotated[
         str, typer.Option(help="What becomes of an expert that sees no token: error, magnitude or dense.")
     ] = "error",
-    text: Annotated[str | None, typer.Option(help="Calibration text: file or data set name[:split].")] = None,
-    field: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    text: CalibrationText = None,
+    field: Field = "text",
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 32,
-    length: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the calibration samples.")] = 0,
+    length: Length = None,
+    seed: Seed = 0,
     measure: Annotated[str, typer.Option(help="Text to measure on, or .npy of token ids.")] = "python-docs:held-out",
     window: Annotated[int, typer.Option(help="Tokens per window that is measured.")] = 256,
     windows: Annotated[int, typer.Option(help="How many windows are measured.")] = 8,
     batch: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished measurement.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    force: Force = False,
+    resume: Resume = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -6,19 +6,19 @@ from typing import Annotated
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json, Quiet
+from sparity.cli.options import Device, Force, Json, OtherModel, Quiet, ResultFolder, Resume
 
 
 def sweep(
     sweep: Annotated[Path, typer.Argument(help="A sweep in YAML.", show_default=False)],
-    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the table.", show_default=False)],
+    output: ResultFolder,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes: measure.windows=8 in the base recipe, 'vary.NAME=[1, 2]' ...")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A model in place of the base recipe's.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished sweep.")] = False,
+    model: OtherModel = None,
+    device: Device = "auto",
+    force: Force = False,
+    resume: Resume = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sparity.cli import console
-from sparity.cli.console import Json, Quiet
+from sparity.cli.options import Json, Quiet
 
 
 def verify(
