@@ -63,7 +63,8 @@ def run_training(planned: PlannedPass, setting: Setting, folder: PassFolder, pro
     if done:
         check_finished(folder.path, done, total)
     torch.set_num_threads(setting.threads)
-    if done < total:
+    seconds = 0.0
+    if not done:
         progress.phase(planned.words)
         begun = time.perf_counter()
         model = setting.load()
@@ -71,7 +72,10 @@ def run_training(planned: PlannedPass, setting: Setting, folder: PassFolder, pro
         tokens = torch.empty(0, 0, dtype=torch.int64) if opened.tokens is None else opened.tokens
         stage.train(model, masks, tokens, Room(folder.state, progress))
         _check(model, opened.decoder, masks, stage.name)
-        _write(model, opened.decoder, folder, time.perf_counter() - begun)
+        _write(model, opened.decoder, folder)
+        seconds = time.perf_counter() - begun
+    for index in range(done, total):  # every shard is there
+        folder.commit(index + 1, None, {"seconds": 0.0 if index else seconds, "changes": [], "kept": {}})
     if setting.previous is not None:
         carry_runtime(setting.previous, folder.path)
     records = folder.committed.records
@@ -100,7 +104,7 @@ def _check(model: nn.Module, decoder: Decoder, masks: Mapping[str, Tensor], stag
             raise NumericalError(f"{name}: {stage} says that it keeps zeros, but {back} of an earlier stage came back")
 
 
-def _write(model: nn.Module, decoder: Decoder, folder: PassFolder, seconds: float) -> None:
+def _write(model: nn.Module, decoder: Decoder, folder: PassFolder) -> None:
     """The trained model as the shards of a checkpoint, a block each."""
     trained = Decoder(decoder.skeleton, ModuleSource(model), decoder.device, decoder.dtype)
     total = len(trained)
@@ -108,5 +112,3 @@ def _write(model: nn.Module, decoder: Decoder, folder: PassFolder, seconds: floa
     for index in range(total):
         with trained.block(index) as block:
             folder.save_shard(shard_name(index + 2, total + 1), trained.export(block))
-        share = seconds if index == 0 else 0.0  # of the whole training
-        folder.commit(index + 1, None, {"seconds": share, "changes": [], "kept": {}})
