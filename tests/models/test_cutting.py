@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from cut_models import CONFIGS, sizes
+from cut_models import CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,10 +15,12 @@ from sparity.models.cutting import cut_block
 from sparity.models.dimensions import Cut, Dimension, cut_matrix
 from sparity.models.transformers import resized_config
 
-MODELS = {
-    name: Decoder.open(build(CONFIGS[name]))
-    for name in ("llama", "gpt2", "phi3, head_dim", "mixtral", "llama, a key per query, biases")
-}
+
+@pytest.fixture(scope="module")
+def decoders():
+    """A model per way in which parameters are stored."""
+    names = ("llama", "gpt2", "phi3, head_dim", "mixtral", "llama, a key per query, biases")
+    return {name: Decoder.open(build(CONFIGS[name])) for name in names}
 
 
 @contextmanager
@@ -163,36 +165,42 @@ def test_one_projection_is_replaced_only_where_it_owns_its_parameter():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_cutting_twice_is_cutting_once_by_the_composed_indices(data):
-    name = data.draw(st.sampled_from(["llama", "gpt2", "phi3, head_dim", "mixtral", "llama, a key per query, biases"]))
-    decoder = MODELS[name]
-    counts = {"mlp_channels": data.draw(st.lists(st.integers(1, 12), min_size=2, max_size=2).map(sorted))}
-    counts["query_heads"] = [1, 2]
+@given(data=st.data())
+def test_cutting_twice_is_cutting_once_by_the_composed_indices(decoders, data):
+    name = data.draw(st.sampled_from(sorted(decoders)))
+    decoder = decoders[name]
+    family = decoder.family
+    first_count, second_count = sorted(data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12))), reverse=True)
+    counts = {"mlp_channels": (first_count, second_count), "query_heads": (2, 1), "kv_groups": (1, 1)}
 
-    def draw(dimension, last):
-        size = counts.get(dimension.name.split(".")[0], [1, 1])[0 if last else 1]
-        chosen = st.lists(st.integers(0, dimension.size - 1), min_size=size, max_size=size, unique=True)
-        return torch.tensor(sorted(data.draw(chosen)))
+    def draw(dimensions, cut):
+        kept = {}
+        for dimension in dimensions:
+            if name == "gpt2" and dimension.name == "query_heads":
+                continue
+            count = counts[dimension.name.split(".")[0]][cut]
+            chosen = st.sets(st.integers(0, dimension.size - 1), min_size=count, max_size=count)
+            kept[dimension.name] = torch.tensor(sorted(data.draw(chosen)))
+        return kept
 
-    def cuttable(dimensions):
-        return [d for d in dimensions if name != "gpt2" or d.name != "query_heads"]
+    def resized(config, kept):
+        changes = family.resize_block(config, 0, {dimension: len(units) for dimension, units in kept.items()})
+        return resized_config(config, changes)
 
     with decoder.block(0) as block, decoder.block(0) as other:
-        first = {d.name: draw(d, False) for d in cuttable(decoder.dimensions(0))}
-        once = cut_block(block, first, decoder.family, decoder.config)
-        config = resized_config(decoder.config, decoder.family.resize_block(decoder.config, 0, sizes([first])[0]))
-        second = {d.name: draw(d, True) for d in cuttable(decoder.family.dimensions(once.module, once.name, config))}
-        twice = cut_block(once, second, decoder.family, config)
-        composed = {dimension: first[dimension][indices] for dimension, indices in second.items()}
-        straight = cut_block(other, composed, decoder.family, decoder.config)
+        first = draw(decoder.dimensions(0), 0)
+        once = cut_block(block, first, family, decoder.config)
+        config = resized(decoder.config, first)
+        second = draw(family.dimensions(once.module, once.name, config), 1)
+        twice = cut_block(once, second, family, config)
+        composed = {dimension: first[dimension][units] for dimension, units in second.items()}
+        straight = cut_block(other, composed, family, decoder.config)
         left, right = twice.module.state_dict(), straight.module.state_dict()
         assert left.keys() == right.keys()
         assert all(torch.equal(tensor, right[key]) for key, tensor in left.items())
         assert [p.weight.shape for p in twice.projections] == [p.weight.shape for p in straight.projections]
-        final = decoder.family.resize_block(config, 0, sizes([second])[0])
-        left_over = decoder.family.dimensions(twice.module, twice.name, resized_config(config, final))
-        assert {d.name: d.size for d in left_over} == {d.name: d.size for d in left_over} | sizes([second])[0]
+        after = family.dimensions(twice.module, twice.name, resized(config, second))
+        assert {d.name: d.size for d in after if d.name in second} == {d: len(units) for d, units in second.items()}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

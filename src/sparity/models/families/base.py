@@ -150,7 +150,7 @@ class Family(ABC):
             [f"{CHANNELS}.{expert}" for expert in range(experts)] or [CHANNELS], self._width(config, attribute, index)
         )
         heads = self._width(config, "num_attention_heads", index)
-        grouped = hasattr(config, "num_key_value_heads")
+        grouped = getattr(config, "num_key_value_heads", None) is not None
         key_heads = self._width(config, "num_key_value_heads", index) if grouped else heads
         kind = QUERY_HEADS if key_heads == heads else KV_GROUPS
         new = _resized({**channels, kind: key_heads}, sizes, index)
