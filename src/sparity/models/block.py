@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparity.errors import InvalidInput
+
+FEATURES = (("out_features", "in_features"), ("nf", "nx"))  # what nn.Linear and Conv1D call their two sizes
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -51,6 +55,48 @@ class Projection:
     def write(self, weight: Tensor) -> None:
         """Store `weight` [out, in], cast to the module's own type."""
         self.weight.copy_(weight)
+
+    def replace(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Put `weight` [out, in], of any shape, in place of the stored one, cast to the module's own type.
+
+        `bias` [out] takes the place of the module's bias, which otherwise stays.
+
+        Raises:
+            InvalidInput: the stored parameter holds other projections too, or the bias does not fit.
+        """
+        if self.rows is not None or self.expert is not None:
+            raise InvalidInput(
+                f"{self.name} shares its stored parameter with other projections and cannot be replaced alone: "
+                "cut the block instead (cut_block)"
+            )
+        had = getattr(self.module, "bias", None)
+        if had is None and bias is not None:
+            raise InvalidInput(f"{self.name} has no bias: replace its weight alone")
+        left = had if bias is None else bias
+        if left is not None and left.shape != weight.shape[:1]:
+            raise InvalidInput(
+                f"{self.name}: a weight {list(weight.shape)} needs a bias of {len(weight)} numbers, not "
+                f"{list(left.shape)}: give one that fits"
+            )
+        if bias is not None:
+            set_parameter(self.module, "bias", bias)
+        set_parameter(self.module, self.parameter, weight.T.contiguous() if self.transposed else weight)
+        set_features(self.module, *weight.shape)
+
+
+def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a parameter of any shape in place of one of the same name, in that one's type and on its device."""
+    old = module.get_parameter(name)
+    new = value.detach().to(old)
+    setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
+
+
+def set_features(module: nn.Module, outputs: int, inputs: int) -> None:
+    """Keep what a linear module says of its sizes true."""
+    for out_name, in_name in FEATURES:
+        if hasattr(module, out_name):
+            setattr(module, out_name, outputs)
+            setattr(module, in_name, inputs)
 
 
 def first_argument(module: nn.Module, arguments: tuple[Any, ...]) -> Tensor:

@@ -18,6 +18,7 @@ from sparity.errors import InvalidInput, NumericalError, UnsupportedModel
 from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.block_stubs import Recorder, Replay, Stub, Watcher
+from sparity.models.dimensions import Dimension
 from sparity.models.families.base import Family, family_of
 from sparity.models.stored_names import StoredNames
 
@@ -78,6 +79,11 @@ class Decoder:
         """The input sites of a block with their projections' names and shapes, no weights in memory."""
         name = self.block_name(index)
         return self.family.sites(self.skeleton.get_submodule(name), name, self.config)
+
+    def dimensions(self, index: int) -> tuple[Dimension, ...]:
+        """What can be cut out of a block, no weights in memory."""
+        name = self.block_name(index)
+        return self.family.dimensions(self.skeleton.get_submodule(name), name, self.config)
 
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:

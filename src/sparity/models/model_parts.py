@@ -56,8 +56,7 @@ def model_flops(decoder: Decoder, length: int) -> float:
     """
     config = decoder.config
     projections = sum(part.flops for part in parts(decoder) if part.kind == "layer")
-    heads = int(config.num_attention_heads)
-    width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    width = int(config.num_attention_heads) * decoder.family.head_width(config)
     attention = len(decoder) * 2 * 2 * width * length / 2
     return float(projections + attention + 2 * int(config.hidden_size) * int(config.vocab_size))
 

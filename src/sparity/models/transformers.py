@@ -1,7 +1,8 @@
 """The one place that follows transformers' version drift: configurations, empty models, rotary tables."""
 
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,27 @@ def read_config(folder: Path) -> Any:
     for key in QUANTIZATION_KEYS if layout else ():  # the weights are read as plain ones
         config.__dict__.pop(key, None)
     return config
+
+
+def resized_config(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a configuration with other values for some of its attributes.
+
+    Raises:
+        InvalidInput: transformers refuses the values.
+    """
+    resized = copy.deepcopy(config)
+    try:
+        for attribute, value in changes.items():
+            setattr(resized, attribute, value)
+        if changes:
+            resized.validate()  # whether the values fit one another
+    except Exception as error:  # what is raised depends on the class and on the release
+        values = ", ".join(f"{attribute} = {value}" for attribute, value in changes.items())
+        raise InvalidInput(
+            f'transformers refuses a configuration of type "{config.model_type}" with {values} '
+            f"({first_words(error)}): choose other sizes"
+        ) from error
+    return resized
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> nn.Module:

@@ -14,6 +14,8 @@ class GPT2(Family):
     """`c_attn` holds q, k and v one after another along its outputs; each is pruned as a matrix of its own."""
 
     blocks: ClassVar[str] = "transformer.h"
+    channels: ClassVar[str] = "n_inner"
+    takes_head_width: ClassVar[bool] = False
 
     def sites(self, block: nn.Module, name: str, config: Any) -> tuple[InputSite, ...]:
         """Four inputs: attention, attention output, MLP, MLP output."""
@@ -33,3 +35,9 @@ class GPT2(Family):
             InputSite(f"{name}.fc1", (whole("fc1", "mlp.c_fc"),)),
             InputSite(f"{name}.fc2", (whole("fc2", "mlp.c_proj"),)),
         )
+
+    def _width(self, config: Any, attribute: str, index: int) -> int:
+        """An `n_inner` of None stands for four times the hidden size."""
+        if attribute == self.channels and config.n_inner is None:
+            return 4 * int(config.hidden_size)
+        return super()._width(config, attribute, index)

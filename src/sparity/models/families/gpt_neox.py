@@ -21,6 +21,7 @@ class GPTNeoX(Family):
     """`query_key_value` is pruned as one matrix: its rows go q, k, v within each head."""
 
     blocks: ClassVar[str] = "gpt_neox.layers"
+    takes_head_width: ClassVar[bool] = False
 
     def stored_as(self, name: str, config: Any) -> str:
         """The head is called `embed_out` on disk."""

@@ -25,3 +25,7 @@ class Mixtral(Family):
     def stored_as(self, name: str, config: Any) -> str | Fused:
         """`mlp` is called `block_sparse_moe` on disk."""
         return stored_experts(name, "mlp", "block_sparse_moe", ROLES, config.num_local_experts)
+
+    def experts(self, config: Any, index: int) -> int:
+        """Every block has as many."""
+        return int(config.num_local_experts)

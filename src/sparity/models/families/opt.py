@@ -21,6 +21,8 @@ class OPT(Family):
     """Separate q, k and v, `out_proj`, `fc1` and `fc2`, all `nn.Linear`."""
 
     blocks: ClassVar[str] = "model.decoder.layers"
+    channels: ClassVar[str] = "ffn_dim"
+    takes_head_width: ClassVar[bool] = False
 
     def sites(self, block: nn.Module, name: str, config: Any) -> tuple[InputSite, ...]:
         """Four inputs: attention, attention output, MLP, MLP output."""

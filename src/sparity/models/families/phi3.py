@@ -27,7 +27,7 @@ class Phi3(Family):
         def whole(path: str, role: str) -> tuple[Projection, ...]:
             return (Projection(f"{name}.{path}", role, block.get_submodule(path)),)
 
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head = self.head_width(config)
         keys = config.num_key_value_heads * head
         heads = {"q": config.num_attention_heads * head, "k": keys, "v": keys}
         halves = {"gate": config.intermediate_size, "up": config.intermediate_size}

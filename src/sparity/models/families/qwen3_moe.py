@@ -1,6 +1,6 @@
 """Qwen3-MoE: mixtures of experts, with dense MLPs in the blocks that the configuration names."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -17,6 +17,8 @@ ROLES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 class Qwen3Moe(Family):
     """Attention as in Llama; each expert is pruned on the tokens that are routed to it."""
 
+    expert_channels: ClassVar[str] = "moe_intermediate_size"
+
     def sites(self, block: nn.Module, name: str, config: Any) -> tuple[InputSite, ...]:
         """Attention, attention output, and either two inputs per expert or the two of a dense MLP."""
         if not hasattr(block.get_submodule("mlp"), "experts"):
@@ -27,3 +29,8 @@ class Qwen3Moe(Family):
     def stored_as(self, name: str, config: Any) -> str | Fused:
         """Each expert's matrices lie apart on disk."""
         return stored_experts(name, "mlp", "mlp", ROLES, config.num_experts)
+
+    def experts(self, config: Any, index: int) -> int:
+        """None in the blocks that the configuration leaves dense."""
+        sparse = index not in config.mlp_only_layers and (index + 1) % config.decoder_sparse_step == 0
+        return int(config.num_experts) if sparse else 0
