@@ -140,7 +140,7 @@ def test_what_experts_take_in_file_and_memory(tmp_path, family, mask, values, mo
 def test_experts_that_do_not_fit_the_model_are_refused(plain, tmp_path, damage):
     convert(plain("mixtral"), tmp_path / "packed")
     name, folder = "model.layers.1.block_sparse_moe.experts.3.w2", tmp_path / "packed"
-    shard = folder / packed.shard_name(3, 4)
+    shard = folder / packed.packed_shard(3, 4)
     found = {matrix.name: matrix.packed() for matrix in packed.matrices(shard).values()}
     others = {n: t for n, t in tensors(folder).items() if n.startswith("model.layers.1.")}
     others = {n: t for n, t in others.items() if n.removesuffix(".weight") not in found}
@@ -149,7 +149,7 @@ def test_experts_that_do_not_fit_the_model_are_refused(plain, tmp_path, damage):
     elif damage == "shape":
         found[name] = found[name.replace("w2", "w1")]
     packed.write_shard(shard, found, others, [name] if damage == "transposed" else [])
-    packed.write_index(folder, sorted(folder.glob("*.safetensors")))
+    packed.write_packed_index(folder, sorted(folder.glob("*.safetensors")))
     words = {"missing": "w2 is missing, while other experts", "shape": r"w2 is \[64, 32\], not \[32, 64\]"}
     with pytest.raises(CorruptFile, match=words.get(damage, r"w2 is \[64, 32\], not \[32, 64\]")):
         AutoModelForCausalLM.from_pretrained(folder)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sparity.checkpoints import packed_file
 from sparity.checkpoints.runtime_data import AGAIN, RuntimeEntry
+from sparity.checkpoints.shards import shard_name, write_index
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.files import read_json_object, write_json
 from sparity.formats import Packed, unpack
@@ -32,9 +33,9 @@ READABLE = (1, VERSION)  # version 1 has packed weights and nothing at run time
 WEIGHTS = ("plain", "packed")
 
 
-def shard_name(number: int, total: int) -> str:
-    """The file of shard `number` of `total`, counted from 1."""
-    return f"sparity-{number:05d}-of-{total:05d}.safetensors"
+def packed_shard(number: int, total: int) -> str:
+    """The file of packed shard `number` of `total`, counted from 1."""
+    return shard_name(METHOD, number, total)
 
 
 def is_read_packed(folder: Path) -> bool:
@@ -160,14 +161,14 @@ def write_shard(
     packed_file.write(path, found, others, metadata)
 
 
-def write_index(folder: Path, shards: Collection[Path]) -> None:
+def write_packed_index(folder: Path, files: Collection[Path]) -> None:
     """Write the index over all shards; with it the checkpoint is complete."""
     homes, total = {}, 0
-    for shard in sorted(shards):
+    for shard in sorted(files):
         with safe_open(shard, framework="pt") as opened:
             homes.update(dict.fromkeys(opened.keys(), shard.name))
         total += shard.stat().st_size
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": homes})
+    write_index(folder / INDEX, homes, total)
 
 
 def mark(folder: Path, is_packed: bool) -> None:

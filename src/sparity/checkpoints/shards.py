@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparity.errors import CorruptFile
-from sparity.files import write_atomically
+from sparity.files import write_atomically, write_json
 
 CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -54,6 +54,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             _write(file, tensors, metadata)
 
     write_atomically(path, write)
+
+
+def shard_name(stem: str, number: int, total: int) -> str:
+    """The file of shard `number` of `total`, counted from 1, of weights called `stem`."""
+    return f"{stem}-{number:05d}-of-{total:05d}.safetensors"
+
+
+def write_index(path: Path, homes: Mapping[str, str], total_size: int) -> None:
+    """Write the index of a checkpoint: every tensor's shard, and how many bytes they are together."""
+    write_json(path, {"metadata": {"total_size": total_size}, "weight_map": dict(homes)})
 
 
 def check_header(path: Path) -> None:

@@ -24,8 +24,8 @@ def run(
 ) -> None:
     """Take a model through the stages of a recipe, measure and save it; exit code 1 when a limit is missed.
 
-    A run that was stopped goes on with --resume, also when a later stage of the recipe changed: the passes before it are
-    not done again. With --keep-passes they also serve later runs to the same output.
+    A run that was stopped goes on with --resume, also when a later stage of the recipe changed: the passes before it
+    stay. With --keep-passes they also serve later runs to the same output.
     """
     with console.errors_in_one_line():
         from sparity.cli.running import run_and_show

@@ -61,14 +61,14 @@ def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = Tr
         packed.mark(written, is_packed=True)
         linear = {module.matrix: module for module in model.modules() if isinstance(module, PackedLinear)}
         sparse, dense = _experts(model)
-        shard = target / packed.shard_name(1, 1)
+        shard = target / packed.packed_shard(1, 1)
         packed.write_shard(
             shard,
             {name: module.packed for name, module in linear.items()} | sparse,
             load_file(written / "model.safetensors") | dense,
             [name for name, module in linear.items() if module.transposed],
         )
-        packed.write_index(target, [shard])
+        packed.write_packed_index(target, [shard])
         packed.remove_other_weights(target, [shard])
         for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
             if not path.name.startswith("model.safetensors"):

@@ -72,7 +72,7 @@ def test_two_passes_are_two_runs_one_after_the_other(token_files, tiny_llama_fol
     assert weight_files(both.path) == weight_files(two.path)
     assert {path.name for path in both.path.iterdir()} == {path.name for path in two.path.iterdir()}
     changes = both.report.candidates[0].changes
-    assert [change.target for change in changes if change.name.endswith("0.mlp.up_proj")][0] == 0.3
+    assert next(change.target for change in changes if change.name.endswith("0.mlp.up_proj")) == 0.3
     assert len(changes) == 2 * 21
     assert verify(both.path).problems == ()
 
@@ -242,7 +242,9 @@ def test_a_zero_that_comes_back_stops_the_run_with_the_projections_name(
 ):
     stages("revive", Reviver)
     chosen = recipe(token_files, tiny_llama_folder, FIRST, {"revive": {}})
-    with pytest.raises(NumericalError, match=r"model\.layers\.0\.self_attn\.v_proj: revive says that it keeps zeros, but"):
+    with pytest.raises(
+        NumericalError, match=r"model\.layers\.0\.self_attn\.v_proj: revive says that it keeps zeros, but"
+    ):
         sparity.run(chosen, output=tmp_path / "out", device="cpu")
     later = recipe(token_files, tiny_llama_folder, FIRST, SECOND, {"revive": {}})  # in the pass after
     with pytest.raises(NumericalError, match="an earlier stage came back"):
@@ -267,7 +269,9 @@ class Descend(ModelStage):
         return Estimate()
 
     def train(self, model, masks, tokens, work):
-        parameters = {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        parameters = {
+            f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        }
         begun, kept = work.last() or (0, {})
         for name, tensor in kept.items():
             parameters[name].data.copy_(tensor)
@@ -289,7 +293,9 @@ def test_a_stage_that_trains_the_whole_model(stages, token_files, tiny_llama_fol
     chosen = recipe(token_files, tiny_llama_folder, pruned, {"descend": {}})
     assert [planned.words for planned in prepare(chosen, device="cpu").passes] == ["prune", "descend"]
     result = sparity.run(chosen, output=tmp_path / "out", device="cpu")
-    before = sparity.run(recipe(token_files, tiny_llama_folder, pruned), output=tmp_path / "pruned", device="cpu").model()
+    before = sparity.run(
+        recipe(token_files, tiny_llama_folder, pruned), output=tmp_path / "pruned", device="cpu"
+    ).model()
     tokens = prepare(chosen, device="cpu").tokens
     model, changed = result.model(), 0
     for name, weight in model.state_dict().items():

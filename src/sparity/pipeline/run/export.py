@@ -9,6 +9,7 @@ from pathlib import Path
 from sparity import __version__
 from sparity.checkpoints.packed import QUANTIZATION_KEYS, quantization_config
 from sparity.checkpoints.runtime_data import FOLDER
+from sparity.checkpoints.shards import shard_name, write_index
 from sparity.checkpoints.source import CheckpointSource, read_header
 from sparity.files import file_hash, write_atomically, write_json, write_text
 from sparity.measure.data.report import Candidate, Report
@@ -97,9 +98,9 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in (*folder.glob("*.safetensors"), *(folder / FOLDER).glob("*")))
 
 
-def shard_name(number: int, total: int) -> str:
-    """The file of shard `number` of `total`, counted from 1."""
-    return f"model-{number:05d}-of-{total:05d}.safetensors"
+def plain_shard(number: int, total: int) -> str:
+    """The file of plain shard `number` of `total`, counted from 1."""
+    return shard_name("model", number, total)
 
 
 def write_plain_index(folder: Path, shards: list[Path]) -> None:
@@ -110,6 +111,5 @@ def write_plain_index(folder: Path, shards: list[Path]) -> None:
         for name, shape, dtype in read_header(shard):
             homes[name] = shard.name
             total += math.prod(shape) * dtype.itemsize
-    index = {"metadata": {"total_size": total}, "weight_map": homes}
-    write_json(folder / "model.safetensors.index.json", index)
+    write_index(folder / "model.safetensors.index.json", homes, total)
     CheckpointSource(folder)  # every shard is whole and every tensor is where the index says

@@ -15,7 +15,7 @@ from sparity.checkpoints.source import ModuleSource
 from sparity.errors import CorruptFile, NumericalError
 from sparity.models import Decoder
 from sparity.models.block import Projection
-from sparity.pipeline.run.export import shard_name
+from sparity.pipeline.run.export import plain_shard
 from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
 from sparity.pipeline.run.passes import Setting, check_finished
@@ -108,7 +108,7 @@ def _write(model: nn.Module, decoder: Decoder, folder: PassFolder) -> None:
     """The trained model as the shards of a checkpoint, a block each."""
     trained = Decoder(decoder.skeleton, ModuleSource(model), decoder.device, decoder.dtype)
     total = len(trained)
-    folder.save_shard(shard_name(1, total + 1), trained.rest())
+    folder.save_shard(plain_shard(1, total + 1), trained.rest())
     for index in range(total):
         with trained.block(index) as block:
-            folder.save_shard(shard_name(index + 2, total + 1), trained.export(block))
+            folder.save_shard(plain_shard(index + 2, total + 1), trained.export(block))

@@ -19,7 +19,7 @@ from sparity.formats import Format
 from sparity.formats.conversions.smallest import smallest_format
 from sparity.models import Decoder
 from sparity.models import transformers as hf
-from sparity.pipeline.run.export import RECORD, file_hashes, shard_name, write_plain_index
+from sparity.pipeline.run.export import RECORD, file_hashes, plain_shard, write_plain_index
 from sparity.pipeline.run.format_choices import CHOICES, write_choices
 from sparity.pipeline.run.result_folder import named_folder, refuse_to_replace
 from sparity.pipeline.run.run_folder import RunFolder
@@ -109,7 +109,7 @@ def pack_weights(decoder: Decoder, target: Path, values: Stored = "same", prefer
         return chosen[name].format
 
     linear, groups = decoder.linear_weights(), list(_groups(decoder))
-    shards = [target / packed.shard_name(number, len(groups)) for number in range(1, len(groups) + 1)]
+    shards = [target / packed.packed_shard(number, len(groups)) for number in range(1, len(groups) + 1)]
     for shard, names in zip(shards, groups, strict=True):
         found, others = {}, []
         for name in names:
@@ -127,12 +127,12 @@ def pack_weights(decoder: Decoder, target: Path, values: Stored = "same", prefer
         packed.write_shard(shard, found, LazyTensors(others, partial(_read, decoder)), transposed)
     if prefer == "speed":
         write_choices(target, chosen)
-    packed.write_index(target, shards)
+    packed.write_packed_index(target, shards)
 
 
 def _unpack_weights(decoder: Decoder, target: Path) -> None:
     groups = list(_groups(decoder))
-    shards = [target / shard_name(number, len(groups)) for number in range(1, len(groups) + 1)]
+    shards = [target / plain_shard(number, len(groups)) for number in range(1, len(groups) + 1)]
     for shard, names in zip(shards, groups, strict=True):
         write_tensors(shard, LazyTensors(names, partial(_read, decoder)), {"format": "pt"})
     write_plain_index(target, shards)

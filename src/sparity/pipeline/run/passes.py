@@ -18,10 +18,11 @@ from sparity.calibration.store import StatisticsStore
 from sparity.checkpoints.source import read_header
 from sparity.errors import CorruptFile, NumericalError
 from sparity.models import Block
+from sparity.models.dimensions import Dimension, cut_matrix, cuts_of
 from sparity.pipeline.evidence.dense_statistics import dense_statistics, stored_needs
 from sparity.pipeline.evidence.model_evidence import PassEvidence, stored_evidence
 from sparity.pipeline.evidence.opened import NO_INPUTS, Opened
-from sparity.pipeline.run.export import shard_name
+from sparity.pipeline.run.export import plain_shard
 from sparity.pipeline.run.finished_pass import Done, with_kept
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
 from sparity.pipeline.run.planned import PlannedPass, PlannedStage
@@ -73,7 +74,7 @@ def run_blocks(planned: PlannedPass, setting: Setting, folder: PassFolder, progr
             for each, decision in zip(planned.stages, decisions, strict=True):
                 if isinstance(each.stage, BlockStage):
                     rest = each.stage.edit_rest(rest, decision)
-            folder.save_shard(shard_name(1, total + 1), rest)
+            folder.save_shard(plain_shard(1, total + 1), rest)
         _walk(planned, decisions, setting, folder, store, progress)
     return _done(planned, setting, folder, before)
 
@@ -121,7 +122,7 @@ def _walk(
         index, record = visit.block.index, _edit_block(planned, decisions, sources, visit, setting, folder)
         if live:
             visit.finish()
-        folder.save_shard(shard_name(index + 2, total + 1), decoder.export(visit.block))
+        folder.save_shard(plain_shard(index + 2, total + 1), decoder.export(visit.block))
         record["seconds"] = time.perf_counter() - started
         folder.commit(index + 1, visit.hidden if live and index + 1 < total else None, record)
         progress.block(index + 1, total, record["seconds"])
@@ -180,7 +181,7 @@ def _edit_block(
             edit = stage.edit(model, evidence, decision)
             visit.block = edit.block
             if masked and "mask" in stage.preserves:
-                _check_masks(stage, edit, evidence.masks)
+                _check_masks(stage, edit, evidence.masks, model.dimensions(visit.block.index))
             record["changes"] += [asdict(_with_loss(change, losses or {})) for change in edit.changes]
             record["kept"] = {**record["kept"], **_composed(record["kept"], edit.kept)}
         elif isinstance(stage, RuntimeStage):
@@ -205,12 +206,13 @@ def _composed(before: Mapping[str, list[int]], cut: Mapping[str, Tensor]) -> dic
     return found
 
 
-def _check_masks(stage: BlockStage, edit: BlockEdit, masks: Mapping[str, Tensor]) -> None:
+def _check_masks(
+    stage: BlockStage, edit: BlockEdit, masks: Mapping[str, Tensor], dimensions: Sequence[Dimension]
+) -> None:
     """Raise `NumericalError` when a zero that had to stay came back."""
     for projection in edit.block.projections:
-        mask = masks[projection.name]
-        if edit.kept:
-            mask = edit.follow(projection, mask)
+        cuts = cuts_of(dimensions, projection.name)
+        mask = cut_matrix(masks[projection.name], cuts, edit.kept)
         back = int(((projection.weight != 0) & ~mask).sum())
         if back:
             raise NumericalError(
@@ -248,6 +250,6 @@ def check_finished(folder: Path, blocks: int, total: int) -> None:
         raise CorruptFile(f"{folder} records {blocks} finished blocks of {total}: {START_OVER}")
     for number in range(1, blocks + 2):
         try:
-            read_header(folder / shard_name(number, total + 1))
+            read_header(folder / plain_shard(number, total + 1))
         except CorruptFile as error:
             raise CorruptFile(f"a finished shard of the run is lost ({error}): {START_OVER}") from error

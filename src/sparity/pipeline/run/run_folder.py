@@ -63,6 +63,21 @@ class RunFolder(PassFolder):
             folder._claim(identity, resume, chain)
             yield folder
 
+    @classmethod
+    @contextmanager
+    def working(
+        cls, output: Path, identity: dict[str, Any], force: bool, resume: bool, chain: Sequence[str] = ()
+    ) -> Iterator["RunFolder"]:
+        """`open`, with the thread count under which the run began; published when the context closes in order."""
+        threads = torch.get_num_threads()
+        try:
+            with cls.open(output, identity, force, resume, chain) as folder:
+                torch.set_num_threads(folder.threads)
+                yield folder
+                folder.publish()
+        finally:
+            torch.set_num_threads(threads)
+
     @property
     def threads(self) -> int:
         """The thread count under which the run began; results are reproducible bit by bit only with the same."""

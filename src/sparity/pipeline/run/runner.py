@@ -101,16 +101,11 @@ def execute(
     named = recipe.output.path if output is None else output
     path, temporary = output_folder(named, "model", resume)
     check_output(job, path)
-    threads = torch.get_num_threads()
     chain = tuple(planned.name for planned in job.passes[:-1])
-    try:
-        with RunFolder.open(path, job.identity(), force, resume, chain) as folder:
-            if resume and not folder.resumed:
-                progress.phase("nothing to resume, beginning")
-            report = _work(job, folder, progress, keep_passes)
-            folder.publish()
-    finally:
-        torch.set_num_threads(threads)
+    with RunFolder.working(path, job.identity(), force, resume, chain) as folder:
+        if resume and not folder.resumed:
+            progress.phase("nothing to resume, beginning")
+        report = _work(job, folder, progress, keep_passes)
     return Result(report, path, job.measured_on, temporary)
 
 

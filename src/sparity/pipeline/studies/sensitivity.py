@@ -90,16 +90,10 @@ def execute_sensitivity(
     path, temporary = output_folder(output, "sensitivity", resume)
     check_output(job, path)
     identity = {"sensitivity": job.identity(), "measured": [token_hash(text.ids) for text in job.texts]}
-    threads = torch.get_num_threads()
-    try:
-        with RunFolder.open(path, identity, force, resume) as folder:
-            torch.set_num_threads(folder.threads)
-            report = _measure(job, tried, folder, progress)
-            write_json(folder.path / "sensitivity.json", report.to_dict())
-            write_text(folder.path / "sensitivity.html", render_sensitivity(report))
-            folder.publish()
-    finally:
-        torch.set_num_threads(threads)
+    with RunFolder.working(path, identity, force, resume) as folder:
+        report = _measure(job, tried, folder, progress)
+        write_json(folder.path / "sensitivity.json", report.to_dict())
+        write_text(folder.path / "sensitivity.html", render_sensitivity(report))
     return SensitivityResult(report, path, temporary)
 
 

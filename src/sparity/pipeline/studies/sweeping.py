@@ -85,24 +85,18 @@ def execute_sweep(
 ) -> SweepResult:
     """`sweep` for a checked sweep, with a progress that is told how it gets on."""
     path, temporary = output_folder(output, "sweep", resume)
-    threads = torch.get_num_threads()
     with tokenised_once():
         progress.phase(f"checking {len(sweep.combinations)} combinations")
         identity = _check(sweep, path, module, device)
-        try:
-            with RunFolder.open(path, identity, force, resume) as folder:
-                torch.set_num_threads(folder.threads)
-                rows = []
-                for number, combination in enumerate(sweep.combinations, 1):
-                    place = _Place(progress, f"{number} of {len(sweep.combinations)}, {combination.words}")
-                    rows.append(_row(combination, number, folder, place, module, device))
-                report = SweepReport(plain(sweep.base.summary()), sweep.axes, tuple(rows), machine.describe())
-                write_json(folder.path / "sweep.json", report.to_dict())
-                write_text(folder.path / "sweep.csv", report.to_csv())
-                write_text(folder.path / "sweep.html", render_sweep(report))
-                folder.publish()
-        finally:
-            torch.set_num_threads(threads)
+        with RunFolder.working(path, identity, force, resume) as folder:
+            rows = []
+            for number, combination in enumerate(sweep.combinations, 1):
+                place = _Place(progress, f"{number} of {len(sweep.combinations)}, {combination.words}")
+                rows.append(_row(combination, number, folder, place, module, device))
+            report = SweepReport(plain(sweep.base.summary()), sweep.axes, tuple(rows), machine.describe())
+            write_json(folder.path / "sweep.json", report.to_dict())
+            write_text(folder.path / "sweep.csv", report.to_csv())
+            write_text(folder.path / "sweep.html", render_sweep(report))
     return SweepResult(report, path, temporary)
 
 

@@ -1,0 +1,7 @@
+"""One row per stage: options with which it does something, and options with which it does nothing."""
+
+ROWS = {
+    "prune": ({"score": "wanda", "sparsity": 0.5}, {"sparsity": 0.0}),
+    "channels": ({"sparsity": 0.25}, {"sparsity": 0.0}),
+    "activations": ({"sparsity": 0.4}, {"sparsity": 0.0}),
+}
