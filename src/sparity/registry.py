@@ -135,10 +135,15 @@ def _fits(value: Any, expected: Any) -> bool:
 
 def type_words(expected: Any) -> str:
     """An option's type in words: `int`, or the values that it may have."""
-    if typing.get_origin(expected) is typing.Literal:
+    kind = typing.get_origin(expected)
+    if kind is typing.Annotated:
+        return type_words(typing.get_args(expected)[0])
+    if kind is typing.Literal:
         return " or ".join(map(repr, typing.get_args(expected)))
-    if isinstance(expected, types.UnionType):
+    if kind in (types.UnionType, typing.Union):
         return " or ".join(map(type_words, typing.get_args(expected)))
+    if expected is types.NoneType:
+        return "none"
     return str(getattr(expected, "__name__", expected))
 
 

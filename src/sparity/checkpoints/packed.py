@@ -47,7 +47,9 @@ def is_read_packed(folder: Path) -> bool:
     if not plain or not config.is_file():
         return True
     quantization = read_json_object(config).get("quantization_config")
-    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
+        return False
+    return bool(quantization.get("weights", "packed") != "plain")
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,10 @@ def quantization_config(weights: str, runtime: Iterable[Mapping[str, Any]] = ())
 
 
 def check_version(quantization: Mapping[str, Any]) -> None:
-    """Raise `InvalidInput` when config.json tells of a version that this release does not read."""
+    """Raise `InvalidInput` when config.json tells of a version, or of weights, that this release does not read."""
+    weights = quantization.get("weights", "packed")
+    if weights not in WEIGHTS:
+        raise InvalidInput(f"a checkpoint of Sparity with {weights!r:.40} weights: plain or packed; update sparity")
     version = quantization.get("version", VERSION)
     if type(version) is not int or version not in READABLE:
         raise InvalidInput(
@@ -171,9 +176,12 @@ def write_packed_index(folder: Path, files: Collection[Path]) -> None:
     write_index(folder / INDEX, homes, total)
 
 
-def mark(folder: Path, is_packed: bool) -> None:
-    """Say in config.json who reads the weights: transformers with Sparity, or by itself; run-time stages stay."""
-    runtime = [asdict(entry) for entry in runtime_of(folder)]
+def mark(folder: Path, is_packed: bool, entries: Iterable[RuntimeEntry] | None = None) -> None:
+    """Say in config.json who reads the weights, transformers with Sparity or by itself, and name run-time stages.
+
+    Without `entries` those that it names already stay.
+    """
+    runtime = [asdict(entry) for entry in (runtime_of(folder) if entries is None else entries)]
     config = read_json_object(folder / "config.json")
     for key in QUANTIZATION_KEYS:
         config.pop(key, None)

@@ -7,8 +7,8 @@
 It is a folder because loaders that know nothing of it read every *.safetensors beside the weights as weights.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,23 @@ def write_runtime(
     folder: Path, place: int, name: str, options: Mapping[str, Any], data: Mapping[str, Tensor]
 ) -> RuntimeEntry:
     """Write the data of the stage in place `place` of a recipe beside a checkpoint's weights."""
+    return rewrite_runtime(folder, RuntimeEntry(name, options, f"{place:02d}-{name}.safetensors", ""), data)
+
+
+def rewrite_runtime(folder: Path, entry: RuntimeEntry, data: Mapping[str, Tensor]) -> RuntimeEntry:
+    """Write the data of a stage to the file of its entry; the entry with the file's hash."""
     make_folder(folder / FOLDER)
-    path = folder / FOLDER / f"{place:02d}-{name}.safetensors"
+    path = folder / FOLDER / entry.file
     write_tensors(path, data, {"format": "pt"})
-    return RuntimeEntry(name, options, path.name, file_hash(path))
+    return replace(entry, sha256=file_hash(path))
+
+
+def remove_other_runtime(folder: Path, keep: Iterable[RuntimeEntry]) -> None:
+    """Remove the files beside a checkpoint's weights that none of its run-time stages names."""
+    named = {entry.file for entry in keep}
+    for path in (folder / FOLDER).glob("*.safetensors"):
+        if path.name not in named:
+            path.unlink()
 
 
 def read_runtime(folder: Path, entry: RuntimeEntry) -> dict[str, Tensor]:

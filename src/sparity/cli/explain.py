@@ -15,7 +15,7 @@ from sparity.cli.options import Json
 
 def explain(
     name: Annotated[
-        str, typer.Argument(help="A score, pattern, solver, budget, family or format.", show_default=False)
+        str, typer.Argument(help="A stage, score, pattern, solver, budget, family or format.", show_default=False)
     ],
     json: Json = False,
 ) -> None:
@@ -33,7 +33,8 @@ def explain(
         if entry["options"]:
             console.out.print("\noptions:")
             for option, details in entry["options"].items():
-                console.out.print(f"  {option}: {details['type']}, default {details['default']}")
+                meaning = f": {details['meaning']}" if details.get("meaning") else ""
+                console.out.print(f"  {option}: {details['type']}, default {details['default']}{meaning}")
         for fact, value in entry["facts"].items():
             console.out.print(f"{fact}: {value}")
         console.out.print(f"\nin a recipe:\n{entry['recipe']}")
@@ -47,6 +48,20 @@ def first_sentence(plugin: type) -> str:
 
 def describe(kind: str, plugin: Any) -> dict[str, Any]:
     """A plug-in's documentation as data."""
+    options, facts = _of_a_stage(plugin) if kind == "stage" else _of_a_dataclass(plugin)
+    return {
+        "kind": kind,
+        "name": plugin.name,
+        "source": (sys.modules[plugin.__module__].__doc__ or "").strip(),
+        "text": inspect.getdoc(plugin) or "",
+        "options": options,
+        "facts": facts,
+        "recipe": _recipe(kind, plugin.name),
+    }
+
+
+def _of_a_dataclass(plugin: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """Options and facts."""
     from sparity.registry import type_words
 
     options = {}
@@ -62,15 +77,27 @@ def describe(kind: str, plugin: Any) -> dict[str, Any]:
         facts["compares within"] = plugin.compare_within
     if getattr(plugin, "own_score", None):
         facts["chooses by"] = plugin.own_score
-    return {
-        "kind": kind,
-        "name": plugin.name,
-        "source": (sys.modules[plugin.__module__].__doc__ or "").strip(),
-        "text": inspect.getdoc(plugin) or "",
-        "options": options,
-        "facts": facts,
-        "recipe": _recipe(kind, plugin.name),
+    return options, facts
+
+
+def _of_a_stage(stage: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """Options, of its pydantic fields, and facts, with default options."""
+    from sparity.registry import type_words
+
+    options = {
+        name: {
+            "type": type_words(field.annotation),
+            "default": "required" if field.is_required() else field.get_default(call_default_factory=True),
+            "meaning": field.description or "",
+        }
+        for name, field in stage.model_fields.items()
     }
+    facts = {"preserves": ", ".join(sorted(stage.preserves)) or "nothing"}
+    if not any(field.is_required() for field in stage.model_fields.values()):
+        needs = stage().needs()
+        statistics = sorted(needs.statistics | needs.gradients | needs.decision)
+        facts = {"statistics": ", ".join(statistics) or "none", **facts}
+    return options, facts
 
 
 def _find(name: str) -> list[tuple[str, type]]:
@@ -89,6 +116,8 @@ def _find(name: str) -> list[tuple[str, type]]:
 
 
 def _recipe(kind: str, name: str) -> str:
+    if kind == "stage":
+        return f"  stages:\n  - {name}: {{}}"
     if kind == "family":
         return "  model: FOLDER   # a model of this family; nothing else to say"
     if kind == "format":

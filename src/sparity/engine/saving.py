@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparity.checkpoints import packed
+from sparity.checkpoints.runtime_data import remove_other_runtime
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import PackedLinear
 from sparity.errors import InvalidInput
 from sparity.files import make_folder
 from sparity.formats import Packed
+from sparity.models.attached_runtime import save_with_runtime, write_attached
 
 
 def save_packed(model: Any) -> None:
@@ -25,9 +27,10 @@ def save_packed(model: Any) -> None:
 
 
 def save_plain(model: Any) -> None:
-    """Undo `save_packed`."""
+    """Undo `save_packed`; run-time stages are saved as before."""
     for module in model.modules():
         vars(module).pop("save_pretrained", None)
+    save_with_runtime(model)
 
 
 def unpacked_state(model: Any) -> dict[str, Tensor]:
@@ -58,7 +61,8 @@ def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = Tr
         type(model).save_pretrained(
             model, written, **{**arguments, "state_dict": unpacked_state(model), "max_shard_size": "1000GB"}
         )
-        packed.mark(written, is_packed=True)
+        entries = write_attached(model, target)
+        packed.mark(written, is_packed=True, entries=entries)
         linear = {module.matrix: module for module in model.modules() if isinstance(module, PackedLinear)}
         sparse, dense = _experts(model)
         shard = target / packed.packed_shard(1, 1)
@@ -73,6 +77,7 @@ def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = Tr
         for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
             if not path.name.startswith("model.safetensors"):
                 shutil.move(path, target / path.name)
+    remove_other_runtime(target, entries)
 
 
 def _experts(model: Any) -> tuple[dict[str, Packed], dict[str, Tensor]]:

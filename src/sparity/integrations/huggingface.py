@@ -1,4 +1,6 @@
-"""Packed checkpoints in transformers: `AutoModelForCausalLM.from_pretrained` reads and `save_pretrained` writes them.
+"""Sparity's checkpoints in transformers: `AutoModelForCausalLM.from_pretrained` reads, `save_pretrained` writes.
+
+They have packed weights, run-time stages beside the weights, or both.
 
 Imported by the hook in `sparity/__init__.py` once transformers' quantizers are there.
 """
@@ -26,6 +28,7 @@ from sparity.engine.modules.linear import PackedLinear
 from sparity.engine.saving import save_packed, unpacked_state
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats import Packed, build_format
+from sparity.models.attached_runtime import attach_runtime, save_with_runtime
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 
 log = logging.getLogger(__name__)
@@ -33,34 +36,43 @@ log = logging.getLogger(__name__)
 
 @register_quantization_config(METHOD)
 class SparityConfig(QuantizationConfigMixin):
-    """The `quantization_config` of a packed checkpoint: it says that Sparity reads it, and in which version."""
+    """The `quantization_config` of a checkpoint that Sparity reads: how its weights lie, and its run-time stages."""
 
-    def __init__(self, version: int = VERSION, **_: Any) -> None:
+    def __init__(self, version: int = VERSION, weights: str = "packed", runtime: Any = (), **_: Any) -> None:
         self.quant_method = METHOD
         self.version = version
+        self.weights = weights
+        self.runtime = runtime
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json keeps."""
-        return {"quant_method": METHOD, "version": self.version}
+        return packed.quantization_config(self.weights, self.runtime)
 
 
 @register_quantizer(METHOD)
 class SparityQuantizer(HfQuantizer):
-    """Points transformers at the shards of a packed checkpoint, and puts packed layers where a matrix is packed."""
+    """Puts packed layers where a matrix is packed, with their shards, and attaches what was saved for run time."""
 
     requires_calibration = True
 
     def validate_environment(self, *_: Any, **arguments: Any) -> None:
-        """Refuse what packed weights cannot do, before anything is read."""
-        packed.check_version({"version": self.quantization_config.version})
+        """Refuse what packed weights cannot do, and what this release does not know, before anything is read."""
+        said = self.quantization_config
+        packed.check_version({"version": said.version, "weights": said.weights})
+        self._entries = packed.runtime_entries({"runtime": said.runtime}, "config.json")
         device_map = arguments.get("device_map")
         places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
-        if not {str(place) for place in places} <= {"None", "auto", "cpu"}:
+        if self._packed and not {str(place) for place in places} <= {"None", "auto", "cpu"}:
             raise InvalidInput("packed weights are multiplied on the CPU: leave device_map out, or convert to plain")
+
+    @property
+    def _packed(self) -> bool:
+        return bool(self.quantization_config.weights == "packed")
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Name the shards; only here is the model's configuration at hand before its files are looked for."""
-        config.transformers_weights = INDEX
+        if self._packed:
+            config.transformers_weights = INDEX
         return config
 
     update_tp_plan = update_attn_implementation  # the same moment in releases before 5.20
@@ -74,9 +86,14 @@ class SparityQuantizer(HfQuantizer):
         return dtype
 
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
-        shards = sorted(set(map(Path, checkpoint_files)))
+        shards = sorted(set(map(Path, checkpoint_files or ())))
+        if not shards:
+            raise InvalidInput("a checkpoint of Sparity is loaded from its folder, not from a state_dict")
+        self._folder = _folder_of(shards, model.name_or_path)
+        if not self._packed:
+            return model
         _check_complete(shards)
-        self._source = CheckpointSource(_folder_of(shards, model.name_or_path))
+        self._source = CheckpointSource(self._folder)
         self._experts = _replace_experts(model, self._source)
         apart = {name for module in self._experts.values() for expert in module.names for name in expert}
         found = self._source.matrices.values()
@@ -88,6 +105,12 @@ class SparityQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        attach_runtime(model, self._folder, self._entries)
+        if not self._packed:
+            self.remove_quantization_config(model)  # it is an ordinary model with hooks
+            vars(model.config).pop("_is_quantized", None)
+            save_with_runtime(model)
+            return model
         for module, matrix in self._waiting:
             module.give(matrix.packed())
         for experts in self._experts.values():
@@ -109,7 +132,7 @@ class SparityQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         """Packed weights have no gradients."""
-        return False
+        return not self._packed
 
 
 def _replace(model: nn.Module, name: str, matrix: StoredMatrix) -> tuple[PackedLinear, StoredMatrix]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from sparity.checkpoints.packed import runtime_of
 from sparity.checkpoints.source import CheckpointSource
 from sparity.errors import CorruptFile, InvalidInput, SparityError
 from sparity.models import transformers as hf
+from sparity.models.attached_runtime import without_runtime
 
 
 def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime: bool = True) -> Any:
@@ -21,8 +23,8 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime:
         runtime: whether the run-time stages that the model was saved with are attached.
 
     Raises:
-        CorruptFile: a shard is missing or truncated, or the weights do not fit the configuration.
-        InvalidInput: the folder is not a model, or no such type.
+        CorruptFile: a shard or the data of a run-time stage is missing, truncated or does not fit the configuration.
+        InvalidInput: the folder is not a model, no such type, or a run-time stage that this release does not know.
     """
     from transformers import AutoModelForCausalLM
 
@@ -44,6 +46,8 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime:
             if source.rescued:
                 model, found = _from_tensors(config, source, options)
             else:
+                if not runtime and runtime_of(folder):
+                    options["config"] = without_runtime(config)
                 model, found = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     except SparityError:
         raise

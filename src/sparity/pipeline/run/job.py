@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparity.calibration.gradients import check_length
 from sparity.calibration.tokens import token_hash
+from sparity.checkpoints.packed import runtime_of
 from sparity.checkpoints.source import CheckpointSource
 from sparity.errors import InvalidInput
 from sparity.files import expand, file_hash
@@ -15,6 +16,7 @@ from sparity.measure.data.machine import package_version
 from sparity.measure.timing.generation import check_context
 from sparity.models import Decoder
 from sparity.models import transformers as hf
+from sparity.models.attached_runtime import runtime_attached
 from sparity.models.loading import load, load_tokenizer
 from sparity.pipeline.evidence.dense_statistics import stored_needs
 from sparity.pipeline.evidence.opened import Opened
@@ -91,6 +93,7 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
     chosen = model if model is not None else recipe.model
     if chosen is None:
         raise InvalidInput("the recipe names no model: set `model:` or pass one")
+    _refuse_runtime(chosen)
     device = default_device(device)
     decoder = Decoder.open(chosen, device, recipe.dtype)
     recipe = _with_fitting_speed_test(recipe, hf.context_length(decoder.config))
@@ -113,6 +116,22 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
     job = Job(recipe, decoder, passes, tokens, texts, device, name, folder, module)
     _check_store(job)
     return job
+
+
+def _refuse_runtime(model: Any) -> None:
+    """Run-time stages of a model are fitted to its weights as they are."""
+    if isinstance(model, nn.Module):
+        attached = runtime_attached(model)
+        entries = attached.entries if attached else ()
+    else:
+        entries = runtime_of(hf.locate(model))
+    if entries:
+        named = ", ".join(entry.name for entry in entries)
+        raise InvalidInput(
+            f"the model has run-time stages ({named}), which were fitted to its weights as they are: put all stages "
+            "into one recipe for the model that it was made from, or give the model without them "
+            "(model=sparity.load(path, runtime=False))"
+        )
 
 
 def _identity(recipe: Recipe, decoder: Decoder, device: str, tokens: Tensor | None) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Input channels of projections that count for nothing are left out, token by token."""
