@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.nn import functional
+from transformers import LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
 import sparity
+from families import FAST, build, tiny_configs
 from packed_folders import logits
 from sparity.calibration import Statistics
 from sparity.dynamic.activations.stage import Activations, mask, threshold_for
+from sparity.engine.decoding.model import not_fast
+from sparity.engine.kernels import native
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
@@ -191,6 +195,18 @@ def test_attached_then_detached_is_the_model_that_it_was(family_models, token_fi
     with pytest.raises(RuntimeError, match="in between"), stage.attach(model, sites, data):
         raise RuntimeError("in between")
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
+def test_the_fast_path_says_why_it_steps_aside():
+    config = LlamaConfig(**{**tiny_configs()["llama"].to_dict(), **FAST["llama"]})
+    model = sparity.attach(build(config).bfloat16())
+    sites = input_sites(model)
+    data = {f"{p.name}.threshold": torch.tensor(0.1) for site in sites for p in site.projections}
+    assert not_fast(model) is None
+    with Activations().attach(model, sites, data):
+        assert not_fast(model) == "hooks, such as those of stages at run time, are called by the model's own code"
+    assert not_fast(model) is None
 
 
 DAMAGE = {
