@@ -152,8 +152,8 @@ def runtime_of(folder: Path) -> tuple[RuntimeEntry, ...]:
 
 def runtime_entries(quantization: Mapping[str, Any], where: str) -> tuple[RuntimeEntry, ...]:
     """The run-time stages of a `quantization_config`; `where` names it in messages."""
-    found = quantization.get("runtime") or []
-    if not isinstance(found, list):
+    found = quantization.get("runtime", [])
+    if not isinstance(found, list | tuple):
         raise CorruptFile(f"{where}: its list of run-time stages makes no sense; {AGAIN}")
     return tuple(RuntimeEntry.read(entry, where) for entry in found)
 

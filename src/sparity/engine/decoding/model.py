@@ -59,7 +59,10 @@ def not_fast(model: Any) -> str | None:
     base = model.base_model
     if not has_fast_path(model):
         return "it is not attached to the engine"
-    return _engine(base).reason
+    engine = _engine(base)
+    if engine.reason is None and engine.made_of.hooked():
+        return "hooks, such as those of stages at run time, are called by the model's own code"
+    return engine.reason
 
 
 class Engine:
