@@ -1,6 +1,8 @@
 """Cutting units out of a block: by hand, what is refused, and the laws of a cut."""
 
+import copy
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from families import build
 from sparity.errors import InvalidInput
-from sparity.models import Decoder
+from sparity.models import Block, Decoder
 from sparity.models.cutting import cut_block
 from sparity.models.dimensions import Cut, Dimension, cut_matrix
 from sparity.models.transformers import resized_config
@@ -220,3 +222,28 @@ def test_a_mask_follows_its_projection_through_a_cut():
     kept = {"mlp_channels": torch.tensor([0, 3]), "heads": torch.tensor([1])}
     assert cut_matrix(mask, cuts, kept).tolist() == [[False, False], [True, False]]  # numbers 2, 3 and 20, 21
     assert torch.equal(cut_matrix(mask, cuts, {}), mask)
+
+
+@pytest.mark.parametrize("name", ["phi3, head_dim", "mixtral"])
+def test_parts_of_a_fused_matrix_stay_in_their_stored_order(decoders, name):
+    decoder = decoders[name]
+    kept = {d.name: torch.arange(d.size)[: d.size // 2] for d in decoder.dimensions(0)}
+    with decoder.block(0) as block, decoder.block(0) as other:
+        backwards = tuple(replace(site, projections=site.projections[::-1]) for site in other.sites[::-1])
+        cut_block(block, kept, decoder.family, decoder.config)
+        cut_block(replace(other, sites=backwards), kept, decoder.family, decoder.config)
+        stored = other.module.state_dict()
+        assert all(torch.equal(tensor, stored[key]) for key, tensor in block.module.state_dict().items())
+
+
+def test_a_cut_needs_no_weights_in_memory_and_keeps_their_type(decoders):
+    decoder = decoders["llama"]
+    kept = {"mlp_channels": torch.arange(5), "kv_groups": torch.tensor([1])}
+    name = decoder.block_name(0)
+    module = copy.deepcopy(decoder.skeleton.get_submodule(name)).to(torch.bfloat16)
+    cut = cut_block(
+        Block(0, name, module, decoder.family.sites(module, name, decoder.config)), kept, decoder.family, decoder.config
+    )
+    shapes = [tuple(projection.weight.shape) for projection in cut.projections]
+    assert shapes == [(16, 32), (8, 32), (8, 32), (32, 16), (5, 32), (5, 32), (32, 5)]
+    assert {(p.weight.device.type, p.weight.dtype) for p in cut.projections} == {("meta", torch.bfloat16)}
