@@ -7,6 +7,7 @@ import resource
 import pytest
 
 import sparity
+from interruptions import contents
 from sparity.checkpoints import shards
 from sparity.errors import SparityError
 from sparity.files import write_atomically, write_text
@@ -102,6 +103,29 @@ def whole(tiny_llama_folder, token_files):
         }
     )
     return weights(result.path)
+
+
+STAGES = (
+    {"channels": {"sparsity": 0.25}},
+    {"prune": {"score": "wanda", "budget": "owl"}},  # opens a second pass
+    {"activations": {"sparsity": 0.3}},
+)
+
+
+def test_a_full_disk_in_the_middle_of_a_pass_or_between_two(recipe, tmp_path, monkeypatch, full_at):
+    chosen = {**recipe(), "stages": list(STAGES)}
+    expected = contents(sparity.run(chosen, output=tmp_path / "whole").path)
+    for count in (3, 8, 14, 19, 24, 28, 33, 40, 47, 55):
+        output = tmp_path / f"out-{count}"
+        with monkeypatch.context() as patch:
+            full_at(patch, count, "fsync")
+            with pytest.raises(SparityError, match=r"the disk is full: .* could not be written .*--resume"):
+                sparity.run(chosen, output=output)
+        assert not output.exists()
+        resumed = contents(sparity.run(chosen, output=output, resume=True).path)
+        assert {name for name in expected if resumed[name] != expected[name]} <= {
+            "README.md", "report.html", "sparity.json"  # which hold times
+        }  # fmt: skip
 
 
 def test_a_real_limit_of_the_system(solving, tmp_path, whole):

@@ -9,7 +9,6 @@ from sparity.measure.data.report import (
     Baseline,
     Candidate,
     Effort,
-    Layer,
     Pace,
     Quality,
     Report,
@@ -17,6 +16,7 @@ from sparity.measure.data.report import (
     Spread,
     Verdict,
 )
+from sparity.stages import Change
 
 ROLES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
 ROLES |= {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
@@ -71,10 +71,13 @@ def hostile() -> Report:
     candidate = replace(
         plain.candidates[0],
         name="[red]<script>",
-        pattern=f"{name} | `x`",
+        stages=(f"{name} | `x`",),
         notes=(f"{name}\n# not a heading",),
         recipe={"model": name, "fence": "```\n```", name: [1, 2]},
-        layers=tuple(replace(layer, name=name, role="<q&>") for layer in plain.candidates[0].layers),
+        changes=tuple(
+            replace(change, name=f"{name}{place}", role="<q&>")
+            for place, change in enumerate(plain.candidates[0].changes)
+        ),
         quality=(replace(plain.candidates[0].quality[0], text="a|b [x](http://e.com)", grade="<b>"),),
         verdicts=(Verdict(name, "[bold]1[/bold]", passed=False),),
     )
@@ -96,14 +99,16 @@ def build_report(candidates: int = 1, blocks: int = 24, texts: tuple[str, ...] =
 
 def build_candidate(number: int = 0, blocks: int = 24, texts: tuple[str, ...] = ("wikitext-2",)) -> Candidate:
     change, factor = CHANGES[number], FACTORS[number]
-    layers = tuple(
-        Layer(
+    changes = tuple(
+        Change(
+            "prune",
             f"model.layers.{block}.{path}",
             role,
             block,
             (896, 4864 if role == "down" else 896),
+            (896, 4864 if role == "down" else 896),
             target=0.5,
-            sparsity=0.5 + 0.002 * (block - blocks / 2) * (number == 3),
+            zeros=0.5 + 0.002 * (block - blocks / 2) * (number == 3),
             loss=0.01 + 0.001 * block + 0.01 * place,
         )
         for block in range(blocks)
@@ -119,13 +124,14 @@ def build_candidate(number: int = 0, blocks: int = 24, texts: tuple[str, ...] = 
             "stages": [{"prune": {"score": NAMES[number], "pattern": "unstructured", "sparsity": 0.5}}],
             "accept": {"perplexity": "+5%", "decode": "1.3x"},
         },
-        pattern="unstructured",
+        stages=(f"{NAMES[number]}, unstructured",),
         target=0.5,
         sparsity=0.5017,
         model_sparsity=0.3621,
+        parameters=494_032_768,
         bytes_dense=988_097_824,
         bytes_sparse=988_097_824,
-        layers=layers,
+        changes=changes,
         effort=Effort(725.0, 3_200_000_000, 262_144, 8),
         quality=tuple(
             Quality(text, 2048, 10_235, 13.07, 13.07 * (1 + change), change, grade, 0.1523, 0.8014) for text in texts

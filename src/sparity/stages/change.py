@@ -60,6 +60,71 @@ class Change:
         return 1 - self.size * (1 - self.zeros) / self.size_before
 
 
-def last_of_each(changes: Iterable[Change]) -> dict[str, Change]:
-    """Projection -> the last change that it went through."""
-    return {change.name: change for change in changes}
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one projection over all stages.
+
+    Attributes:
+        stages: those that had to do with it, in order.
+        target: the share of zeros that the last stage that was asked for one was asked for.
+        skip_target: the same for input channels that are skipped.
+        loss: of the last stage that measured one.
+    """
+
+    name: str
+    role: str
+    block: int
+    stages: tuple[str, ...]
+    shape_before: tuple[int, int]
+    shape_after: tuple[int, int]
+    zeros: float
+    target: float | None
+    skipped: float | None
+    skip_target: float | None
+    bits: float | None
+    loss: float | None
+
+    @property
+    def size_before(self) -> int:
+        """Weights of the dense model's projection."""
+        return math.prod(self.shape_before)
+
+    @property
+    def size(self) -> int:
+        """Weights that are left, zeros among them."""
+        return math.prod(self.shape_after)
+
+    @property
+    def read(self) -> float:
+        """The share of the dense model's weights that are read for a token: what is left, not zero and not skipped."""
+        return self.size / self.size_before * (1 - self.zeros) * (1 - (self.skipped or 0.0))
+
+
+def outcomes(changes: Iterable[Change]) -> tuple[Outcome, ...]:
+    """One per projection, in the order of its first change."""
+    gone_through: dict[str, list[Change]] = {}
+    for change in changes:
+        gone_through.setdefault(change.name, []).append(change)
+    return tuple(_outcome(found) for found in gone_through.values())
+
+
+def _outcome(found: list[Change]) -> Outcome:
+    first, last = found[0], found[-1]
+
+    def latest(values: Iterable[float | None]) -> float | None:
+        return next((value for value in reversed(list(values)) if value is not None), None)
+
+    return Outcome(
+        name=first.name,
+        role=first.role,
+        block=first.block,
+        stages=tuple(dict.fromkeys(change.stage for change in found)),
+        shape_before=first.shape_before,
+        shape_after=last.shape_after,
+        zeros=last.zeros,
+        target=latest(change.target for change in found if change.skipped is None),
+        skipped=latest(change.skipped for change in found),
+        skip_target=latest(change.target for change in found if change.skipped is not None),
+        bits=latest(change.bits for change in found),
+        loss=latest(change.loss for change in found),
+    )

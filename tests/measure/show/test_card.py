@@ -34,9 +34,9 @@ def test_a_name_that_is_not_on_the_hub_is_no_base_model(report, model):
 def test_card_says_what_was_done_and_what_it_cost(report):
     _, body = split(model_card(report, report.candidates[0]))
     assert body.startswith("\n# Qwen/Qwen2.5-0.5B, 50.2 % sparse\n")
-    assert "50.2 % of the weights in 168 pruned matrices are zero (target 50.0 %, pattern unstructured)" in body
+    assert "50.2 % of the weights in 168 projections are zero (target 50.0 %, wanda, unstructured)" in body
     assert "The weight files take 988.1 MB (as before)." in body
-    assert "Pruning took 12 min 05 s on 8 threads, with 262,144 tokens of calibration text" in body
+    assert "It took 12 min 05 s on 8 threads, with 262,144 tokens of calibration text" in body
     assert "| wikitext-2 | 2,048 | 13.07 | 15.19 | +16.2 % (poor) | 0.1523 | 80.1 % |" in body
 
 

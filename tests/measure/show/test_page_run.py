@@ -18,7 +18,7 @@ def row_of(page, name, width):
 @pytest.fixture(params=["one", "seven", "hostile", "bare", "broken", "deep"])
 def any_page(request, make_report, hostile):
     one, seven = make_report(1), make_report(7)
-    bare = replace(one.candidates[0], quality=(), speed=None, verdicts=(), notes=(), layers=())
+    bare = replace(one.candidates[0], quality=(), speed=None, verdicts=(), notes=(), changes=())
     infinite = replace(one.candidates[0].quality[0], perplexity=math.inf, change=math.inf, kl=math.inf)
     broken = replace(one.candidates[0], quality=(infinite,))
     reports = {"one": one, "seven": seven, "hostile": hostile, "deep": make_report(1, blocks=80, texts=("a", "b"))}
@@ -41,7 +41,7 @@ def test_summary_says_what_was_done_what_it_cost_and_that_it_is_slower(report):
     text = Page(render_html(report)).text
     assert "Qwen2ForCausalLM, 494.0 million parameters, 24 blocks, bfloat16" in text
     assert (
-        "50.2 % of the weights in 168 pruned matrices are zero (target 50.0 %, pattern unstructured), "
+        "50.2 % of the weights in 168 projections are zero (target 50.0 %, wanda, unstructured), "
         "36.2 % of all parameters. Perplexity went from 13.07 to 15.19 on wikitext-2 (+16.2 %, poor). "
         "Decoding is slower than dense: 0.87x [0.85x-0.90x], 7.93 against 9.12 tokens/s. "
         "The weight files take 988.1 MB (as before)."
@@ -51,7 +51,7 @@ def test_summary_says_what_was_done_what_it_cost_and_that_it_is_slower(report):
 
 def test_a_speed_up_is_called_faster_and_a_tie_on_par(seven):
     text = Page(render_html(seven)).text
-    assert "two-of-four-50. 50.2 % of the pruned matrices is zero." in text
+    assert "two-of-four-50. 50.2 % of the weights in 168 projections are zero" in text
     assert "Decoding is faster than dense: 1.31x [1.29x-1.34x]" in text
     assert "Decoding is on par with dense: 1.02x [1.00x-1.05x]" in text
     assert text.count("Decoding is slower than dense") == 3
@@ -61,7 +61,7 @@ def test_tables_hold_the_measurements(report):
     page = render_html(report)
     assert row_of(page, "dense", 7) == ["dense", "0.0 %", "0.0 %", "988.1 MB", "", "", ""]
     assert row_of(page, "wanda-50", 7) == [
-        "wanda-50 unstructured",
+        "wanda-50 wanda, unstructured",
         "50.2 % target 50.0 %",
         "36.2 %",
         "988.1 MB dense 988.1 MB",
@@ -116,9 +116,9 @@ def test_verdicts_are_marked_in_words(report):
 
 
 def test_heat_maps_average_matrices_of_one_role_by_their_size(report):
-    layer = report.candidates[0].layers[0]
-    layers = (replace(layer, shape=(2, 10), sparsity=0.2), replace(layer, shape=(2, 30), sparsity=0.6))
-    page = render_html(replace(report, candidates=(replace(report.candidates[0], layers=layers),)))
+    first = replace(report.candidates[0].changes[0], shape_before=(2, 10), shape_after=(2, 10), zeros=0.2)
+    second = replace(first, name="another", shape_before=(2, 30), shape_after=(2, 30), zeros=0.6)
+    page = render_html(replace(report, candidates=(replace(report.candidates[0], changes=(first, second)),)))
     assert "<title>block 0, q: 50.0 %</title>" in page
 
 
@@ -131,7 +131,7 @@ def test_heat_maps_show_sparsity_and_loss(report):
 def test_layers_and_recipe_lie_in_details(report):
     page = render_html(report)
     layers, recipe = re.findall(r"<details><summary>(.*?)</summary>(.*?)</details>", page, re.DOTALL)
-    assert layers[0] == "168 pruned matrices"
+    assert layers[0] == "168 changed projections"
     assert layers[1].count("<tr>") == 169
     down = "<td>model.layers.1.mlp.down_proj</td><td>down</td><td>1</td><td>896 x 4,864</td>"
     assert f"{down}<td>50.0 %</td><td>50.0 %</td><td>7.1 %</td>" in layers[1]
@@ -153,7 +153,7 @@ def test_hostile_names_appear_as_text(hostile):
 
 
 def test_what_was_not_measured_is_said_and_not_drawn(report):
-    bare = replace(report.candidates[0], quality=(), speed=None, layers=(), verdicts=())
+    bare = replace(report.candidates[0], quality=(), speed=None, changes=(), verdicts=())
     page = render_html(replace(report, candidates=(bare,)))
     assert "Quality was not measured. Speed was not measured." in Page(page).text
     assert "<svg" not in page
@@ -173,7 +173,7 @@ def test_infinite_and_huge_perplexity(report):
 def test_page_of_seven_has_a_plot_of_each_kind(seven):
     page = render_html(seven)
     assert page.count("<svg") == 1 + 2 + 7 * 2
-    assert page.count("Realised sparsity by block and role") == 7
+    assert page.count("<figcaption>Realised sparsity by block and role") == 7
 
 
 def test_dense_on_our_kernels_has_a_tile_a_row_and_a_bar_of_its_own(on_engine):

@@ -131,8 +131,8 @@ def heat_map(
     return svg(title, f"{len(roles)} roles in {columns} blocks{span}", bottom + 26, parts)
 
 
-def scatter(title: str, points: Sequence[Point]) -> str:
-    """Realised sparsity against change of perplexity, dense at the origin.
+def scatter(title: str, points: Sequence[Point], x_name: str = "realised sparsity") -> str:
+    """A share of the weights, `x_name`, against change of perplexity, dense at the origin.
 
     The y axis is logarithmic when the perplexities lie far apart; infinite ones are triangles on its upper edge.
     """
@@ -153,7 +153,7 @@ def scatter(title: str, points: Sequence[Point]) -> str:
 
     parts = [
         draw_text(0, 20, f"change of perplexity{', log scale' if logarithmic else ''}", faint=True),
-        draw_text(WIDTH - right, top + height + 44, "realised sparsity", "end", faint=True),
+        draw_text(WIDTH - right, top + height + 44, x_name, "end", faint=True),
     ]
     for tick in ticks:
         y = y_of(tick)

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparity.stages.change import Change, last_of_each
+from sparity.stages.change import Change, Outcome, outcomes
 
 FORMAT = 2
 
@@ -125,9 +125,22 @@ class Candidate:
     batched: tuple[Speed, ...] = ()  # at the batch sizes after the first
 
     @property
-    def projections(self) -> tuple[Change, ...]:
-        """The last change of every projection: what it is now."""
-        return tuple(last_of_each(self.changes).values())
+    def projections(self) -> tuple[Outcome, ...]:
+        """What became of every projection that a stage had to do with."""
+        return outcomes(self.changes)
+
+    @property
+    def skipped(self) -> float | None:
+        """The share of input channels that are skipped at run time, weighted by their weights; None without any."""
+        found = [(item.skipped, item.size) for item in self.projections if item.skipped is not None]
+        total = sum(size for _, size in found)
+        return sum(skipped * size for skipped, size in found) / total if total else None
+
+    @property
+    def read(self) -> float:
+        """The share of the projections' dense weights that are read for a token; 1 when nothing changed."""
+        total = sum(item.size_before for item in self.projections)
+        return sum(item.read * item.size_before for item in self.projections) / total if total else 1.0
 
     @property
     def speeds(self) -> tuple[Speed, ...]:

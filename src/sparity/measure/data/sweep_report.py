@@ -10,12 +10,12 @@ from typing import Any
 from sparity.errors import CorruptFile
 from sparity.measure.data.report import Quality, Report, Verdict, plain
 
-FORMAT = 1
-# The columns of the CSV behind one column per axis; no axis may have one of these names.
+FORMAT = 2
+# The columns of the CSV after one column per axis; no axis may have one of these names.
 COLUMNS = (
-    "status", "dense_model", "pruning", "target", "realised_sparsity", "model_sparsity", "text", "window", "tokens",
-    "dense_perplexity", "perplexity", "change", "kl", "top1", "decode_ratio", "seconds", "peak_memory", "accepted",
-    "message",
+    "status", "dense_model", "stages", "target", "realised_sparsity", "model_sparsity", "parameters", "skipped", "text",
+    "window", "tokens", "dense_perplexity", "perplexity", "change", "kl", "top1", "decode_ratio", "seconds",
+    "peak_memory", "accepted", "message",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a text that begins so for a formula
 
@@ -39,8 +39,11 @@ class Row:
     model: str = ""
     method: str = ""
     target: float | None = None
-    sparsity: float | None = None  # realised, over the pruned matrices
-    model_sparsity: float | None = None  # realised, over all parameters
+    sparsity: float | None = None  # zeros that were realised, over the changed projections
+    model_sparsity: float | None = None  # the same over all parameters
+    dense_parameters: int | None = None
+    parameters: int | None = None  # that are left
+    skipped: float | None = None  # share of the input channels that are skipped at run time
     quality: tuple[Quality, ...] = ()
     decode_ratio: float | None = None
     verdicts: tuple[Verdict, ...] = ()
@@ -59,6 +62,9 @@ class Row:
             target=candidate.target,
             sparsity=candidate.sparsity,
             model_sparsity=candidate.model_sparsity,
+            dense_parameters=report.parameters,
+            parameters=candidate.parameters,
+            skipped=candidate.skipped,
             quality=candidate.quality,
             decode_ratio=candidate.speed.decode_ratio.median if candidate.speed else None,
             verdicts=candidate.verdicts,
@@ -114,6 +120,16 @@ class SweepReport:
         return tuple(row for row in self.rows if row.failed)
 
     @property
+    def is_cut(self) -> bool:
+        """Whether some combination has fewer parameters than its dense model."""
+        return any(row.parameters != row.dense_parameters for row in self.rows)
+
+    @property
+    def skips(self) -> bool:
+        """Whether some combination skips input channels at run time."""
+        return any(row.skipped is not None for row in self.rows)
+
+    @property
     def texts(self) -> tuple[tuple[str, int], ...]:
         """Every text and window that was measured."""
         return tuple(dict.fromkeys((item.text, item.window) for row in self.rows for item in row.quality))
@@ -149,10 +165,12 @@ def _lines(row: Row) -> Iterator[list[Any]]:
         cells = {
             "status": "failed" if row.failed else "done",
             "dense_model": row.model,
-            "pruning": row.method,
+            "stages": row.method,
             "target": row.target,
             "realised_sparsity": row.sparsity,
             "model_sparsity": row.model_sparsity,
+            "parameters": row.parameters,
+            "skipped": row.skipped,
             "decode_ratio": row.decode_ratio,
             "seconds": row.seconds,
             "peak_memory": row.peak_memory,

@@ -17,7 +17,7 @@ SPECIAL = re.compile(r"([\\`*\[\]|])")
 def model_card(report: Report, candidate: Candidate) -> str:
     """A Hugging Face model card in Markdown with YAML front matter."""
     sections = [
-        f"# {_inline(report.model)}, {numbers.percent(candidate.sparsity)} sparse",
+        f"# {_inline(report.model)}, {_title(candidate)}",
         _inline(f"Made with Sparity by the recipe below from {report.model} ({sentences.describe_model(report)})."),
         *(f"> {_inline(note)}" for note in candidate.notes),
         _done(candidate),
@@ -28,22 +28,47 @@ def model_card(report: Report, candidate: Candidate) -> str:
         f"## Recipe\n\n{_fence(numbers.recipe_yaml(candidate.recipe), 'yaml')}",
         _machine(report),
     ]
-    return _front_matter(report) + "\n\n".join(filter(None, sections)) + "\n"
+    return _front_matter(report, candidate) + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _front_matter(report: Report) -> str:
+def _front_matter(report: Report, candidate: Candidate) -> str:
     head: dict[str, Any] = {"base_model": report.model} if HUB_NAME.fullmatch(report.model) else {}
     head |= {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["sparity", "sparse", "pruned"],
+        "tags": _tags(candidate),
     }
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
+def _title(candidate: Candidate) -> str:
+    """What the model is now, in a few words."""
+    parts = []
+    if candidate.sparsity > 0:
+        parts.append(f"{numbers.percent(candidate.sparsity)} sparse")
+    if _is_smaller(candidate):
+        parts.append(f"{numbers.amount(candidate.parameters)} parameters")
+    if candidate.skipped is not None:
+        parts.append(f"{numbers.percent(candidate.skipped)} of inputs skipped")
+    return ", ".join(parts) or "unchanged"
+
+
+def _tags(candidate: Candidate) -> list[str]:
+    pruned = ["sparse", "pruned"] if candidate.sparsity > 0 else []
+    smaller = ["structured-pruning"] if _is_smaller(candidate) else []
+    return ["sparity", *pruned, *smaller, *(["activation-sparsity"] if candidate.skipped is not None else [])]
+
+
+def _is_smaller(candidate: Candidate) -> bool:
+    return any(item.shape_before != item.shape_after for item in candidate.projections)
+
+
 def _done(candidate: Candidate) -> str:
-    said = (sentences.describe_pruning, sentences.describe_size, sentences.describe_effort)
-    return "## What was done\n\n" + "\n\n".join(_inline(describe(candidate)) for describe in said)
+    said = (sentences.describe_changes, sentences.describe_size, sentences.describe_effort)
+    done = [_inline(describe(candidate)) for describe in said]
+    if _is_smaller(candidate):
+        done.append("`kept_indices.json` says which units of the dense model are left.")
+    return "## What was done\n\n" + "\n\n".join(done)
 
 
 def _quality(candidate: Candidate) -> str:
@@ -107,14 +132,16 @@ def _acceptance(candidate: Candidate) -> str:
 
 
 def _loading(candidate: Candidate) -> str:
-    packed = candidate.recipe.get("output", {}).get("format") == "packed"
+    packed, skips = candidate.recipe.get("output", {}).get("format") == "packed", candidate.skipped is not None
+    reasons = ["reads the packed weights"] * packed + ["attaches what is skipped at run time"] * skips
     lines = (
-        *(("import sparity  # reads the packed weights",) if packed else ()),
+        *((f"import sparity  # {', '.join(reasons)}",) if reasons else ()),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'name = "path/to/this/folder"',
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")',
+        *(("# without skipping: model = sparity.load(name, runtime=False)",) if skips else ()),
     )
     return "## How to load it\n\n" + _fence("\n".join(lines), "python")
 

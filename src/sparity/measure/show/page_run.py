@@ -7,6 +7,7 @@ from sparity.measure.charts import bars_and_maps
 from sparity.measure.data.report import Candidate, Quality, Report, Speed, Spread
 from sparity.measure.show import numbers, sentences
 from sparity.measure.show.page import details, figure, page, table
+from sparity.stages.change import Outcome
 
 GRADES = {"excellent": "good", "good": "good", "acceptable": "fair", "poor": "bad"}
 DIRECTIONS = {"faster": "good", "on par": "fair", "slower": "bad"}
@@ -51,7 +52,7 @@ def _summary(report: Report) -> str:
 
 
 def _tiles(candidate: Candidate) -> str:
-    tiles = [(numbers.percent(candidate.sparsity), "of the pruned weights are zero", "")]
+    tiles = [(value, what, "") for value, what in _what_changed(candidate)]
     for item in candidate.quality[:1]:
         tiles.append((numbers.change(item.change), f"perplexity on {item.text}: {item.grade}", _grade(item.grade)))
     if candidate.speed:
@@ -68,8 +69,20 @@ def _tiles(candidate: Candidate) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
+def _what_changed(candidate: Candidate) -> list[tuple[str, str]]:
+    """A number and its words for every kind of change."""
+    found = []
+    if any(item.zeros > 0 or item.target is not None for item in candidate.projections):
+        found.append((numbers.percent(candidate.sparsity), "of the weights of the changed projections are zero"))
+    if any(item.shape_before != item.shape_after for item in candidate.projections):
+        found.append((numbers.amount(candidate.parameters), "parameters are left"))
+    if candidate.skipped is not None:
+        found.append((numbers.percent(candidate.skipped), "of the input channels are skipped at run time"))
+    return found
+
+
 def _comparison(report: Report) -> str:
-    parts = ["<section><h2>Against dense</h2><h3>Size and cost of pruning</h3>", _size_table(report)]
+    parts = ["<section><h2>Against dense</h2><h3>Size and cost</h3>", _size_table(report)]
     for (text, window), measured in sentences.gather_quality(report).items():
         predictions = f"{sentences.count(measured[0][1].tokens, 'prediction')} in windows of {window:,} tokens"
         parts += [
@@ -90,30 +103,36 @@ def _comparison(report: Report) -> str:
 
 
 def _size_table(report: Report) -> str:
+    """Columns for parameters left and channels skipped are there when some candidate has them."""
+    cut = any(candidate.parameters != report.parameters for candidate in report.candidates)
+    skips = any(candidate.skipped is not None for candidate in report.candidates)
     dense = sorted({numbers.size(candidate.bytes_dense) for candidate in report.candidates})
-    rows = [["dense", numbers.percent(0), numbers.percent(0), " / ".join(dense), "", "", ""]]
+    rows = [
+        ["dense", numbers.percent(0), numbers.percent(0)]
+        + [numbers.amount(report.parameters)] * cut
+        + [numbers.percent(0)] * skips
+        + [" / ".join(dense), "", "", ""]
+    ]
     for candidate in report.candidates:
         effort = candidate.effort
+        target = "" if candidate.target is None else f"<small>target {numbers.percent(candidate.target)}</small>"
+        skipped = "" if candidate.skipped is None else numbers.percent(candidate.skipped)
         rows.append(
             [
                 f"{escape(candidate.name)}<small>{escape('; '.join(candidate.stages))}</small>",
-                f"{numbers.percent(candidate.sparsity)}<small>target {numbers.percent(candidate.target or 0.0)}</small>",
+                f"{numbers.percent(candidate.sparsity)}{target}",
                 numbers.percent(candidate.model_sparsity),
+                *[numbers.amount(candidate.parameters)] * cut,
+                *[skipped] * skips,
                 f"{numbers.size(candidate.bytes_sparse)}<small>dense {numbers.size(candidate.bytes_dense)}</small>",
                 numbers.seconds(effort.seconds),
                 numbers.size(effort.peak_memory),
                 numbers.amount(effort.calibration_tokens),
             ]
         )
-    heads = [
-        "model",
-        "sparsity of pruned matrices",
-        "of all parameters",
-        "weight files",
-        "pruning time",
-        "peak memory",
-        "calibration tokens",
-    ]
+    heads = ["model", "zeros in changed projections", "of all parameters"]
+    heads += ["parameters"] * cut + ["channels skipped"] * skips
+    heads += ["weight files", "time", "peak memory", "calibration tokens"]
     return table(heads, rows, dense_first=True)
 
 
@@ -176,11 +195,19 @@ def _larger(report: Report) -> str:
 
 def _quality_plots(report: Report) -> str:
     figures = []
+    zeros_only = all(
+        candidate.skipped is None and candidate.parameters == report.parameters for candidate in report.candidates
+    )
+    x_name = "realised sparsity" if zeros_only else "weights not read for a token: zero, gone or skipped"
     for (text, window), measured in sentences.gather_quality(report).items():
-        points = [bars_and_maps.Point(candidate.name, candidate.sparsity, item.change) for candidate, item in measured]
+        points = [bars_and_maps.Point(c.name, _spared(c, zeros_only), item.change) for c, item in measured]
         caption = f"{text}, windows of {window:,} tokens"
-        figures.append(figure(caption, bars_and_maps.scatter(f"Perplexity against sparsity on {text}", points)))
+        figures.append(figure(caption, bars_and_maps.scatter(f"Perplexity against sparsity on {text}", points, x_name)))
     return f"<section><h2>Quality against sparsity</h2>{''.join(figures)}</section>" if figures else ""
+
+
+def _spared(candidate: Candidate, zeros_only: bool) -> float:
+    return candidate.sparsity if zeros_only else 1 - candidate.read
 
 
 def _speed_plots(report: Report) -> str:
@@ -209,37 +236,68 @@ def _speed_figures(timed: Sequence[tuple[str, Speed]]) -> str:
 
 
 def _candidate(report: Report, candidate: Candidate) -> str:
-    parts = [f"<section><h2>{escape(candidate.name)}</h2>", f"<p>{escape(sentences.describe_pruning(candidate))}</p>"]
+    parts = [f"<section><h2>{escape(candidate.name)}</h2>", f"<p>{escape(sentences.describe_changes(candidate))}</p>"]
     parts.append(f"<p>{escape(sentences.describe_effort(candidate))}</p>")
     parts.append(_verdicts(candidate))
-    sparsity = sentences.average_cells(candidate, "zeros")
-    if sparsity:
-        low, high = min(sparsity.values()), max(sparsity.values())
-        slack = max(NARROWEST_SCALE - (high - low), 0) / 2
-        drawn = bars_and_maps.heat_map(
-            f"Realised sparsity of {candidate.name}", sparsity, report.blocks, (low - slack, high + slack)
-        )
-        parts.append(figure("Realised sparsity by block and role", drawn))
-    loss = sentences.average_cells(candidate, "loss")
-    if loss:
-        drawn = bars_and_maps.heat_map(f"Loss of {candidate.name}", loss, report.blocks, (0.0, max(loss.values())))
-        parts.append(figure("Share of the output's energy lost on calibration text", drawn))
-    rows = [
-        [
-            escape(layer.name),
-            escape(layer.role),
-            str(layer.block),
-            " x ".join(f"{length:,}" for length in layer.shape_after),
-            numbers.percent(layer.target or 0.0),
-            numbers.percent(layer.zeros),
-            "" if layer.loss is None else numbers.percent(layer.loss),
-        ]
-        for layer in candidate.projections
-    ]
-    heads = ["matrix", "role", "block", "shape", "target", "realised", "loss"]
-    parts.append(details(sentences.count(len(rows), "pruned matrix"), table(heads, rows)))
+    parts += _maps(report, candidate)
+    if candidate.projections:
+        words = sentences.count(len(candidate.projections), "changed projection")
+        parts.append(details(words, _projections(candidate)))
     parts.append(details("Recipe", f"<pre>{escape(numbers.recipe_yaml(candidate.recipe))}</pre>"))
     return "".join([*parts, "</section>"])
+
+
+def _maps(report: Report, candidate: Candidate) -> list[str]:
+    """A map by block and role of everything that changed."""
+    zeros = any(item.zeros > 0 or item.target is not None for item in candidate.projections)
+    smaller = any(item.shape_before != item.shape_after for item in candidate.projections)
+    quantities: list[tuple[str, sentences.Quantity, bool]] = [
+        ("Realised sparsity by block and role", "zeros", zeros),
+        ("Share of the dense model's weights that is left", "left", smaller),
+        ("Share of input channels that is skipped at run time", "skipped", True),
+    ]
+    drawn = []
+    for caption, quantity, wanted in quantities:
+        cells = sentences.average_cells(candidate, quantity) if wanted else {}
+        if cells:
+            low, high = min(cells.values()), max(cells.values())
+            slack = max(NARROWEST_SCALE - (high - low), 0) / 2
+            title = f"{caption}: {candidate.name}"
+            scale = (low - slack, high + slack)
+            drawn.append(figure(caption, bars_and_maps.heat_map(title, cells, report.blocks, scale)))
+    loss = sentences.average_cells(candidate, "loss")
+    if loss:
+        chart = bars_and_maps.heat_map(f"Loss of {candidate.name}", loss, report.blocks, (0.0, max(loss.values())))
+        drawn.append(figure("Share of the output's energy lost on calibration text", chart))
+    return drawn
+
+
+def _projections(candidate: Candidate) -> str:
+    """A row per projection; columns that no projection has anything for are left out."""
+    items = candidate.projections
+    columns: list[tuple[str, Callable[[Outcome], str]]] = [
+        ("projection", lambda item: escape(item.name)),
+        ("role", lambda item: escape(item.role)),
+        ("block", lambda item: str(item.block)),
+        ("shape", _shape),
+        ("target", lambda item: _percent(item.target)),
+        ("zeros", lambda item: numbers.percent(item.zeros)),
+        ("skipped", lambda item: _percent(item.skipped)),
+        ("bits", lambda item: "" if item.bits is None else f"{item.bits:.3g}"),
+        ("loss", lambda item: _percent(item.loss)),
+        ("stages", lambda item: escape(", ".join(item.stages)) if len(candidate.stages) > 1 else ""),
+    ]
+    shown = [(head, cell) for head, cell in columns if any(cell(item) for item in items)]
+    return table([head for head, _ in shown], [[cell(item) for _, cell in shown] for item in items])
+
+
+def _shape(item: Outcome) -> str:
+    before, after = (" x ".join(f"{side:,}" for side in shape) for shape in (item.shape_before, item.shape_after))
+    return before if before == after else f"{before} → {after}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else numbers.percent(share)
 
 
 def _verdicts(candidate: Candidate) -> str:

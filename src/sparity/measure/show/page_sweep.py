@@ -41,12 +41,12 @@ def _summary(report: SweepReport, name: str) -> str:
 
 
 def _table(report: SweepReport) -> str:
-    heads = [*report.heads(), "realised sparsity"]
+    heads = [*report.heads(), "realised sparsity", *["parameters"] * report.is_cut, *["skipped"] * report.skips]
     for text, window in report.texts:
         heads += [f"perplexity, {text}, windows of {window:,}", "KL, and same top-1"]
     timed = any(row.decode_ratio is not None for row in report.rows)
     judged = any(row.verdicts for row in report.rows)
-    heads += ["decode speed"] * timed + ["limits"] * judged + ["pruning time", "peak memory"]
+    heads += ["decode speed"] * timed + ["limits"] * judged + ["time", "peak memory"]
     rows = [_dense(report, len(heads))] if report.texts else []
     for row in report.rows:
         cells = [escape(label) for label in row.labels]
@@ -54,6 +54,8 @@ def _table(report: SweepReport) -> str:
             cells += ['<span class="bad">failed</span>', *[""] * (len(heads) - len(cells) - 1)]
         else:
             cells.append(_or_empty(row.sparsity, numbers.percent))
+            cells += ["" if row.parameters is None else numbers.amount(row.parameters)] * report.is_cut
+            cells += [_or_empty(row.skipped, numbers.percent)] * report.skips
             cells += [cell for text in report.texts for cell in _quality(quality_of(row, text))]
             cells += [_or_empty(row.decode_ratio, numbers.ratio)] * timed
             cells += [_limits(row)] * judged
@@ -63,7 +65,7 @@ def _table(report: SweepReport) -> str:
 
 
 def _dense(report: SweepReport, width: int) -> list[str]:
-    cells = ["dense", *[""] * len(report.axes)]
+    cells = ["dense", *[""] * (len(report.axes) + report.is_cut + report.skips)]
     for text in report.texts:
         values = dict.fromkeys(numbers.perplexity(item.dense_perplexity) for item in _measured(report, text))
         cells += [" / ".join(values), ""]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from sparity.measure.data.report import Baseline, Candidate, Quality, Report, Speed
 from sparity.measure.show import numbers
 
+Quantity = Literal["zeros", "skipped", "left", "loss"]  # of a projection
 SHARE = "The ratio to dense on our kernels is what sparsity gives; the one to transformers also holds faster kernels."
 
 
@@ -18,24 +19,71 @@ def describe_model(report: Report) -> str:
 
 def summarise(candidate: Candidate) -> str:
     """What was done, what it cost in quality, whether it got faster, and the size of the files."""
-    parts = (describe_pruning, describe_quality, describe_speed, describe_size)
+    parts = (describe_changes, describe_quality, describe_speed, describe_size)
     return " ".join(describe(candidate) for describe in parts)
 
 
 def summarise_briefly(candidate: Candidate) -> str:
-    """The same for one of several: sparsity, quality and speed."""
-    sparse = f"{numbers.percent(candidate.sparsity)} of the pruned matrices is zero."
+    """The same for one of several: what changed, quality and speed."""
     speed = describe_decoding(candidate.speed) if candidate.speed else describe_speed(candidate)
-    return f"{sparse} {describe_quality(candidate)} {speed}"
+    return f"{describe_changes(candidate)} {describe_quality(candidate)} {speed}"
 
 
-def describe_pruning(candidate: Candidate) -> str:
-    """What was removed: realised sparsity, where, and the target."""
+def describe_changes(candidate: Candidate) -> str:
+    """What happened to the weights: zeros, shapes, bits, what is skipped at run time; and the stages in order."""
+    parts = (_zeros(candidate), _shapes(candidate), _bits(candidate), _skipping(candidate))
+    said = [part for part in parts if part] or ["No weight was changed."]
+    if len(candidate.stages) > 1:
+        said.append(f"Stages, in this order: {'; '.join(candidate.stages)}.")
+    return " ".join(said)
+
+
+def _zeros(candidate: Candidate) -> str:
+    found = [item for item in candidate.projections if item.zeros > 0 or item.target is not None]
+    if not found:
+        return ""
+    stages = f", {candidate.stages[0]}" if len(candidate.stages) == 1 else ""
+    target = "" if candidate.target is None else f" (target {numbers.percent(candidate.target)}{stages})"
     return (
-        f"{numbers.percent(candidate.sparsity)} of the weights in {count(len(candidate.projections), 'pruned matrix')} are "
-        f"zero (target {numbers.percent(candidate.target or 0.0)}, {'; '.join(candidate.stages)}), "
+        f"{numbers.percent(candidate.sparsity)} of the weights in {count(len(found), 'projection')} are zero{target}, "
         f"{numbers.percent(candidate.model_sparsity)} of all parameters."
     )
+
+
+def _shapes(candidate: Candidate) -> str:
+    smaller = [item for item in candidate.projections if item.shape_before != item.shape_after]
+    if not smaller:
+        return ""
+    left = sum(item.size for item in smaller) / sum(item.size_before for item in smaller)
+    return (
+        f"{_are(len(smaller))} smaller: {numbers.percent(left)} of their weights are left; the model has "
+        f"{numbers.amount(candidate.parameters)} parameters."
+    )
+
+
+def _bits(candidate: Candidate) -> str:
+    found = [(item.bits, item.size) for item in candidate.projections if item.bits is not None]
+    if not found:
+        return ""
+    mean = sum(bits * size for bits, size in found) / sum(size for _, size in found)
+    return f"{_are(len(found))} stored in {mean:.3g} bits per weight."
+
+
+def _skipping(candidate: Candidate) -> str:
+    found = [item for item in candidate.projections if item.skipped is not None]
+    if not found or candidate.skipped is None:
+        return ""
+    asked = [(item.skip_target, item.size) for item in found if item.skip_target is not None]
+    total = sum(size for _, size in asked)
+    target = f" (target {numbers.percent(sum(share * size for share, size in asked) / total)})" if total else ""
+    return (
+        f"{numbers.percent(candidate.skipped)} of the input channels of {count(len(found), 'projection')} are skipped "
+        f"at run time{target}, measured on calibration text."
+    )
+
+
+def _are(number: int) -> str:
+    return f"{count(number, 'projection')} {'is' if number == 1 else 'are'}"
 
 
 def describe_quality(candidate: Candidate) -> str:
@@ -116,10 +164,10 @@ def describe_size(candidate: Candidate) -> str:
 
 
 def describe_effort(candidate: Candidate) -> str:
-    """What the pruning itself took."""
+    """What the stages themselves took."""
     effort = candidate.effort
     return (
-        f"Pruning took {numbers.seconds(effort.seconds)} on {count(effort.threads, 'thread')}, with "
+        f"It took {numbers.seconds(effort.seconds)} on {count(effort.threads, 'thread')}, with "
         f"{numbers.amount(effort.calibration_tokens)} tokens of calibration text and a peak of "
         f"{numbers.size(effort.peak_memory)} of memory."
     )
@@ -145,9 +193,8 @@ def gather_quality(report: Report) -> dict[tuple[str, int], list[tuple[Candidate
 
 
 def count(number: int, thing: str) -> str:
-    """A number with its noun, such as "1 block", "24 blocks" or "168 pruned matrices"."""
-    plural = f"{thing[:-1]}ces" if thing.endswith("ix") else f"{thing}s"
-    return f"{number:,} {thing if number == 1 else plural}"
+    """A number with its noun, such as "1 block", "24 blocks" or "168 projections"."""
+    return f"{number:,} {thing if number == 1 else thing + 's'}"
 
 
 def join(items: list[str]) -> str:
@@ -155,15 +202,18 @@ def join(items: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 
-def average_cells(candidate: Candidate, quantity: Literal["zeros", "loss"]) -> dict[tuple[int, str], float]:
-    """Mean by block and role, weighted by matrix size, of the layers that have the quantity."""
+def average_cells(candidate: Candidate, quantity: Quantity) -> dict[tuple[int, str], float]:
+    """Mean by block and role, weighted by size, of the projections that have the quantity.
+
+    `left` is the share of the dense model's weights that are still there, zeros among them.
+    """
     sums: dict[tuple[int, str], tuple[float, int]] = {}
-    for layer in candidate.projections:
-        value: float | None = getattr(layer, quantity)
+    for item in candidate.projections:
+        value: float | None = item.size / item.size_before if quantity == "left" else getattr(item, quantity)
         if value is not None and math.isfinite(value):
-            total, weight = sums.get((layer.block, layer.role), (0.0, 0))
-            elements = layer.size
-            sums[layer.block, layer.role] = (total + value * elements, weight + elements)
+            total, weight = sums.get((item.block, item.role), (0.0, 0))
+            elements = item.size_before if quantity == "left" else item.size
+            sums[item.block, item.role] = (total + value * elements, weight + elements)
     return {cell: total / weight for cell, (total, weight) in sums.items() if weight}
 
 

@@ -32,9 +32,17 @@ def render_table(report: Report) -> Table:
         _add_rows(table, ("dense, our kernels", ""), {}, _rates(ours), split)
     for candidate in report.candidates:
         measured = {(item.text, item.window): _quality(item) for item in candidate.quality}
-        start = (candidate.name, numbers.percent(candidate.sparsity))
+        start = (candidate.name, "\n".join(_changed(candidate, report)))
         _add_rows(table, start, measured, _speed(candidate), split)
     return table
+
+
+def _changed(candidate: Candidate, report: Report) -> list[str]:
+    """Zeros, and where there are any, the share of the parameters that is left and that of the channels skipped."""
+    left = candidate.parameters / report.parameters
+    found = [numbers.percent(candidate.sparsity)]
+    found += [f"{numbers.percent(left)} left"] if candidate.parameters != report.parameters else []
+    return found + ([f"{numbers.percent(candidate.skipped)} skip"] if candidate.skipped is not None else [])
 
 
 def print_report(report: Report, console: Console) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparity.errors import CorruptFile, RunConflict
-from sparity.files import file_hash, write_json
+from sparity.files import file_hash, make_folder, write_json
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder, read_state
 from sparity.stages import Change, Decision
 
@@ -78,7 +78,7 @@ def changes_of(records: tuple[dict[str, Any], ...]) -> tuple[Change, ...]:
 def begin(place: Path) -> PassFolder:
     """The folder of a pass that is begun or continued; what a killed process was writing is removed."""
     state = place / STATE
-    state.mkdir(parents=True, exist_ok=True)
+    make_folder(state)
     for folder in (place, state):
         for entry in folder.iterdir():
             if entry.name.startswith(".") and entry != state:

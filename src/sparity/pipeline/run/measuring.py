@@ -22,7 +22,7 @@ from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
 from sparity.quality.agreement import compare, grade
 from sparity.recipe import Accept
-from sparity.stages.change import Change, last_of_each
+from sparity.stages.change import Change, outcomes
 
 PACKED_WORDS = {("packed", "same"): ", packed", ("packed", "int8"): ", packed in int8"}
 PLAIN_NOTE = (
@@ -45,15 +45,14 @@ def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort)
     speed = speeds[0] if speeds else None
     parameters = _parameters(job.decoder.source.shapes().values())
     left = _parameters(CheckpointSource(folder).shapes().values())
-    now = last_of_each(changes).values()
+    now = outcomes(changes)
     zeros = sum(change.zeros * change.size for change in now)
-    asked = [change for change in changes if change.target is not None and change.skipped is None]
     packing = PACKED_WORDS.get((job.recipe.output.format, job.recipe.output.values), "")
     candidate = Candidate(
         name=f"{job.words}{packing}",
         recipe=job.recipe.summary(),
         stages=tuple(planned.stage.words for planned in job.stages),
-        target=_mean([(change.target or 0.0, change.size) for change in asked]),
+        target=_mean([(change.target, change.size) for change in now if change.target is not None]),
         sparsity=_mean([(change.zeros, change.size) for change in now]) or 0.0,
         model_sparsity=zeros / left,
         parameters=left,
