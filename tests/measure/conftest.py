@@ -9,7 +9,6 @@ from sparity.measure.data.report import (
     Baseline,
     Candidate,
     Effort,
-    Layer,
     Pace,
     Quality,
     Report,
@@ -17,6 +16,7 @@ from sparity.measure.data.report import (
     Spread,
     Verdict,
 )
+from sparity.stages.change import Change
 
 ROLES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
 ROLES |= {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
@@ -71,10 +71,11 @@ def hostile() -> Report:
     candidate = replace(
         plain.candidates[0],
         name="[red]<script>",
-        pattern=f"{name} | `x`",
+        stages=(f"{name} | `x`",),
+        runtime=(f"{name} | `y`",),
         notes=(f"{name}\n# not a heading",),
         recipe={"model": name, "fence": "```\n```", name: [1, 2]},
-        layers=tuple(replace(layer, name=name, role="<q&>") for layer in plain.candidates[0].layers),
+        changes=tuple(replace(change, stage=name, name=name, role="<q&>") for change in plain.candidates[0].changes),
         quality=(replace(plain.candidates[0].quality[0], text="a|b [x](http://e.com)", grade="<b>"),),
         verdicts=(Verdict(name, "[bold]1[/bold]", passed=False),),
     )
@@ -96,14 +97,16 @@ def build_report(candidates: int = 1, blocks: int = 24, texts: tuple[str, ...] =
 
 def build_candidate(number: int = 0, blocks: int = 24, texts: tuple[str, ...] = ("wikitext-2",)) -> Candidate:
     change, factor = CHANGES[number], FACTORS[number]
-    layers = tuple(
-        Layer(
+    changes = tuple(
+        Change(
+            "prune",
             f"model.layers.{block}.{path}",
             role,
             block,
             (896, 4864 if role == "down" else 896),
+            (896, 4864 if role == "down" else 896),
             target=0.5,
-            sparsity=0.5 + 0.002 * (block - blocks / 2) * (number == 3),
+            zeros=0.5 + 0.002 * (block - blocks / 2) * (number == 3),
             loss=0.01 + 0.001 * block + 0.01 * place,
         )
         for block in range(blocks)
@@ -119,13 +122,14 @@ def build_candidate(number: int = 0, blocks: int = 24, texts: tuple[str, ...] = 
             "stages": [{"prune": {"score": NAMES[number], "pattern": "unstructured", "sparsity": 0.5}}],
             "accept": {"perplexity": "+5%", "decode": "1.3x"},
         },
-        pattern="unstructured",
+        stages=(f"{NAMES[number]}, unstructured",),
         target=0.5,
         sparsity=0.5017,
         model_sparsity=0.3621,
+        parameters=494_032_768,
         bytes_dense=988_097_824,
         bytes_sparse=988_097_824,
-        layers=layers,
+        changes=changes,
         effort=Effort(725.0, 3_200_000_000, 262_144, 8),
         quality=tuple(
             Quality(text, 2048, 10_235, 13.07, 13.07 * (1 + change), change, grade, 0.1523, 0.8014) for text in texts
@@ -145,3 +149,86 @@ def build_candidate(number: int = 0, blocks: int = 24, texts: tuple[str, ...] = 
         ),
         notes=(PLAIN,),
     )
+
+
+# A model of 2 blocks and 400 parameters, 224 of them in projections; what each kind of change makes of it.
+SHAPES = {"q": (4, 4), "gate": (8, 4), "up": (8, 4), "down": (4, 8)}
+SMALLER = {"gate": (6, 4), "up": (6, 4), "down": (4, 6)}
+SKIPPED = {"q": 0.35, "gate": 0.4, "up": 0.4, "down": 0.45}
+
+
+def build_changes(stage: str, before: dict = SHAPES, after: dict = SHAPES, **more: object) -> tuple[Change, ...]:
+    """A change of every projection in `after`; a value of `more` may be given by role."""
+    return tuple(
+        Change(
+            stage,
+            f"model.layers.{block}.{ROLES[role]}",
+            role,
+            block,
+            before[role],
+            after[role],
+            **{key: value[role] if isinstance(value, dict) else value for key, value in more.items()},
+        )
+        for block in range(2)
+        for role in after
+    )
+
+
+def build_kinds() -> dict[str, Candidate]:
+    """Candidates by kind of change: of one kind, of all kinds, and of none."""
+    plain = replace(build_candidate(), name="", stages=(), target=None, sparsity=0.0, model_sparsity=0.0, notes=())
+    pruned = build_changes("prune", zeros=0.5, target=0.5)
+    smaller = {"after": SMALLER, "target": 0.25, "loss": 0.125}
+    skipping = {"target": 0.4, "skipped": SKIPPED}
+    all_three = (
+        *pruned,
+        *build_changes("structure", zeros=0.5, **smaller),
+        *build_changes("activations", SHAPES | SMALLER, SHAPES | SMALLER, zeros=0.5, **skipping),
+    )
+    kinds = {
+        "pruned": replace(plain, changes=pruned, target=0.5, sparsity=0.5, model_sparsity=0.28, parameters=400),
+        "cut": replace(plain, changes=build_changes("structure", zeros=0.0, **smaller), parameters=352),
+        "skipping": replace(
+            plain, changes=build_changes("activations", zeros=0.0, **skipping), runtime=("activations",)
+        ),
+        "quantised": replace(
+            plain, changes=build_changes("quantise", zeros=0.0, bits=dict.fromkeys(SHAPES, 4.0) | {"q": 8.0})
+        ),
+        "healed": replace(plain, changes=build_changes("heal", zeros=0.0, loss=0.25)),
+        "nothing": replace(plain, changes=()),
+        "all": replace(
+            plain,
+            changes=all_three,
+            target=0.5,
+            sparsity=0.5,
+            model_sparsity=0.25,
+            parameters=352,
+            runtime=("activations",),
+        ),
+    }
+    words = {"all": ("wanda, 50%", "25 % of the channels", "thresholds, 40 %"), "nothing": ("sinks, 4 tokens",)}
+    return {
+        kind: replace(
+            candidate,
+            name=kind,
+            stages=words.get(kind, (f"{kind} somehow",)),
+            parameters=candidate.parameters if candidate.parameters < 1000 else 400,
+        )
+        for kind, candidate in kinds.items()
+    }
+
+
+@pytest.fixture
+def kinds() -> dict[str, Report]:
+    """A report of one candidate for every kind of change."""
+    return {kind: small_report(candidate) for kind, candidate in build_kinds().items()}
+
+
+@pytest.fixture
+def every_kind() -> Report:
+    """One report of all of them."""
+    return small_report(*build_kinds().values())
+
+
+def small_report(*candidates: Candidate) -> Report:
+    return replace(build_report(0), parameters=400, blocks=2, candidates=candidates)

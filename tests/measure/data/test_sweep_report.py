@@ -45,7 +45,7 @@ def parsed(report):
 
 def test_json_holds_every_row_by_the_names_of_the_axes(report):
     content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert [axis["name"] for axis in content["axes"]] == ["method", "stages.0.prune.sparsity"]
     assert content["axes"][1]["numbers"] == [0.3, 0.5]
     assert content["base"] == {"model": "tiny"}
@@ -85,7 +85,7 @@ def test_csv_has_a_line_per_combination_and_text(report):
     keys = ("status", "realised_sparsity", "perplexity", "kl", "window", "message")
     assert [lines[3][key] for key in keys] == ["done", "0.4375", "40.0", "0.25", "32", ""]
     assert (lines[6]["status"], lines[6]["message"], lines[6]["perplexity"]) == ("failed", "weights hold NaN", "")
-    assert (lines[0]["dense_model"], lines[0]["pruning"], lines[0]["accepted"]) == ("tiny", "wanda, 50%", "")
+    assert (lines[0]["dense_model"], lines[0]["sparse_model"], lines[0]["accepted"]) == ("tiny", "wanda, 50%", "")
 
 
 def test_csv_survives_any_label_and_gives_no_spreadsheet_a_formula():
@@ -113,7 +113,7 @@ def test_the_page_is_balanced_has_no_script_and_every_row(report):
     agreement, cost = "0.2500 75.0 %", ["2.5 s", "780.0 MB"]
     assert found == [
         ["method", "sparsity", "realised sparsity", "perplexity, docs, windows of 32", "KL, and same top-1",
-         "perplexity, code, windows of 32", "KL, and same top-1", "pruning time", "peak memory"],
+         "perplexity, code, windows of 32", "KL, and same top-1", "time of the run", "peak memory"],
         ["dense", "", "", "10.00", "", "10.00", "", "", ""],
         ["wanda", "0.3", "43.8 %", "12.50 +25.0 %", agreement, "25.00 +150.0 %", agreement, *cost],
         ["wanda", "0.5", "43.8 %", "20.00 +100.0 %", agreement, "40.00 +300.0 %", agreement, *cost],
@@ -206,3 +206,54 @@ def test_four_texts_fit_80_columns(report):
     assert "…" not in text
     (line,) = (line.split() for line in table.splitlines() if line.startswith("stories"))
     assert line == ["stories", "sparsegpt", "43.8", "%", "1,234", "2,469", "3,704", "4,938", "2.5", "s"]
+
+
+def mixed(report):
+    """The first row with channels cut, the second without a target and with channels skipped at run time."""
+    first, second, *others = report.rows
+    first = replace(first, parameters_left=0.75, target=None)
+    return replace(report, rows=(first, replace(second, parameters_left=0.5, skipped=0.375, target=None), *others))
+
+
+def test_a_row_says_what_is_left_and_what_is_skipped(kinds):
+    found = {kind: Row.of(("a",), {}, report) for kind, report in kinds.items()}
+    assert {kind: (row.target, row.sparsity, row.parameters_left) for kind, row in found.items()} == {
+        "pruned": (0.5, 0.5, None),
+        "cut": (None, 0.0, 0.88),
+        "skipping": (None, 0.0, None),
+        "quantised": (None, 0.0, None),
+        "healed": (None, 0.0, None),
+        "nothing": (None, 0.0, None),
+        "all": (0.5, 0.5, 0.88),
+    }
+    skipped = {kind: row.skipped for kind, row in found.items() if row.skipped is not None}
+    assert skipped == {"skipping": pytest.approx(0.41), "all": pytest.approx(7.3 / 18)}
+
+
+def test_what_is_left_and_skipped_has_columns_where_some_row_has_any(report):
+    assert Row.from_dict(json.loads(json.dumps(mixed(report).rows[1].to_dict())), "row.json") == mixed(report).rows[1]
+    lines = parsed(mixed(report))
+    assert [(line["target"], line["parameters_left"], line["skipped"]) for line in lines[:5:2]] == [
+        ("", "0.75", ""),
+        ("", "0.5", "0.375"),
+        ("0.5", "", ""),
+    ]
+    found = [[" ".join(cell) for cell in cells[:6]] for cells in rows(render_sweep(mixed(report)))]
+    assert found == [
+        ["method", "sparsity", "realised sparsity", "parameters left", "skipped at run time",
+         "perplexity, docs, windows of 32"],
+        ["dense", "", "", "", "", "10.00"],
+        ["wanda", "0.3", "43.8 %", "75.0 %", "", "12.50 +25.0 %"],
+        ["wanda", "0.5", "43.8 %", "50.0 %", "37.5 %", "20.00 +100.0 %"],
+        ["ria", "0.3", "43.8 %", "", "", "11.00 +10.0 %"],
+        ["ria", "0.5", "failed", "", "", ""],
+    ]  # fmt: skip
+    assert len({len(cells) for cells in rows(render_sweep(mixed(report)))}) == 1
+    lines = [" ".join(line.split()) for line in printed(mixed(report)).splitlines()]
+    assert lines[2:7] == [
+        "wanda 0.3 43.8 % 12.50 25.00 2.5 s",
+        "75.0 % left +25.0 % +150.0 %",
+        "wanda 0.5 43.8 % 20.00 40.00 2.5 s",
+        "50.0 % left +100.0 % +300.0 %",
+        "37.5 % skipped",
+    ]

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from sparity.stages.change import Change, last_of_each
+from sparity.measure.data import outcome
+from sparity.stages.change import Change
 
 FORMAT = 2
 
@@ -98,13 +100,14 @@ class Candidate:
         name: what was done, in a few words.
         recipe: what was asked for.
         stages: what each stage did, in a few words.
-        target: the share of zeros that was asked for, over the projections that were to get some; None without any.
-        sparsity: the share of zeros over the projections that a stage changed.
+        target: the share of zeros that was asked for, over the projections that had such a target; None without any.
+        sparsity: the share of zeros over the projections that have some or had such a target; 0 without any.
         model_sparsity: the share of zeros over all parameters that are left.
         parameters: how many are left.
         bytes_dense: of the dense model's weight files.
         bytes_sparse: of the weight files now, with the data of run-time stages.
         changes: what every stage did to every projection.
+        runtime: the stages whose data is used while the model runs, by name.
     """
 
     name: str
@@ -123,11 +126,12 @@ class Candidate:
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     batched: tuple[Speed, ...] = ()  # at the batch sizes after the first
+    runtime: tuple[str, ...] = ()
 
-    @property
-    def projections(self) -> tuple[Change, ...]:
-        """The last change of every projection: what it is now."""
-        return tuple(last_of_each(self.changes).values())
+    @cached_property
+    def totals(self) -> outcome.Totals:
+        """What every projection is after all stages, and what that amounts to."""
+        return outcome.Totals.of(self.changes)
 
     @property
     def speeds(self) -> tuple[Speed, ...]:
@@ -165,6 +169,10 @@ class Report:
     def accepted(self) -> bool:
         """Whether every limit of every recipe was kept."""
         return all(verdict.passed for candidate in self.candidates for verdict in candidate.verdicts)
+
+    def left(self, candidate: Candidate) -> float | None:
+        """The share of the parameters that a candidate has left; None where no shape changed."""
+        return candidate.parameters / self.parameters if candidate.totals.reshaped and self.parameters else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists; numbers that are not finite become their names as text."""

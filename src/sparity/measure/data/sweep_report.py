@@ -10,12 +10,12 @@ from typing import Any
 from sparity.errors import CorruptFile
 from sparity.measure.data.report import Quality, Report, Verdict, plain
 
-FORMAT = 1
-# The columns of the CSV behind one column per axis; no axis may have one of these names.
+FORMAT = 2
+# The columns of the CSV after one column per axis; no axis may have one of these names.
 COLUMNS = (
-    "status", "dense_model", "pruning", "target", "realised_sparsity", "model_sparsity", "text", "window", "tokens",
-    "dense_perplexity", "perplexity", "change", "kl", "top1", "decode_ratio", "seconds", "peak_memory", "accepted",
-    "message",
+    "status", "dense_model", "sparse_model", "target", "realised_sparsity", "model_sparsity", "parameters_left",
+    "skipped", "text", "window", "tokens", "dense_perplexity", "perplexity", "change", "kl", "top1", "decode_ratio",
+    "seconds", "peak_memory", "accepted", "message",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a text that begins so for a formula
 
@@ -39,8 +39,10 @@ class Row:
     model: str = ""
     method: str = ""
     target: float | None = None
-    sparsity: float | None = None  # realised, over the pruned matrices
-    model_sparsity: float | None = None  # realised, over all parameters
+    sparsity: float | None = None  # zeros that were realised, as in the report's candidate
+    model_sparsity: float | None = None  # the same over all parameters
+    parameters_left: float | None = None  # as a share of the dense model's; None where no shape changed
+    skipped: float | None = None  # the share of input channels skipped at run time; None where none are
     quality: tuple[Quality, ...] = ()
     decode_ratio: float | None = None
     verdicts: tuple[Verdict, ...] = ()
@@ -59,6 +61,8 @@ class Row:
             target=candidate.target,
             sparsity=candidate.sparsity,
             model_sparsity=candidate.model_sparsity,
+            parameters_left=report.left(candidate),
+            skipped=candidate.totals.skipped,
             quality=candidate.quality,
             decode_ratio=candidate.speed.decode_ratio.median if candidate.speed else None,
             verdicts=candidate.verdicts,
@@ -149,10 +153,12 @@ def _lines(row: Row) -> Iterator[list[Any]]:
         cells = {
             "status": "failed" if row.failed else "done",
             "dense_model": row.model,
-            "pruning": row.method,
+            "sparse_model": row.method,
             "target": row.target,
             "realised_sparsity": row.sparsity,
             "model_sparsity": row.model_sparsity,
+            "parameters_left": row.parameters_left,
+            "skipped": row.skipped,
             "decode_ratio": row.decode_ratio,
             "seconds": row.seconds,
             "peak_memory": row.peak_memory,

@@ -11,16 +11,17 @@ from sparity.measure.data.report import Candidate, Report
 from sparity.measure.show import numbers, sentences
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+KEPT = "`kept_indices.json` says which of the dense model's channels, heads and blocks are left."
 SPECIAL = re.compile(r"([\\`*\[\]|])")
 
 
 def model_card(report: Report, candidate: Candidate) -> str:
     """A Hugging Face model card in Markdown with YAML front matter."""
     sections = [
-        f"# {_inline(report.model)}, {numbers.percent(candidate.sparsity)} sparse",
+        f"# {_inline(report.model)}, {sentences.shorten_changes(report, candidate)}",
         _inline(f"Made with Sparity by the recipe below from {report.model} ({sentences.describe_model(report)})."),
         *(f"> {_inline(note)}" for note in candidate.notes),
-        _done(candidate),
+        _done(report, candidate),
         _quality(candidate),
         _speed(candidate),
         _acceptance(candidate),
@@ -28,22 +29,44 @@ def model_card(report: Report, candidate: Candidate) -> str:
         f"## Recipe\n\n{_fence(numbers.recipe_yaml(candidate.recipe), 'yaml')}",
         _machine(report),
     ]
-    return _front_matter(report) + "\n\n".join(filter(None, sections)) + "\n"
+    return _front_matter(report, candidate) + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _front_matter(report: Report) -> str:
+def _front_matter(report: Report, candidate: Candidate) -> str:
     head: dict[str, Any] = {"base_model": report.model} if HUB_NAME.fullmatch(report.model) else {}
     head |= {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["sparity", "sparse", "pruned"],
+        "tags": _tags(candidate),
     }
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
-def _done(candidate: Candidate) -> str:
-    said = (sentences.describe_pruning, sentences.describe_size, sentences.describe_effort)
-    return "## What was done\n\n" + "\n\n".join(_inline(describe(candidate)) for describe in said)
+def _tags(candidate: Candidate) -> list[str]:
+    """What kinds of change there are."""
+    totals, output = candidate.totals, candidate.recipe.get("output", {})
+    quantised = totals.bits is not None or output.get("values", "same") != "same"
+    tags = {
+        "sparity": True,
+        "sparse": totals.has_zeros or totals.skipped is not None,
+        "pruned": totals.has_zeros or bool(totals.reshaped),
+        "activation-sparsity": totals.skipped is not None,
+        "quantized": quantised,
+    }
+    return [tag for tag, fits in tags.items() if fits]
+
+
+def _done(report: Report, candidate: Candidate) -> str:
+    said = [
+        sentences.describe_changes(report, candidate),
+        sentences.describe_stages(candidate),
+        sentences.describe_size(candidate),
+        sentences.describe_effort(candidate),
+    ]
+    lines = [_inline(sentence) for sentence in said]
+    if candidate.totals.reshaped:
+        lines.insert(1, KEPT)
+    return "## What was done\n\n" + "\n\n".join(lines)
 
 
 def _quality(candidate: Candidate) -> str:
@@ -108,15 +131,22 @@ def _acceptance(candidate: Candidate) -> str:
 
 def _loading(candidate: Candidate) -> str:
     packed = candidate.recipe.get("output", {}).get("format") == "packed"
+    reads = ["reads the packed weights"] * packed + ["attaches what is done at run time"] * bool(candidate.runtime)
     lines = (
-        *(("import sparity  # reads the packed weights",) if packed else ()),
+        *((f"import sparity  # {sentences.join(reads)}",) if reads else ()),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'name = "path/to/this/folder"',
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")',
     )
-    return "## How to load it\n\n" + _fence("\n".join(lines), "python")
+    parts = ["## How to load it", _fence("\n".join(lines), "python")]
+    if candidate.runtime:
+        parts.append(
+            f"Done at run time: {_inline(sentences.join(list(candidate.runtime)))}. "
+            "`sparity.load(name, runtime=False)` gives the model without it."
+        )
+    return "\n\n".join(parts)
 
 
 def _machine(report: Report) -> str:

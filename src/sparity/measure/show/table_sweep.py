@@ -13,7 +13,7 @@ LABEL = 12  # columns that a label has without being folded
 
 
 def render_sweep_table(report: SweepReport) -> Table:
-    """Axes, realised sparsity, then what was measured: all of it on one text, perplexity and its change on several."""
+    """Axes, what was done, then what was measured: all of it on one text, perplexity and its change on several."""
     texts = report.texts
     table = Table(box=None, padding=(0, 1, 0, 0))
     for head, axis in zip(report.heads(), report.axes, strict=True):
@@ -49,7 +49,7 @@ def _cells(row: Row, report: SweepReport) -> list[Text]:
     texts = report.texts
     if row.failed or row.sparsity is None:
         return [Text("failed", "bold red"), *[ABSENT] * (4 if len(texts) == 1 else len(texts)), ABSENT]
-    cells = [Text(numbers.percent(row.sparsity))]
+    cells = [Text(numbers.shares(row.sparsity, row.parameters_left, row.skipped))]
     for text in texts:
         item = quality_of(row, text)
         if item is None:
