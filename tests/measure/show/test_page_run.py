@@ -64,7 +64,7 @@ def test_tables_hold_the_measurements(report):
     page = render_html(report)
     assert row_of(page, "dense", 7) == ["dense", "0.0 %", "0.0 %", "988.1 MB", "", "", ""]
     assert row_of(page, "wanda-50", 7) == [
-        "wanda-50 wanda, unstructured",
+        "wanda-50",
         "50.2 % target 50.0 %",
         "36.2 %",
         "988.1 MB dense 988.1 MB",
@@ -173,7 +173,7 @@ def test_the_loss_of_several_stages_has_a_map_for_each(kinds):
     page = render_html(replace(kinds["all"], candidates=(replace(candidate, changes=lossy),)))
     assert f"<figcaption>{CAPTIONS[3]} by prune</figcaption>" in page
     assert f"<figcaption>{CAPTIONS[3]} by structure</figcaption>" in page
-    assert "<td>25.0 %, 12.5 %, -</td>" in page
+    assert "<td>25.0 %<br>12.5 %<br>-</td>" in page
 
 
 @pytest.mark.parametrize(
@@ -233,16 +233,16 @@ def test_a_projection_has_one_row_for_all_stages_that_touched_it(kinds):
     assert heads == ["projection", "stages", "role", "block", "shape", "zeros", "target", "skipped", "loss"]
     assert len(found) == 8
     assert found["model.layers.1.mlp.down_proj"] == [
-        "prune, structure, activations",
+        "prune structure activations",
         "down",
         "1",
         "4 x 8 → 4 x 6",
         "50.0 %",
-        "50.0 %, 25.0 %, 40.0 %",
+        "50.0 % 25.0 % 40.0 %",
         "45.0 %",
-        "-, 12.5 %, -",
+        "- 12.5 % -",
     ]
-    query = ["prune, activations", "q", "0", "4 x 4", "50.0 %", "50.0 %, 40.0 %", "35.0 %", ""]
+    query = ["prune activations", "q", "0", "4 x 4", "50.0 %", "50.0 % 40.0 %", "35.0 %", ""]
     assert found["model.layers.0.self_attn.q_proj"] == query
 
 
@@ -266,13 +266,13 @@ def test_the_size_table_has_a_column_for_every_kind_of_change(every_kind, kinds)
             "channels skipped at run time",
         ],
         "dense": ["0.0 %", "0.0 %", "400", "", "0.0 %"],
-        "pruned pruned somehow": ["50.0 % target 50.0 %", "28.0 %", "", "", ""],
-        "cut cut somehow": ["", "", left, "", ""],
-        "skipping skipping somehow": ["", "", "", "", f"41.0 % {skipped}"],
-        "quantised quantised somehow": ["", "", "", "4.57 bits", ""],
-        "healed healed somehow": [""] * 5,
-        "nothing sinks, 4 tokens": [""] * 5,
-        "all wanda, 50%; 25 % of the channels; thresholds, 40 %": [
+        "pruned": ["50.0 % target 50.0 %", "28.0 %", "", "", ""],
+        "cut": ["", "", left, "", ""],
+        "skipping": ["", "", "", "", f"41.0 % {skipped}"],
+        "quantised": ["", "", "", "4.57 bits", ""],
+        "healed": [""] * 5,
+        "nothing": [""] * 5,
+        "all": [
             "50.0 % target 50.0 %",
             "25.0 %",
             left,
@@ -378,3 +378,10 @@ def test_a_larger_model_is_told_with_its_speed_or_why_it_was_not_timed(on_engine
     text = Page(render_html(replace(on_engine, larger=skipped))).text
     assert "No larger model was timed: 1.0 GB of memory is available, 4.0 GB is needed." in text
     assert "larger model" not in Page(render_html(on_engine)).text
+
+
+def test_the_stages_of_a_run_of_several_are_listed_and_the_run_is_not_called_pruning(kinds):
+    text = Page(render_html(kinds["all"])).text
+    assert "3 stages, one after the other: wanda, 50%; 25 % of the channels; thresholds, 40 %. The run took" in text
+    assert "stage" not in Page(render_html(kinds["nothing"])).text.partition("Recipe")[0]
+    assert "prun" not in Page(render_html(kinds["skipping"])).text.partition("Recipe")[0]

@@ -30,11 +30,8 @@ def change_tiles(report: Report, candidate: Candidate) -> list[tuple[str, str]]:
 
 def candidate_section(report: Report, candidate: Candidate) -> str:
     """Everything about one sparse model but what it is compared by."""
-    said = (
-        sentences.describe_changes(report, candidate),
-        sentences.describe_stages(candidate),
-        sentences.describe_effort(candidate),
-    )
+    several = [sentences.describe_stages(candidate)] if len(candidate.stages) > 1 else []  # one is in the name
+    said = [sentences.describe_changes(report, candidate), *several, sentences.describe_effort(candidate)]
     parts = [f"<section><h2>{escape(candidate.name)}</h2>", *(f"<p>{escape(sentence)}</p>" for sentence in said)]
     parts += [_verdicts(candidate), *_heat_maps(report, candidate)]
     if candidate.changes:
@@ -89,10 +86,10 @@ def _shares_scale(cells: dict[tuple[int, str], float]) -> tuple[float, float]:
 
 
 def _projections(outcomes: tuple[Outcome, ...]) -> str:
-    """A row per projection; what no stage has to do with has no column."""
+    """A row per projection, in it a line per stage; what no stage has to do with has no column."""
     columns: list[tuple[str, list[str]]] = [
         ("projection", [escape(each.name) for each in outcomes]),
-        ("stages", [escape(", ".join(change.stage for change in each.changes)) for each in outcomes]),
+        ("stages", ["<br>".join(escape(change.stage) for change in each.changes) for each in outcomes]),
         ("role", [escape(each.cell[1]) for each in outcomes]),
         ("block", [str(each.cell[0]) for each in outcomes]),
         ("shape", [_shape(each) for each in outcomes]),
@@ -109,12 +106,12 @@ def _projections(outcomes: tuple[Outcome, ...]) -> str:
 
 def _shape(each: Outcome) -> str:
     before, after = (f"{rows:,} x {columns:,}" for rows, columns in each.shapes)
-    return f"{before} → {after}" if each.reshaped else before
+    return f"{before}<br>→ {after}" if each.reshaped else before
 
 
 def _by_stage(shares: Iterable[float | None]) -> str:
-    """The shares in the order of the stages, with a dash for those that have none; nothing where none has any."""
+    """A line per stage, as in the column of stages, with a dash where it has no share; nothing where none has any."""
     found = list(shares)
     if all(share is None for share in found):
         return ""
-    return ", ".join("-" if share is None else numbers.percent(share) for share in found)
+    return "<br>".join("-" if share is None else numbers.percent(share) for share in found)

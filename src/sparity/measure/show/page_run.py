@@ -100,7 +100,7 @@ def _size_table(report: Report) -> str:
         ("bits per weight", "", [_bits(candidate) for candidate in report.candidates]),
         ("channels skipped at run time", none, [_skipped(candidate) for candidate in report.candidates]),
     ]
-    names = [f"{escape(c.name)}<small>{escape('; '.join(c.stages))}</small>" for c in report.candidates]
+    names = [escape(candidate.name) for candidate in report.candidates]
     files = [
         f"{numbers.size(c.bytes_sparse)}<small>dense {numbers.size(c.bytes_dense)}</small>" for c in report.candidates
     ]
