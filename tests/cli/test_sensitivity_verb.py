@@ -16,7 +16,7 @@ def arguments(model, token_files, tmp_path):
 def test_it_shows_halves_and_the_costliest_layers(sparity, arguments, tmp_path):
     done = sparity(*arguments, "--ratio", 0.5, "--ratio", 0.9)
     assert done.code == 0
-    assert "Every part pruned alone by wanda, to 50.0 % and 90.0 %" in done.out
+    assert "Every part made sparse alone by wanda, to 50.0 % and 90.0 %" in done.out
     assert "attention of all blocks" in done.out
     assert "mlp of all blocks" in done.out
     assert done.out.count("block 0,") + done.out.count("block 1,") + done.out.count("block 2,") == 5

@@ -187,5 +187,5 @@ def test_every_pair_is_refused_for_a_reason_or_keeps_what_it_promised(
     assert {change.stage for change in candidate.changes} == {first, second}
     if "mask" in before.relies_on:
         first_zeros = [change.zeros for change in candidate.changes if change.stage == first]
-        last_zeros = [change.zeros for change in candidate.projections]
+        last_zeros = [change.zeros for change in candidate.totals.outcomes]
         assert min(last_zeros) >= min(first_zeros) - 0.1  # what is cut away may have had more zeros than the rest

@@ -16,7 +16,7 @@ from sparity.measure.data.report import (
     Spread,
     Verdict,
 )
-from sparity.stages import Change
+from sparity.stages.change import Change
 
 ROLES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
 ROLES |= {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
@@ -72,12 +72,10 @@ def hostile() -> Report:
         plain.candidates[0],
         name="[red]<script>",
         stages=(f"{name} | `x`",),
+        runtime=(f"{name} | `y`",),
         notes=(f"{name}\n# not a heading",),
         recipe={"model": name, "fence": "```\n```", name: [1, 2]},
-        changes=tuple(
-            replace(change, name=f"{name}{place}", role="<q&>")
-            for place, change in enumerate(plain.candidates[0].changes)
-        ),
+        changes=tuple(replace(change, stage=name, name=name, role="<q&>") for change in plain.candidates[0].changes),
         quality=(replace(plain.candidates[0].quality[0], text="a|b [x](http://e.com)", grade="<b>"),),
         verdicts=(Verdict(name, "[bold]1[/bold]", passed=False),),
     )
@@ -151,3 +149,86 @@ def build_candidate(number: int = 0, blocks: int = 24, texts: tuple[str, ...] = 
         ),
         notes=(PLAIN,),
     )
+
+
+# A model of 2 blocks and 400 parameters, 224 of them in projections; what each kind of change makes of it.
+SHAPES = {"q": (4, 4), "gate": (8, 4), "up": (8, 4), "down": (4, 8)}
+SMALLER = {"gate": (6, 4), "up": (6, 4), "down": (4, 6)}
+SKIPPED = {"q": 0.35, "gate": 0.4, "up": 0.4, "down": 0.45}
+
+
+def build_changes(stage: str, before: dict = SHAPES, after: dict = SHAPES, **more: object) -> tuple[Change, ...]:
+    """A change of every projection in `after`; a value of `more` may be given by role."""
+    return tuple(
+        Change(
+            stage,
+            f"model.layers.{block}.{ROLES[role]}",
+            role,
+            block,
+            before[role],
+            after[role],
+            **{key: value[role] if isinstance(value, dict) else value for key, value in more.items()},
+        )
+        for block in range(2)
+        for role in after
+    )
+
+
+def build_kinds() -> dict[str, Candidate]:
+    """Candidates by kind of change: of one kind, of all kinds, and of none."""
+    plain = replace(build_candidate(), name="", stages=(), target=None, sparsity=0.0, model_sparsity=0.0, notes=())
+    pruned = build_changes("prune", zeros=0.5, target=0.5)
+    smaller = {"after": SMALLER, "target": 0.25, "loss": 0.125}
+    skipping = {"target": 0.4, "skipped": SKIPPED}
+    all_three = (
+        *pruned,
+        *build_changes("structure", zeros=0.5, **smaller),
+        *build_changes("activations", SHAPES | SMALLER, SHAPES | SMALLER, zeros=0.5, **skipping),
+    )
+    kinds = {
+        "pruned": replace(plain, changes=pruned, target=0.5, sparsity=0.5, model_sparsity=0.28, parameters=400),
+        "cut": replace(plain, changes=build_changes("structure", zeros=0.0, **smaller), parameters=352),
+        "skipping": replace(
+            plain, changes=build_changes("activations", zeros=0.0, **skipping), runtime=("activations",)
+        ),
+        "quantised": replace(
+            plain, changes=build_changes("quantise", zeros=0.0, bits=dict.fromkeys(SHAPES, 4.0) | {"q": 8.0})
+        ),
+        "healed": replace(plain, changes=build_changes("heal", zeros=0.0, loss=0.25)),
+        "nothing": replace(plain, changes=()),
+        "all": replace(
+            plain,
+            changes=all_three,
+            target=0.5,
+            sparsity=0.5,
+            model_sparsity=0.25,
+            parameters=352,
+            runtime=("activations",),
+        ),
+    }
+    words = {"all": ("wanda, 50%", "25 % of the channels", "thresholds, 40 %"), "nothing": ("sinks, 4 tokens",)}
+    return {
+        kind: replace(
+            candidate,
+            name=kind,
+            stages=words.get(kind, (f"{kind} somehow",)),
+            parameters=candidate.parameters if candidate.parameters < 1000 else 400,
+        )
+        for kind, candidate in kinds.items()
+    }
+
+
+@pytest.fixture
+def kinds() -> dict[str, Report]:
+    """A report of one candidate for every kind of change."""
+    return {kind: small_report(candidate) for kind, candidate in build_kinds().items()}
+
+
+@pytest.fixture
+def every_kind() -> Report:
+    """One report of all of them."""
+    return small_report(*build_kinds().values())
+
+
+def small_report(*candidates: Candidate) -> Report:
+    return replace(build_report(0), parameters=400, blocks=2, candidates=candidates)

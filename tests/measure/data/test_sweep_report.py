@@ -85,7 +85,7 @@ def test_csv_has_a_line_per_combination_and_text(report):
     keys = ("status", "realised_sparsity", "perplexity", "kl", "window", "message")
     assert [lines[3][key] for key in keys] == ["done", "0.4375", "40.0", "0.25", "32", ""]
     assert (lines[6]["status"], lines[6]["message"], lines[6]["perplexity"]) == ("failed", "weights hold NaN", "")
-    assert (lines[0]["dense_model"], lines[0]["stages"], lines[0]["accepted"]) == ("tiny", "wanda, 50%", "")
+    assert (lines[0]["dense_model"], lines[0]["sparse_model"], lines[0]["accepted"]) == ("tiny", "wanda, 50%", "")
 
 
 def test_csv_survives_any_label_and_gives_no_spreadsheet_a_formula():
@@ -113,7 +113,7 @@ def test_the_page_is_balanced_has_no_script_and_every_row(report):
     agreement, cost = "0.2500 75.0 %", ["2.5 s", "780.0 MB"]
     assert found == [
         ["method", "sparsity", "realised sparsity", "perplexity, docs, windows of 32", "KL, and same top-1",
-         "perplexity, code, windows of 32", "KL, and same top-1", "time", "peak memory"],
+         "perplexity, code, windows of 32", "KL, and same top-1", "time of the run", "peak memory"],
         ["dense", "", "", "10.00", "", "10.00", "", "", ""],
         ["wanda", "0.3", "43.8 %", "12.50 +25.0 %", agreement, "25.00 +150.0 %", agreement, *cost],
         ["wanda", "0.5", "43.8 %", "20.00 +100.0 %", agreement, "40.00 +300.0 %", agreement, *cost],
@@ -208,25 +208,52 @@ def test_four_texts_fit_80_columns(report):
     assert line == ["stories", "sparsegpt", "43.8", "%", "1,234", "2,469", "3,704", "4,938", "2.5", "s"]
 
 
-def test_what_is_left_and_skipped_has_columns_where_some_row_has_it(report):
-    cut = row("wanda", "0.3", dense_parameters=4_000_000, parameters=3_000_000)
-    skipping = row("wanda", "0.5", dense_parameters=4_000_000, parameters=4_000_000, skipped=0.4)
-    both = replace(report, rows=(cut, skipping, report.rows[3]))
-    lines = [" ".join(line.split()) for line in printed(both).splitlines()]
-    assert lines[1:4] == [
-        "method sparsity realised left skipped docs code time",
-        "wanda 0.3 43.8 % 75.0 % - 12.50 25.00 2.5 s",
-        "+25.0 % +150.0 %",
+def mixed(report):
+    """The first row with channels cut, the second without a target and with channels skipped at run time."""
+    first, second, *others = report.rows
+    first = replace(first, parameters_left=0.75, target=None)
+    return replace(report, rows=(first, replace(second, parameters_left=0.5, skipped=0.375, target=None), *others))
+
+
+def test_a_row_says_what_is_left_and_what_is_skipped(kinds):
+    found = {kind: Row.of(("a",), {}, report) for kind, report in kinds.items()}
+    assert {kind: (row.target, row.sparsity, row.parameters_left) for kind, row in found.items()} == {
+        "pruned": (0.5, 0.5, None),
+        "cut": (None, 0.0, 0.88),
+        "skipping": (None, 0.0, None),
+        "quantised": (None, 0.0, None),
+        "healed": (None, 0.0, None),
+        "nothing": (None, 0.0, None),
+        "all": (0.5, 0.5, 0.88),
+    }
+    skipped = {kind: row.skipped for kind, row in found.items() if row.skipped is not None}
+    assert skipped == {"skipping": pytest.approx(0.41), "all": pytest.approx(7.3 / 18)}
+
+
+def test_what_is_left_and_skipped_has_columns_where_some_row_has_any(report):
+    assert Row.from_dict(json.loads(json.dumps(mixed(report).rows[1].to_dict())), "row.json") == mixed(report).rows[1]
+    lines = parsed(mixed(report))
+    assert [(line["target"], line["parameters_left"], line["skipped"]) for line in lines[:5:2]] == [
+        ("", "0.75", ""),
+        ("", "0.5", "0.375"),
+        ("0.5", "", ""),
     ]
-    assert "wanda 0.5 43.8 % 100.0 % 40.0 % 12.50 25.00 2.5 s" in lines
-    assert "ria 0.5 failed - - - - -" in lines
-    found = [[" ".join(cell) for cell in cells] for cells in rows(render_sweep(both))]
-    assert found[0][2:5] == ["realised sparsity", "parameters", "skipped"]
-    assert [cells[2:5] for cells in found[1:4]] == [
-        ["", "", ""],
-        ["43.8 %", "3.0 million", ""],
-        ["43.8 %", "4.0 million", "40.0 %"],
-    ]
-    assert [(line["parameters"], line["skipped"]) for line in parsed(both)][:3] == [
-        ("3000000", ""), ("3000000", ""), ("4000000", "0.4"),
+    found = [[" ".join(cell) for cell in cells[:6]] for cells in rows(render_sweep(mixed(report)))]
+    assert found == [
+        ["method", "sparsity", "realised sparsity", "parameters left", "skipped at run time",
+         "perplexity, docs, windows of 32"],
+        ["dense", "", "", "", "", "10.00"],
+        ["wanda", "0.3", "43.8 %", "75.0 %", "", "12.50 +25.0 %"],
+        ["wanda", "0.5", "43.8 %", "50.0 %", "37.5 %", "20.00 +100.0 %"],
+        ["ria", "0.3", "43.8 %", "", "", "11.00 +10.0 %"],
+        ["ria", "0.5", "failed", "", "", ""],
     ]  # fmt: skip
+    assert len({len(cells) for cells in rows(render_sweep(mixed(report)))}) == 1
+    lines = [" ".join(line.split()) for line in printed(mixed(report)).splitlines()]
+    assert lines[2:7] == [
+        "wanda 0.3 43.8 % 12.50 25.00 2.5 s",
+        "75.0 % left +25.0 % +150.0 %",
+        "wanda 0.5 43.8 % 20.00 40.00 2.5 s",
+        "50.0 % left +100.0 % +300.0 %",
+        "37.5 % skipped",
+    ]

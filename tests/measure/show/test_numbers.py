@@ -97,3 +97,16 @@ def test_recipe_keeps_its_order_and_values():
         "stages": [{"prune": {"score": "wanda", "block": [16, 16]}}],
         "accept": {"perplexity": "+5%"},
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(4.0, "4 bits"), (1.0, "1 bit"), (4.5, "4.5 bits"), (4.571, "4.57 bits"), (16, "16 bits")]
+)
+def test_bits(value, text):
+    assert numbers.bits(value) == text
+
+
+def test_shares_have_a_line_each():
+    assert numbers.shares(0.5, None, None) == "50.0 %"
+    assert numbers.shares(0.0, 0.75, None) == "0.0 %\n75.0 % left"
+    assert numbers.shares(0.5, 0.75, 0.398) == "50.0 %\n75.0 % left\n39.8 % skipped"

@@ -1,10 +1,12 @@
 import math
+import re
 from dataclasses import replace
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
+from sparity.measure.data.report import Spread
 from sparity.measure.show.table import print_report, render_table
 
 
@@ -101,3 +103,31 @@ def test_dense_on_our_kernels_has_a_row_and_a_ratio(on_engine):
     assert '"ours": The ratio to dense on our kernels is what sparsity gives' in printed(on_engine)
     assert "ours" not in printed(replace(on_engine, candidates=on_engine.candidates[:0]))
     assert max(map(len, printed(on_engine, width=80).splitlines())) <= 80
+
+
+def test_what_is_left_and_what_is_skipped_stand_below_the_zeros(kinds):
+    def column(kind):
+        text = printed(kinds[kind]).split("\n\n")[0]
+        lines = [line[: line.index("%") + 10] for line in text.splitlines()[3:] if "%" in line]
+        found = [re.search(r"(?<!\+)\b[\d.]+ %(?: left| skipped)?", line) for line in lines]
+        return [match.group() for match in found if match]
+
+    assert column("pruned") == ["50.0 %"]
+    assert column("cut") == ["0.0 %", "88.0 % left"]
+    assert column("skipping") == ["0.0 %", "41.0 % skipped"]
+    assert column("all") == ["50.0 %", "88.0 % left", "40.6 % skipped"]
+    assert column("nothing") == ["0.0 %"]
+
+
+def test_every_kind_of_change_fits_80_columns_and_nothing_is_cut(every_kind, on_engine):
+    speed = replace(on_engine.candidates[0].speed, decode_ratio=Spread(2.6, 2.5, 2.7))
+    timed = tuple(
+        replace(each, speed=speed, name=f"{each.name}, and a name that has to be folded")
+        for each in every_kind.candidates
+    )
+    text = printed(replace(every_kind, candidates=timed), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "88.0 % left" in text
+    assert "40.6 % skipped" in text
+    assert text.count("1.50x ours") == 7

@@ -83,7 +83,7 @@ def test_stages_of_one_pass_see_each_others_edits(token_files, tiny_llama_folder
     found = sparity.run(recipe(token_files, tiny_llama_folder, FIRST, solved), output=tmp_path / "out", device="cpu")
     first = sparity.run(recipe(token_files, tiny_llama_folder, FIRST), output=tmp_path / "first", device="cpu")
     before, after = first.model().state_dict(), found.model().state_dict()
-    for change in found.report.candidates[0].projections:
+    for change in found.report.candidates[0].totals.outcomes:
         name = f"{change.name}.weight"
         assert (after[name][before[name] == 0] == 0).all(), name
         assert change.zeros == pytest.approx(0.5, abs=0.02)

@@ -142,7 +142,7 @@ def test_before_pruning_to_a_pattern_packed_and_the_other_way_refused(family_mod
         sparity.run(recipe(token_files, pruned, cut), model=llama, output=tmp_path / "no", device="cpu")
     free = {"prune": {"score": "wanda", "sparsity": 0.5}}
     both = sparity.run(recipe(token_files, free, cut), model=llama, output=tmp_path / "both", device="cpu")
-    assert all(change.zeros > 0.4 for change in both.report.candidates[0].projections)
+    assert all(change.zeros > 0.4 for change in both.report.candidates[0].totals.outcomes)
 
 
 def test_the_plan_says_what_will_be_left(family_models, token_files):

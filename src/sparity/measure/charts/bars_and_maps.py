@@ -38,10 +38,10 @@ class BarGroup:
 
 @dataclass(frozen=True)
 class Point:
-    """One candidate on one text; `change` is the relative change of perplexity and may be infinite."""
+    """One candidate on one text: a share of weights, and the relative change of perplexity, which may be infinite."""
 
     label: str
-    sparsity: float
+    share: float
     change: float
 
 
@@ -132,7 +132,7 @@ def heat_map(
 
 
 def scatter(title: str, points: Sequence[Point], x_name: str = "realised sparsity") -> str:
-    """A share of the weights, `x_name`, against change of perplexity, dense at the origin.
+    """A share of weights, by default of zeros, against change of perplexity, dense at the origin.
 
     The y axis is logarithmic when the perplexities lie far apart; infinite ones are triangles on its upper edge.
     """
@@ -144,7 +144,7 @@ def scatter(title: str, points: Sequence[Point], x_name: str = "realised sparsit
     ticks = _change_ticks(min(changes), max(changes)) if logarithmic else round_ticks(min(changes), max(*changes, 0.01))
     low, high = _height(min(*changes, ticks[0]), logarithmic), _height(max(*changes, ticks[-1]), logarithmic)
     high += 0.08 * (high - low)
-    x_ticks = round_ticks(0.0, max(point.sparsity for point in every) or 1.0)
+    x_ticks = round_ticks(0.0, max(point.share for point in every) or 1.0)
     x_scale = (WIDTH - left - right) / x_ticks[-1]
 
     def y_of(change: float) -> float:
@@ -166,19 +166,20 @@ def scatter(title: str, points: Sequence[Point], x_name: str = "realised sparsit
             draw_line(x, top, x, top + height, 0.08),
             draw_text(x, top + height + 22, f"{tick * 100:g} %", "middle", faint=True),
         ]
-    spots = [(left + point.sparsity * x_scale, y_of(point.change)) for point in every]
+    spots = [(left + point.share * x_scale, y_of(point.change)) for point in every]
     for point, (x, y) in zip(every, spots, strict=True):
-        parts.append(_mark(point, x, y, DENSE if point is every[0] else SPARSE))
+        parts.append(_mark(point, x, y, DENSE if point is every[0] else SPARSE, x_name))
     names = [point.label + ("" if math.isfinite(point.change) else " (inf)") for point in every]
     parts += _labels(spots, names, top, top + height)
-    said = [
-        f"{p.label}: {numbers.percent(p.sparsity)} sparse, perplexity {numbers.change(p.change)}" for p in every[1:]
-    ]
-    return svg(title, "; ".join(said), top + height + 54, parts)
+    return svg(title, "; ".join(_words(point, x_name) for point in every[1:]), top + height + 54, parts)
 
 
-def _mark(point: Point, x: float, y: float, colour: str) -> str:
-    words = f"{point.label}: {numbers.percent(point.sparsity)} sparse, perplexity {numbers.change(point.change)}"
+def _words(point: Point, x_name: str) -> str:
+    return f"{point.label}: {x_name} {numbers.percent(point.share)}, perplexity {numbers.change(point.change)}"
+
+
+def _mark(point: Point, x: float, y: float, colour: str, x_name: str) -> str:
+    words = _words(point, x_name)
     if math.isfinite(point.change):
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="{colour}"><title>{escape(words)}</title></circle>'
     return f'<path d="M{x - 6:.1f} {y + 6:.1f}h12l-6 -11z" fill="{colour}"><title>{escape(words)}</title></path>'

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from sparity.stages.change import Change, Outcome, outcomes
+from sparity.measure.data import outcome
+from sparity.stages.change import Change
 
 FORMAT = 2
 
@@ -98,13 +100,14 @@ class Candidate:
         name: what was done, in a few words.
         recipe: what was asked for.
         stages: what each stage did, in a few words.
-        target: the share of zeros that was asked for, over the projections that were to get some; None without any.
-        sparsity: the share of zeros over the projections that a stage changed.
+        target: the share of zeros that was asked for, over the projections that had such a target; None without any.
+        sparsity: the share of zeros over the projections that have some or had such a target; 0 without any.
         model_sparsity: the share of zeros over all parameters that are left.
         parameters: how many are left.
         bytes_dense: of the dense model's weight files.
         bytes_sparse: of the weight files now, with the data of run-time stages.
         changes: what every stage did to every projection.
+        runtime: the stages whose data is used while the model runs, by name.
     """
 
     name: str
@@ -123,24 +126,12 @@ class Candidate:
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     batched: tuple[Speed, ...] = ()  # at the batch sizes after the first
+    runtime: tuple[str, ...] = ()
 
-    @property
-    def projections(self) -> tuple[Outcome, ...]:
-        """What became of every projection that a stage had to do with."""
-        return outcomes(self.changes)
-
-    @property
-    def skipped(self) -> float | None:
-        """The share of input channels that are skipped at run time, weighted by their weights; None without any."""
-        found = [(item.skipped, item.size) for item in self.projections if item.skipped is not None]
-        total = sum(size for _, size in found)
-        return sum(skipped * size for skipped, size in found) / total if total else None
-
-    @property
-    def read(self) -> float:
-        """The share of the projections' dense weights that are read for a token; 1 when nothing changed."""
-        total = sum(item.size_before for item in self.projections)
-        return sum(item.read * item.size_before for item in self.projections) / total if total else 1.0
+    @cached_property
+    def totals(self) -> outcome.Totals:
+        """What every projection is after all stages, and what that amounts to."""
+        return outcome.Totals.of(self.changes)
 
     @property
     def speeds(self) -> tuple[Speed, ...]:
@@ -178,6 +169,10 @@ class Report:
     def accepted(self) -> bool:
         """Whether every limit of every recipe was kept."""
         return all(verdict.passed for candidate in self.candidates for verdict in candidate.verdicts)
+
+    def left(self, candidate: Candidate) -> float | None:
+        """The share of the parameters that a candidate has left; None where no shape changed."""
+        return candidate.parameters / self.parameters if candidate.totals.reshaped and self.parameters else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists; numbers that are not finite become their names as text."""

@@ -12,7 +12,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One part pruned alone to one sparsity; the shares are of the whole model's parameters and FLOPs."""
+    """One part made sparse alone, to one sparsity; the shares are of the whole model's parameters and FLOPs."""
 
     part: str  # layer, attention or mlp
     name: str

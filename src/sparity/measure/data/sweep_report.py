@@ -13,9 +13,9 @@ from sparity.measure.data.report import Quality, Report, Verdict, plain
 FORMAT = 2
 # The columns of the CSV after one column per axis; no axis may have one of these names.
 COLUMNS = (
-    "status", "dense_model", "stages", "target", "realised_sparsity", "model_sparsity", "parameters", "skipped", "text",
-    "window", "tokens", "dense_perplexity", "perplexity", "change", "kl", "top1", "decode_ratio", "seconds",
-    "peak_memory", "accepted", "message",
+    "status", "dense_model", "sparse_model", "target", "realised_sparsity", "model_sparsity", "parameters_left",
+    "skipped", "text", "window", "tokens", "dense_perplexity", "perplexity", "change", "kl", "top1", "decode_ratio",
+    "seconds", "peak_memory", "accepted", "message",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a text that begins so for a formula
 
@@ -39,11 +39,10 @@ class Row:
     model: str = ""
     method: str = ""
     target: float | None = None
-    sparsity: float | None = None  # zeros that were realised, over the changed projections
+    sparsity: float | None = None  # zeros that were realised, as in the report's candidate
     model_sparsity: float | None = None  # the same over all parameters
-    dense_parameters: int | None = None
-    parameters: int | None = None  # that are left
-    skipped: float | None = None  # share of the input channels that are skipped at run time
+    parameters_left: float | None = None  # as a share of the dense model's; None where no shape changed
+    skipped: float | None = None  # the share of input channels skipped at run time; None where none are
     quality: tuple[Quality, ...] = ()
     decode_ratio: float | None = None
     verdicts: tuple[Verdict, ...] = ()
@@ -62,9 +61,8 @@ class Row:
             target=candidate.target,
             sparsity=candidate.sparsity,
             model_sparsity=candidate.model_sparsity,
-            dense_parameters=report.parameters,
-            parameters=candidate.parameters,
-            skipped=candidate.skipped,
+            parameters_left=report.left(candidate),
+            skipped=candidate.totals.skipped,
             quality=candidate.quality,
             decode_ratio=candidate.speed.decode_ratio.median if candidate.speed else None,
             verdicts=candidate.verdicts,
@@ -120,16 +118,6 @@ class SweepReport:
         return tuple(row for row in self.rows if row.failed)
 
     @property
-    def is_cut(self) -> bool:
-        """Whether some combination has fewer parameters than its dense model."""
-        return any(row.parameters != row.dense_parameters for row in self.rows)
-
-    @property
-    def skips(self) -> bool:
-        """Whether some combination skips input channels at run time."""
-        return any(row.skipped is not None for row in self.rows)
-
-    @property
     def texts(self) -> tuple[tuple[str, int], ...]:
         """Every text and window that was measured."""
         return tuple(dict.fromkeys((item.text, item.window) for row in self.rows for item in row.quality))
@@ -165,11 +153,11 @@ def _lines(row: Row) -> Iterator[list[Any]]:
         cells = {
             "status": "failed" if row.failed else "done",
             "dense_model": row.model,
-            "stages": row.method,
+            "sparse_model": row.method,
             "target": row.target,
             "realised_sparsity": row.sparsity,
             "model_sparsity": row.model_sparsity,
-            "parameters": row.parameters,
+            "parameters_left": row.parameters_left,
             "skipped": row.skipped,
             "decode_ratio": row.decode_ratio,
             "seconds": row.seconds,

@@ -11,16 +11,17 @@ from sparity.measure.data.report import Candidate, Report
 from sparity.measure.show import numbers, sentences
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+KEPT = "`kept_indices.json` says which of the dense model's channels, heads and blocks are left."
 SPECIAL = re.compile(r"([\\`*\[\]|])")
 
 
 def model_card(report: Report, candidate: Candidate) -> str:
     """A Hugging Face model card in Markdown with YAML front matter."""
     sections = [
-        f"# {_inline(report.model)}, {_title(candidate)}",
+        f"# {_inline(report.model)}, {sentences.shorten_changes(report, candidate)}",
         _inline(f"Made with Sparity by the recipe below from {report.model} ({sentences.describe_model(report)})."),
         *(f"> {_inline(note)}" for note in candidate.notes),
-        _done(candidate),
+        _done(report, candidate),
         _quality(candidate),
         _speed(candidate),
         _acceptance(candidate),
@@ -41,34 +42,31 @@ def _front_matter(report: Report, candidate: Candidate) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
-def _title(candidate: Candidate) -> str:
-    """What the model is now, in a few words."""
-    parts = []
-    if candidate.sparsity > 0:
-        parts.append(f"{numbers.percent(candidate.sparsity)} sparse")
-    if _is_smaller(candidate):
-        parts.append(f"{numbers.amount(candidate.parameters)} parameters")
-    if candidate.skipped is not None:
-        parts.append(f"{numbers.percent(candidate.skipped)} of inputs skipped")
-    return ", ".join(parts) or "unchanged"
-
-
 def _tags(candidate: Candidate) -> list[str]:
-    pruned = ["sparse", "pruned"] if candidate.sparsity > 0 else []
-    smaller = ["structured-pruning"] if _is_smaller(candidate) else []
-    return ["sparity", *pruned, *smaller, *(["activation-sparsity"] if candidate.skipped is not None else [])]
+    """What kinds of change there are."""
+    totals, output = candidate.totals, candidate.recipe.get("output", {})
+    quantised = totals.bits is not None or output.get("values", "same") != "same"
+    tags = {
+        "sparity": True,
+        "sparse": totals.has_zeros or totals.skipped is not None,
+        "pruned": totals.has_zeros or bool(totals.reshaped),
+        "activation-sparsity": totals.skipped is not None,
+        "quantized": quantised,
+    }
+    return [tag for tag, fits in tags.items() if fits]
 
 
-def _is_smaller(candidate: Candidate) -> bool:
-    return any(item.shape_before != item.shape_after for item in candidate.projections)
-
-
-def _done(candidate: Candidate) -> str:
-    said = (sentences.describe_changes, sentences.describe_size, sentences.describe_effort)
-    done = [_inline(describe(candidate)) for describe in said]
-    if _is_smaller(candidate):
-        done.append("`kept_indices.json` says which units of the dense model are left.")
-    return "## What was done\n\n" + "\n\n".join(done)
+def _done(report: Report, candidate: Candidate) -> str:
+    said = [
+        sentences.describe_changes(report, candidate),
+        sentences.describe_stages(candidate),
+        sentences.describe_size(candidate),
+        sentences.describe_effort(candidate),
+    ]
+    lines = [_inline(sentence) for sentence in said]
+    if candidate.totals.reshaped:
+        lines.insert(1, KEPT)
+    return "## What was done\n\n" + "\n\n".join(lines)
 
 
 def _quality(candidate: Candidate) -> str:
@@ -132,18 +130,23 @@ def _acceptance(candidate: Candidate) -> str:
 
 
 def _loading(candidate: Candidate) -> str:
-    packed, skips = candidate.recipe.get("output", {}).get("format") == "packed", candidate.skipped is not None
-    reasons = ["reads the packed weights"] * packed + ["attaches what is skipped at run time"] * skips
+    packed = candidate.recipe.get("output", {}).get("format") == "packed"
+    reads = ["reads the packed weights"] * packed + ["attaches what is done at run time"] * bool(candidate.runtime)
     lines = (
-        *((f"import sparity  # {', '.join(reasons)}",) if reasons else ()),
+        *((f"import sparity  # {sentences.join(reads)}",) if reads else ()),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'name = "path/to/this/folder"',
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")',
-        *(("# without skipping: model = sparity.load(name, runtime=False)",) if skips else ()),
     )
-    return "## How to load it\n\n" + _fence("\n".join(lines), "python")
+    parts = ["## How to load it", _fence("\n".join(lines), "python")]
+    if candidate.runtime:
+        parts.append(
+            f"Done at run time: {_inline(sentences.join(list(candidate.runtime)))}. "
+            "`sparity.load(name, runtime=False)` gives the model without it."
+        )
+    return "\n\n".join(parts)
 
 
 def _machine(report: Report) -> str:

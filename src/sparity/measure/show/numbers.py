@@ -18,6 +18,16 @@ def percent(fraction: float) -> str:
     return f"{fraction:z.1%}".replace("%", " %")
 
 
+def shares(zeros: float, left: float | None, skipped: float | None) -> str:
+    """Zeros, and on lines of their own what is left and what is skipped: "50.2 %", "75.0 % left", "39.8 % skipped"."""
+    lines = [percent(zeros)]
+    if left is not None:
+        lines.append(f"{percent(left)} left")
+    if skipped is not None:
+        lines.append(f"{percent(skipped)} skipped")
+    return "\n".join(lines)
+
+
 def change(fraction: float) -> str:
     """A relative change as "+16.2 %", or as the multiple "124x" of the old value when it is very large."""
     if not math.isfinite(fraction):
@@ -82,6 +92,12 @@ def amount(count: int) -> str:
     if count < 1_000_000:
         return f"{count:,}"
     return f"{count / 1e6:.1f} million" if count < 999_950_000 else f"{count / 1e9:.1f} billion"
+
+
+def bits(value: float) -> str:
+    """Bits of a stored weight as "4 bits", "4.5 bits" or "1 bit"."""
+    short = f"{value:.3g}"
+    return f"{short} bit{'' if short == '1' else 's'}"
 
 
 def spread(values: Spread, number: Callable[[float], str]) -> str:

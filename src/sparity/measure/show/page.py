@@ -30,6 +30,12 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], dense_first: bool
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def column_table(columns: Sequence[tuple[str, Sequence[str]]], dense_first: bool = False, labels: int = 1) -> str:
+    """The same from columns, each with its head and its cells; at least one."""
+    heads, cells = zip(*columns, strict=True)
+    return table(heads, zip(*cells, strict=True), dense_first, labels)
+
+
 def figure(caption: str, drawing: str) -> str:
     """A drawing under its caption."""
     return f"<figure><figcaption>{escape(caption)}</figcaption>{drawing}</figure>"

@@ -6,19 +6,18 @@ from html import escape
 from sparity.measure.charts import bars_and_maps
 from sparity.measure.data.report import Candidate, Quality, Report, Speed, Spread
 from sparity.measure.show import numbers, sentences
-from sparity.measure.show.page import details, figure, page, table
-from sparity.stages.change import Outcome
+from sparity.measure.show.page import column_table, figure, page, table
+from sparity.measure.show.page_candidate import candidate_section, change_tiles, verdict_mark
 
 GRADES = {"excellent": "good", "good": "good", "acceptable": "fair", "poor": "bad"}
 DIRECTIONS = {"faster": "good", "on par": "fair", "slower": "bad"}
-NARROWEST_SCALE = 0.1  # of sparsity: smaller differences between layers should look small
 
 
 def render_html(report: Report) -> str:
     """The whole page; write it to a file and open it, it needs nothing else."""
     sections = [_summary(report), _comparison(report), _quality_plots(report), _speed_plots(report)]
     sections.append(_larger(report))
-    sections += [_candidate(report, candidate) for candidate in report.candidates]
+    sections += [candidate_section(report, candidate) for candidate in report.candidates]
     return page(f"{report.model}: sparse beside dense", sections, report.machine)
 
 
@@ -30,16 +29,16 @@ def _summary(report: Report) -> str:
     ]
     if len(report.candidates) == 1:
         candidate = report.candidates[0]
-        said = f"<b>{escape(candidate.name)}.</b> {escape(sentences.summarise(candidate))}"
-        parts += [f'<p class="lead">{said}</p>', _tiles(candidate)]
+        said = f"<b>{escape(candidate.name)}.</b> {escape(sentences.summarise(report, candidate))}"
+        parts += [f'<p class="lead">{said}</p>', _tiles(report, candidate)]
     else:
         parts.append(
             f'<p class="lead">{sentences.count(len(report.candidates), "sparse version")} of this model:</p><ul>'
         )
         for candidate in report.candidates:
-            said = f"<b>{escape(candidate.name)}.</b> {escape(sentences.summarise_briefly(candidate))}"
+            said = f"<b>{escape(candidate.name)}.</b> {escape(sentences.summarise_briefly(report, candidate))}"
             accepted = all(verdict.passed for verdict in candidate.verdicts)
-            parts.append(f"<li>{said} {_verdict(accepted) if candidate.verdicts else ''}</li>")
+            parts.append(f"<li>{said} {verdict_mark(accepted) if candidate.verdicts else ''}</li>")
         parts.append("</ul>")
     for whom, note in sentences.gather_notes(report):
         name = f"<b>{escape(whom)}:</b> " if whom else ""
@@ -47,12 +46,12 @@ def _summary(report: Report) -> str:
     limits = [verdict.passed for candidate in report.candidates for verdict in candidate.verdicts]
     if limits:
         kept = f"{sum(limits)} of {sentences.count(len(limits), 'limit')} kept"
-        parts.append(f"<p>Acceptance: {_verdict(report.accepted)}, {kept}.</p>")
+        parts.append(f"<p>Acceptance: {verdict_mark(report.accepted)}, {kept}.</p>")
     return "".join(parts)
 
 
-def _tiles(candidate: Candidate) -> str:
-    tiles = [(value, what, "") for value, what in _what_changed(candidate)]
+def _tiles(report: Report, candidate: Candidate) -> str:
+    tiles = [(value, what, "") for value, what in change_tiles(report, candidate)]
     for item in candidate.quality[:1]:
         tiles.append((numbers.change(item.change), f"perplexity on {item.text}: {item.grade}", _grade(item.grade)))
     if candidate.speed:
@@ -69,20 +68,8 @@ def _tiles(candidate: Candidate) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _what_changed(candidate: Candidate) -> list[tuple[str, str]]:
-    """A number and its words for every kind of change."""
-    found = []
-    if any(item.zeros > 0 or item.target is not None for item in candidate.projections):
-        found.append((numbers.percent(candidate.sparsity), "of the weights of the changed projections are zero"))
-    if any(item.shape_before != item.shape_after for item in candidate.projections):
-        found.append((numbers.amount(candidate.parameters), "parameters are left"))
-    if candidate.skipped is not None:
-        found.append((numbers.percent(candidate.skipped), "of the input channels are skipped at run time"))
-    return found
-
-
 def _comparison(report: Report) -> str:
-    parts = ["<section><h2>Against dense</h2><h3>Size and cost</h3>", _size_table(report)]
+    parts = ["<section><h2>Against dense</h2><h3>Size and cost of the run</h3>", _size_table(report)]
     for (text, window), measured in sentences.gather_quality(report).items():
         predictions = f"{sentences.count(measured[0][1].tokens, 'prediction')} in windows of {window:,} tokens"
         parts += [
@@ -103,37 +90,57 @@ def _comparison(report: Report) -> str:
 
 
 def _size_table(report: Report) -> str:
-    """Columns for parameters left and channels skipped are there when some candidate has them."""
-    cut = any(candidate.parameters != report.parameters for candidate in report.candidates)
-    skips = any(candidate.skipped is not None for candidate in report.candidates)
-    dense = sorted({numbers.size(candidate.bytes_dense) for candidate in report.candidates})
-    rows = [
-        ["dense", numbers.percent(0), numbers.percent(0)]
-        + [numbers.amount(report.parameters)] * cut
-        + [numbers.percent(0)] * skips
-        + [" / ".join(dense), "", "", ""]
+    """Dense, then every candidate; what no candidate has anything of has no column."""
+    dense_sizes = sorted({numbers.size(candidate.bytes_dense) for candidate in report.candidates})
+    amount, none = numbers.amount(report.parameters), numbers.percent(0)
+    columns: list[tuple[str, str, list[str]]] = [
+        ("zeros in projections", none, [_zeros(candidate) for candidate in report.candidates]),
+        ("zeros of all parameters", none, [_zeros_of_all(candidate) for candidate in report.candidates]),
+        ("parameters left", amount, [_left(report, candidate) for candidate in report.candidates]),
+        ("bits per weight", "", [_bits(candidate) for candidate in report.candidates]),
+        ("channels skipped at run time", none, [_skipped(candidate) for candidate in report.candidates]),
     ]
-    for candidate in report.candidates:
-        effort = candidate.effort
-        target = "" if candidate.target is None else f"<small>target {numbers.percent(candidate.target)}</small>"
-        skipped = "" if candidate.skipped is None else numbers.percent(candidate.skipped)
-        rows.append(
-            [
-                f"{escape(candidate.name)}<small>{escape('; '.join(candidate.stages))}</small>",
-                f"{numbers.percent(candidate.sparsity)}{target}",
-                numbers.percent(candidate.model_sparsity),
-                *[numbers.amount(candidate.parameters)] * cut,
-                *[skipped] * skips,
-                f"{numbers.size(candidate.bytes_sparse)}<small>dense {numbers.size(candidate.bytes_dense)}</small>",
-                numbers.seconds(effort.seconds),
-                numbers.size(effort.peak_memory),
-                numbers.amount(effort.calibration_tokens),
-            ]
-        )
-    heads = ["model", "zeros in changed projections", "of all parameters"]
-    heads += ["parameters"] * cut + ["channels skipped"] * skips
-    heads += ["weight files", "time", "peak memory", "calibration tokens"]
-    return table(heads, rows, dense_first=True)
+    names = [escape(candidate.name) for candidate in report.candidates]
+    files = [
+        f"{numbers.size(c.bytes_sparse)}<small>dense {numbers.size(c.bytes_dense)}</small>" for c in report.candidates
+    ]
+    effort = [candidate.effort for candidate in report.candidates]
+    shown = [
+        ("model", ["dense", *names]),
+        *((head, [dense, *cells]) for head, dense, cells in columns if any(cells)),
+        ("weight files", [" / ".join(dense_sizes), *files]),
+        ("time of the run", ["", *(numbers.seconds(each.seconds) for each in effort)]),
+        ("peak memory", ["", *(numbers.size(each.peak_memory) for each in effort)]),
+        ("calibration tokens", ["", *(numbers.amount(each.calibration_tokens) for each in effort)]),
+    ]
+    return column_table(shown, dense_first=True)
+
+
+def _zeros(candidate: Candidate) -> str:
+    return _share(candidate.sparsity, candidate.target) if candidate.totals.has_zeros else ""
+
+
+def _zeros_of_all(candidate: Candidate) -> str:
+    return numbers.percent(candidate.model_sparsity) if candidate.totals.has_zeros else ""
+
+
+def _left(report: Report, candidate: Candidate) -> str:
+    left = report.left(candidate)
+    return "" if left is None else f"{numbers.amount(candidate.parameters)}<small>{numbers.percent(left)}</small>"
+
+
+def _bits(candidate: Candidate) -> str:
+    bits = candidate.totals.bits
+    return "" if bits is None else numbers.bits(bits)
+
+
+def _skipped(candidate: Candidate) -> str:
+    skipped = candidate.totals.skipped
+    return "" if skipped is None else _share(skipped, candidate.totals.skip_target)
+
+
+def _share(share: float, target: float | None) -> str:
+    return numbers.percent(share) + ("" if target is None else f"<small>target {numbers.percent(target)}</small>")
 
 
 def _quality_table(measured: Sequence[tuple[Candidate, Quality]]) -> str:
@@ -194,20 +201,25 @@ def _larger(report: Report) -> str:
 
 
 def _quality_plots(report: Report) -> str:
-    figures = []
-    zeros_only = all(
-        candidate.skipped is None and candidate.parameters == report.parameters for candidate in report.candidates
-    )
-    x_name = "realised sparsity" if zeros_only else "weights not read for a token: zero, gone or skipped"
-    for (text, window), measured in sentences.gather_quality(report).items():
-        points = [bars_and_maps.Point(c.name, _spared(c, zeros_only), item.change) for c, item in measured]
-        caption = f"{text}, windows of {window:,} tokens"
-        figures.append(figure(caption, bars_and_maps.scatter(f"Perplexity against sparsity on {text}", points, x_name)))
-    return f"<section><h2>Quality against sparsity</h2>{''.join(figures)}</section>" if figures else ""
-
-
-def _spared(candidate: Candidate, zeros_only: bool) -> float:
-    return candidate.sparsity if zeros_only else 1 - candidate.read
+    """Perplexity against zeros, or, where weights are cut or skipped too, against all that a token does without."""
+    measured = sentences.gather_quality(report)
+    if not measured:
+        return ""
+    only_zeros = not any(candidate.totals.reshaped or candidate.totals.skipping for candidate in report.candidates)
+    name, axis = ("sparsity", "realised sparsity") if only_zeros else ("weights spared", "weights spared per token")
+    said = "" if only_zeros else f"<p>{escape(sentences.SPARED)}</p>"
+    for (text, window), found in measured.items():
+        points = [
+            bars_and_maps.Point(
+                candidate.name,
+                candidate.sparsity if only_zeros else candidate.totals.spared(report.parameters),
+                item.change,
+            )
+            for candidate, item in found
+        ]
+        drawn = bars_and_maps.scatter(f"Perplexity against {name} on {text}", points, axis)
+        said += figure(f"{text}, windows of {window:,} tokens", drawn)
+    return f"<section><h2>Quality against {name}</h2>{said}</section>"
 
 
 def _speed_plots(report: Report) -> str:
@@ -233,83 +245,6 @@ def _speed_figures(timed: Sequence[tuple[str, Speed]]) -> str:
         "Time to first token: shorter bars are faster",
         bars_and_maps.grouped_bars("Time to first token", first, "seconds", numbers.seconds),
     )
-
-
-def _candidate(report: Report, candidate: Candidate) -> str:
-    parts = [f"<section><h2>{escape(candidate.name)}</h2>", f"<p>{escape(sentences.describe_changes(candidate))}</p>"]
-    parts.append(f"<p>{escape(sentences.describe_effort(candidate))}</p>")
-    parts.append(_verdicts(candidate))
-    parts += _maps(report, candidate)
-    if candidate.projections:
-        words = sentences.count(len(candidate.projections), "changed projection")
-        parts.append(details(words, _projections(candidate)))
-    parts.append(details("Recipe", f"<pre>{escape(numbers.recipe_yaml(candidate.recipe))}</pre>"))
-    return "".join([*parts, "</section>"])
-
-
-def _maps(report: Report, candidate: Candidate) -> list[str]:
-    """A map by block and role of everything that changed."""
-    zeros = any(item.zeros > 0 or item.target is not None for item in candidate.projections)
-    smaller = any(item.shape_before != item.shape_after for item in candidate.projections)
-    quantities: list[tuple[str, sentences.Quantity, bool]] = [
-        ("Realised sparsity by block and role", "zeros", zeros),
-        ("Share of the dense model's weights that is left", "left", smaller),
-        ("Share of input channels that is skipped at run time", "skipped", True),
-    ]
-    drawn = []
-    for caption, quantity, wanted in quantities:
-        cells = sentences.average_cells(candidate, quantity) if wanted else {}
-        if cells:
-            low, high = min(cells.values()), max(cells.values())
-            slack = max(NARROWEST_SCALE - (high - low), 0) / 2
-            title = f"{caption}: {candidate.name}"
-            scale = (low - slack, high + slack)
-            drawn.append(figure(caption, bars_and_maps.heat_map(title, cells, report.blocks, scale)))
-    loss = sentences.average_cells(candidate, "loss")
-    if loss:
-        chart = bars_and_maps.heat_map(f"Loss of {candidate.name}", loss, report.blocks, (0.0, max(loss.values())))
-        drawn.append(figure("Share of the output's energy lost on calibration text", chart))
-    return drawn
-
-
-def _projections(candidate: Candidate) -> str:
-    """A row per projection; columns that no projection has anything for are left out."""
-    items = candidate.projections
-    columns: list[tuple[str, Callable[[Outcome], str]]] = [
-        ("projection", lambda item: escape(item.name)),
-        ("role", lambda item: escape(item.role)),
-        ("block", lambda item: str(item.block)),
-        ("shape", _shape),
-        ("target", lambda item: _percent(item.target)),
-        ("zeros", lambda item: numbers.percent(item.zeros)),
-        ("skipped", lambda item: _percent(item.skipped)),
-        ("bits", lambda item: "" if item.bits is None else f"{item.bits:.3g}"),
-        ("loss", lambda item: _percent(item.loss)),
-        ("stages", lambda item: escape(", ".join(item.stages)) if len(candidate.stages) > 1 else ""),
-    ]
-    shown = [(head, cell) for head, cell in columns if any(cell(item) for item in items)]
-    return table([head for head, _ in shown], [[cell(item) for _, cell in shown] for item in items])
-
-
-def _shape(item: Outcome) -> str:
-    before, after = (" x ".join(f"{side:,}" for side in shape) for shape in (item.shape_before, item.shape_after))
-    return before if before == after else f"{before} → {after}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else numbers.percent(share)
-
-
-def _verdicts(candidate: Candidate) -> str:
-    items = (
-        f"<li>{_verdict(verdict.passed)} {escape(verdict.limit)}, reached {escape(verdict.reached)}</li>"
-        for verdict in candidate.verdicts
-    )
-    return f'<ul class="verdicts">{"".join(items)}</ul>' if candidate.verdicts else ""
-
-
-def _verdict(passed: bool) -> str:
-    return '<span class="pass">✓ pass</span>' if passed else '<span class="fail">✗ missed</span>'
 
 
 def _grade(grade: str) -> str:

@@ -17,10 +17,10 @@ def render_sensitivity(report: SensitivityReport) -> str:
 
 
 def describe_sensitivity(report: SensitivityReport) -> str:
-    """What was pruned how, and measured on what."""
+    """What was done to every part, and measured on what."""
     ratios = sentences.join([numbers.percent(ratio) for ratio in report.ratios])
     return (
-        f"Every part pruned alone by {report.method}, to {ratios}; measured on {report.tokens:,} predictions of "
+        f"Every part made sparse alone by {report.method}, to {ratios}; measured on {report.tokens:,} predictions of "
         f"{report.text}, dense perplexity {numbers.perplexity(report.dense_perplexity)}."
     )
 
@@ -47,7 +47,7 @@ def _halves(report: SensitivityReport) -> str:
     drawing = line_plot("KL by sparsity", lines, "sparsity", "KL, nats per token", numbers.divergence)
     rows = [_cells(row, row.name) for row in whole]
     heads = ["part", "parameters", "FLOPs", "sparsity", "KL", "perplexity", "change"]
-    shown = figure("KL to the dense model when one half of every block is pruned", drawing)
+    shown = figure("KL to the dense model when one half of every block is made sparse", drawing)
     return f"<section><h2>Attention against MLP</h2>{shown}{table(heads, rows)}</section>"
 
 
@@ -57,7 +57,7 @@ def _layers(report: SensitivityReport) -> str:
         cells = {(row.block, row.role): row.kl for row in report.of("layer", ratio) if row.block is not None}
         scale = (0.0, max(cells.values(), default=0.0))
         drawing = heat_map(f"KL at {numbers.percent(ratio)}", cells, len(report.blocks), scale, numbers.divergence)
-        drawings.append(figure(f"KL when only this layer is pruned to {numbers.percent(ratio)}", drawing))
+        drawings.append(figure(f"KL when only this layer is made sparse, to {numbers.percent(ratio)}", drawing))
     heads = ["layer", "parameters", "FLOPs", "sparsity", "KL", "perplexity", "change"]
     rows = [_cells(row, row.name) for row in report.of("layer")]
     return f"<section><h2>Layers</h2>{''.join(drawings)}{details('All layers', table(heads, rows))}</section>"
@@ -81,7 +81,7 @@ def _blocks(report: SensitivityReport) -> str:
     experts = any(facts.expert_tokens for facts in report.blocks)
     cut = len(heads) if experts else 2
     facts_table = table(heads[:cut], [row[:cut] for row in rows])
-    shown = figure("KL when one half of this block is pruned", drawing)
+    shown = figure("KL when one half of this block is made sparse", drawing)
     return f"<section><h2>Blocks</h2>{shown}{facts_table}</section>"
 
 

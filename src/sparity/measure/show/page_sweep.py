@@ -41,21 +41,24 @@ def _summary(report: SweepReport, name: str) -> str:
 
 
 def _table(report: SweepReport) -> str:
-    heads = [*report.heads(), "realised sparsity", *["parameters"] * report.is_cut, *["skipped"] * report.skips]
+    cut = any(row.parameters_left is not None for row in report.rows)
+    skipping = any(row.skipped is not None for row in report.rows)
+    heads = [*report.heads(), "realised sparsity", *["parameters left"] * cut, *["skipped at run time"] * skipping]
+    before = len(heads) - len(report.axes)
     for text, window in report.texts:
         heads += [f"perplexity, {text}, windows of {window:,}", "KL, and same top-1"]
     timed = any(row.decode_ratio is not None for row in report.rows)
     judged = any(row.verdicts for row in report.rows)
-    heads += ["decode speed"] * timed + ["limits"] * judged + ["time", "peak memory"]
-    rows = [_dense(report, len(heads))] if report.texts else []
+    heads += ["decode speed"] * timed + ["limits"] * judged + ["time of the run", "peak memory"]
+    rows = [_dense(report, before, len(heads))] if report.texts else []
     for row in report.rows:
         cells = [escape(label) for label in row.labels]
         if row.failed:
             cells += ['<span class="bad">failed</span>', *[""] * (len(heads) - len(cells) - 1)]
         else:
             cells.append(_or_empty(row.sparsity, numbers.percent))
-            cells += ["" if row.parameters is None else numbers.amount(row.parameters)] * report.is_cut
-            cells += [_or_empty(row.skipped, numbers.percent)] * report.skips
+            cells += [_or_empty(row.parameters_left, numbers.percent)] * cut
+            cells += [_or_empty(row.skipped, numbers.percent)] * skipping
             cells += [cell for text in report.texts for cell in _quality(quality_of(row, text))]
             cells += [_or_empty(row.decode_ratio, numbers.ratio)] * timed
             cells += [_limits(row)] * judged
@@ -64,8 +67,9 @@ def _table(report: SweepReport) -> str:
     return f"<section><h2>Every combination</h2>{table(heads, rows, bool(report.texts), len(report.axes))}</section>"
 
 
-def _dense(report: SweepReport, width: int) -> list[str]:
-    cells = ["dense", *[""] * (len(report.axes) + report.is_cut + report.skips)]
+def _dense(report: SweepReport, before: int, width: int) -> list[str]:
+    """The dense model's row: `before` columns lie between the axes and the texts."""
+    cells = ["dense", *[""] * (len(report.axes) - 1 + before)]
     for text in report.texts:
         values = dict.fromkeys(numbers.perplexity(item.dense_perplexity) for item in _measured(report, text))
         cells += [" / ".join(values), ""]

@@ -1,14 +1,18 @@
 """The findings of a report as sentences, the same on the page, in the table and in the model card."""
 
-import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from sparity.measure.data.report import Baseline, Candidate, Quality, Report, Speed
 from sparity.measure.show import numbers
 
-Quantity = Literal["zeros", "skipped", "left", "loss"]  # of a projection
 SHARE = "The ratio to dense on our kernels is what sparsity gives; the one to transformers also holds faster kernels."
+
+SPARED = (
+    "Weights spared per token, of all parameters of the dense model: those that are cut away, those that are zero, and "
+    "those in input channels that are skipped at run time, zeros and skipped channels taken as independent. A plain "
+    "export stores its zeros and still reads them."
+)
 
 
 def describe_model(report: Report) -> str:
@@ -17,73 +21,97 @@ def describe_model(report: Report) -> str:
     return f"{report.architecture}, {parameters}, {count(report.blocks, 'block')}, {report.dtype}"
 
 
-def summarise(candidate: Candidate) -> str:
+def summarise(report: Report, candidate: Candidate) -> str:
     """What was done, what it cost in quality, whether it got faster, and the size of the files."""
-    parts = (describe_changes, describe_quality, describe_speed, describe_size)
-    return " ".join(describe(candidate) for describe in parts)
+    parts = (describe_quality, describe_speed, describe_size)
+    return " ".join([describe_changes(report, candidate), *(describe(candidate) for describe in parts)])
 
 
-def summarise_briefly(candidate: Candidate) -> str:
-    """The same for one of several: what changed, quality and speed."""
+def summarise_briefly(report: Report, candidate: Candidate) -> str:
+    """The same for one of several: changes, quality and speed."""
+    changes = shorten_changes(report, candidate)
     speed = describe_decoding(candidate.speed) if candidate.speed else describe_speed(candidate)
-    return f"{describe_changes(candidate)} {describe_quality(candidate)} {speed}"
+    return f"{changes[0].upper()}{changes[1:]}. {describe_quality(candidate)} {speed}"
 
 
-def describe_changes(candidate: Candidate) -> str:
-    """What happened to the weights: zeros, shapes, bits, what is skipped at run time; and the stages in order."""
-    parts = (_zeros(candidate), _shapes(candidate), _bits(candidate), _skipping(candidate))
-    said = [part for part in parts if part] or ["No weight was changed."]
-    if len(candidate.stages) > 1:
-        said.append(f"Stages, in this order: {'; '.join(candidate.stages)}.")
-    return " ".join(said)
+def describe_changes(report: Report, candidate: Candidate) -> str:
+    """What became of the weights: zeros, shapes, bits, and what is skipped at run time."""
+    said = (_zeros(candidate), _shapes(report, candidate), _bits(candidate), _skipping(candidate))
+    return " ".join(filter(None, said)) or _nothing(candidate)
+
+
+def shorten_changes(report: Report, candidate: Candidate) -> str:
+    """The same in a few words, without targets and counts."""
+    totals, left = candidate.totals, report.left(candidate)
+    said = [
+        f"{numbers.percent(candidate.sparsity)} sparse" if totals.has_zeros else "",
+        f"{numbers.percent(left)} of the parameters left" if left is not None else "",
+        f"{numbers.bits(totals.bits)} per weight" if totals.bits is not None else "",
+        f"{numbers.percent(totals.skipped)} skipped at run time" if totals.skipped is not None else "",
+    ]
+    return ", ".join(filter(None, said)) or "no weight removed or skipped"
+
+
+def describe_stages(candidate: Candidate) -> str:
+    """What each stage was, in their order."""
+    if len(candidate.stages) == 1:
+        return f"One stage: {candidate.stages[0]}."
+    return f"{count(len(candidate.stages), 'stage')}, one after the other: {'; '.join(candidate.stages)}."
 
 
 def _zeros(candidate: Candidate) -> str:
-    found = [item for item in candidate.projections if item.zeros > 0 or item.target is not None]
-    if not found:
+    totals = candidate.totals
+    if not totals.has_zeros:
         return ""
-    stages = f", {candidate.stages[0]}" if len(candidate.stages) == 1 else ""
-    target = "" if candidate.target is None else f" (target {numbers.percent(candidate.target)}{stages})"
     return (
-        f"{numbers.percent(candidate.sparsity)} of the weights in {count(len(found), 'projection')} are zero{target}, "
-        f"{numbers.percent(candidate.model_sparsity)} of all parameters."
+        f"{numbers.percent(candidate.sparsity)} of the weights in {count(len(totals.zeroed), 'projection')} are zero"
+        f"{_target(candidate.target)}, {numbers.percent(candidate.model_sparsity)} of all parameters"
+        f"{' that are left' if totals.reshaped else ''}."
     )
 
 
-def _shapes(candidate: Candidate) -> str:
-    smaller = [item for item in candidate.projections if item.shape_before != item.shape_after]
-    if not smaller:
-        return ""
-    left = sum(item.size for item in smaller) / sum(item.size_before for item in smaller)
-    return (
-        f"{_are(len(smaller))} smaller: {numbers.percent(left)} of their weights are left; the model has "
-        f"{numbers.amount(candidate.parameters)} parameters."
-    )
+def _shapes(report: Report, candidate: Candidate) -> str:
+    reshaped = candidate.totals.reshaped
+    gone, smaller = sum(each.size == 0 for each in reshaped), sum(0 < each.left < 1 for each in reshaped)
+    kinds = {"smaller": smaller, "gone": gone, "of another shape": len(reshaped) - smaller - gone}
+    said = [f"{_projections_are(number)} {kind}" for kind, number in kinds.items() if number]
+    left, dense = numbers.amount(candidate.parameters), numbers.amount(report.parameters)
+    return f"{join(said)}: {left} of {dense} parameters are left." if said else ""
 
 
 def _bits(candidate: Candidate) -> str:
-    found = [(item.bits, item.size) for item in candidate.projections if item.bits is not None]
-    if not found:
+    totals = candidate.totals
+    if totals.bits is None:
         return ""
-    mean = sum(bits * size for bits, size in found) / sum(size for _, size in found)
-    return f"{_are(len(found))} stored in {mean:.3g} bits per weight."
+    kinds = sorted({each.bits for each in totals.requantised if each.bits is not None})
+    average = f" on average, from {kinds[0]:g} to {kinds[-1]:g}" if len(kinds) > 1 else ""
+    return f"{_projections_are(len(totals.requantised))} stored with {numbers.bits(totals.bits)} per weight{average}."
 
 
 def _skipping(candidate: Candidate) -> str:
-    found = [item for item in candidate.projections if item.skipped is not None]
-    if not found or candidate.skipped is None:
+    totals = candidate.totals
+    if totals.skipped is None:
         return ""
-    asked = [(item.skip_target, item.size) for item in found if item.skip_target is not None]
-    total = sum(size for _, size in asked)
-    target = f" (target {numbers.percent(sum(share * size for share, size in asked) / total)})" if total else ""
     return (
-        f"{numbers.percent(candidate.skipped)} of the input channels of {count(len(found), 'projection')} are skipped "
-        f"at run time{target}, measured on calibration text."
+        f"{numbers.percent(totals.skipped)} of the input channels of {count(len(totals.skipping), 'projection')} are "
+        f"skipped at run time{_target(totals.skip_target)}."
     )
 
 
-def _are(number: int) -> str:
+def _nothing(candidate: Candidate) -> str:
+    """Of a run that made nothing zero, smaller, shorter or skipped."""
+    if not candidate.changes:
+        return "No projection was changed."
+    where = count(len(candidate.totals.outcomes), "projection")
+    return f"No weight of {where} was removed, made zero or skipped."
+
+
+def _projections_are(number: int) -> str:
     return f"{count(number, 'projection')} {'is' if number == 1 else 'are'}"
+
+
+def _target(share: float | None) -> str:
+    return "" if share is None else f" (target {numbers.percent(share)})"
 
 
 def describe_quality(candidate: Candidate) -> str:
@@ -164,10 +192,10 @@ def describe_size(candidate: Candidate) -> str:
 
 
 def describe_effort(candidate: Candidate) -> str:
-    """What the stages themselves took."""
+    """What the run itself took."""
     effort = candidate.effort
     return (
-        f"It took {numbers.seconds(effort.seconds)} on {count(effort.threads, 'thread')}, with "
+        f"The run took {numbers.seconds(effort.seconds)} on {count(effort.threads, 'thread')}, with "
         f"{numbers.amount(effort.calibration_tokens)} tokens of calibration text and a peak of "
         f"{numbers.size(effort.peak_memory)} of memory."
     )
@@ -193,28 +221,13 @@ def gather_quality(report: Report) -> dict[tuple[str, int], list[tuple[Candidate
 
 
 def count(number: int, thing: str) -> str:
-    """A number with its noun, such as "1 block", "24 blocks" or "168 projections"."""
-    return f"{number:,} {thing if number == 1 else thing + 's'}"
+    """A number with its noun, such as "1 block" or "24 blocks"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def join(items: list[str]) -> str:
     """Items as "a", "a and b" or "a, b and c"."""
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
-
-
-def average_cells(candidate: Candidate, quantity: Quantity) -> dict[tuple[int, str], float]:
-    """Mean by block and role, weighted by size, of the projections that have the quantity.
-
-    `left` is the share of the dense model's weights that are still there, zeros among them.
-    """
-    sums: dict[tuple[int, str], tuple[float, int]] = {}
-    for item in candidate.projections:
-        value: float | None = item.size / item.size_before if quantity == "left" else getattr(item, quantity)
-        if value is not None and math.isfinite(value):
-            total, weight = sums.get((item.block, item.role), (0.0, 0))
-            elements = item.size_before if quantity == "left" else item.size
-            sums[item.block, item.role] = (total + value * elements, weight + elements)
-    return {cell: total / weight for cell, (total, weight) in sums.items() if weight}
 
 
 def describe_machine(machine: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from sparity.measure.data.report import Candidate, Pace, Quality, Report
 from sparity.measure.show import numbers, sentences
 
 WIDTH = 100
-NAME_WIDTH = 22
+NAME_WIDTH, SPARSITY_WIDTH = 22, 9  # what one column gains the other loses
 GRADES = {"excellent": "green", "good": "green", "acceptable": "yellow", "poor": "red"}
 DIRECTIONS = {"faster": "green", "on par": "yellow", "slower": "red"}
 ABSENT = Text("-", "dim")
@@ -21,7 +21,9 @@ def render_table(report: Report) -> Table:
     texts = sentences.gather_quality(report)
     title = f"{report.model}, perplexity on {next(iter(texts))[0]}" if len(texts) == 1 else report.model
     table = Table(title=Text(title, "bold"), title_justify="left", box=None, padding=(0, 1, 0, 0))
-    table.add_column("model", overflow="fold", min_width=NAME_WIDTH)
+    changes = [_changes(report, candidate) for candidate in report.candidates]
+    widest = max((len(line) for cell in changes for line in cell.splitlines()), default=0)
+    table.add_column("model", overflow="fold", min_width=NAME_WIDTH - max(widest - SPARSITY_WIDTH, 0))
     for name in ("sparsity", "perplexity", "change", "KL", "top-1", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
     dense = {key: _dense_quality([item for _, item in measured]) for key, measured in texts.items()}
@@ -30,19 +32,10 @@ def render_table(report: Report) -> Table:
     ours = [item.speed.engine_dense.pace for item in report.candidates if item.speed and item.speed.engine_dense]
     if ours:
         _add_rows(table, ("dense, our kernels", ""), {}, _rates(ours), split)
-    for candidate in report.candidates:
+    for candidate, cell in zip(report.candidates, changes, strict=True):
         measured = {(item.text, item.window): _quality(item) for item in candidate.quality}
-        start = (candidate.name, "\n".join(_changed(candidate, report)))
-        _add_rows(table, start, measured, _speed(candidate), split)
+        _add_rows(table, (candidate.name, cell), measured, _speed(candidate), split)
     return table
-
-
-def _changed(candidate: Candidate, report: Report) -> list[str]:
-    """Zeros, and where there are any, the share of the parameters that is left and that of the channels skipped."""
-    left = candidate.parameters / report.parameters
-    found = [numbers.percent(candidate.sparsity)]
-    found += [f"{numbers.percent(left)} left"] if candidate.parameters != report.parameters else []
-    return found + ([f"{numbers.percent(candidate.skipped)} skip"] if candidate.skipped is not None else [])
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -77,6 +70,11 @@ def _add_rows(
     table.add_row(Text(name, "bold"), sparsity, "", "", "", "", speed)
     for (text, _), cells in quality.items():
         table.add_row(Text(f"  {text}"), "", *cells, "")
+
+
+def _changes(report: Report, candidate: Candidate) -> str:
+    """The share of zeros; below it, where there are such changes, of parameters left and of channels skipped."""
+    return numbers.shares(candidate.sparsity, report.left(candidate), candidate.totals.skipped)
 
 
 def _quality(item: Quality) -> tuple[Text, ...]:

@@ -13,17 +13,12 @@ LABEL = 12  # columns that a label has without being folded
 
 
 def render_sweep_table(report: SweepReport) -> Table:
-    """Axes, realised sparsity, then what was measured: all of it on one text, perplexity and its change on several."""
+    """Axes, what was done, then what was measured: all of it on one text, perplexity and its change on several."""
     texts = report.texts
     table = Table(box=None, padding=(0, 1, 0, 0))
     for head, axis in zip(report.heads(), report.axes, strict=True):
         table.add_column(Text(head), overflow="fold", min_width=min(max(map(len, (head, *axis.labels))), LABEL))
-    names = [
-        "realised",
-        *["left"] * report.is_cut,
-        *["skipped"] * report.skips,
-        *(["perplexity", "change", "KL", "top-1"] if len(texts) == 1 else []),
-    ]
+    names = ["realised", *(["perplexity", "change", "KL", "top-1"] if len(texts) == 1 else [])]
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     if len(texts) > 1:
@@ -53,14 +48,8 @@ def print_sweep(report: SweepReport, console: Console) -> None:
 def _cells(row: Row, report: SweepReport) -> list[Text]:
     texts = report.texts
     if row.failed or row.sparsity is None:
-        blank = report.is_cut + report.skips + (4 if len(texts) == 1 else len(texts)) + 1
-        return [Text("failed", "bold red"), *[ABSENT] * blank]
-    cells = [Text(numbers.percent(row.sparsity))]
-    if report.is_cut:
-        known = row.parameters is not None and row.dense_parameters
-        cells.append(Text(numbers.percent((row.parameters or 0) / (row.dense_parameters or 1))) if known else ABSENT)
-    if report.skips:
-        cells.append(ABSENT if row.skipped is None else Text(numbers.percent(row.skipped)))
+        return [Text("failed", "bold red"), *[ABSENT] * (4 if len(texts) == 1 else len(texts)), ABSENT]
+    cells = [Text(numbers.shares(row.sparsity, row.parameters_left, row.skipped))]
     for text in texts:
         item = quality_of(row, text)
         if item is None:

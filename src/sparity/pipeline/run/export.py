@@ -17,7 +17,7 @@ from sparity.measure.show.card import model_card
 from sparity.measure.show.page_run import render_html
 from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.job import Job
-from sparity.stages.change import Change, outcomes
+from sparity.stages.change import Change, last_of_each
 
 FORMAT = 2
 KEPT = "kept_indices.json"
@@ -77,7 +77,8 @@ def write_results(job: Job, done: Done, changes: tuple[Change, ...], folder: Pat
             for planned, decision in zip(job.stages, done.decisions, strict=True)
         ],
         "projections": {
-            change.name: {"shape": list(change.shape_after), "zeros": change.zeros} for change in outcomes(changes)
+            change.name: {"shape": list(change.shape_after), "zeros": change.zeros}
+            for change in last_of_each(changes).values()
         },
         "files": file_hashes(folder),
         "report": report.to_dict(),

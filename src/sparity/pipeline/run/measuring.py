@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sparity.checkpoints.packed import StoredMatrix
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.native_weight import declines
 from sparity.measure.data import machine
+from sparity.measure.data.outcome import Totals
 from sparity.measure.data.report import Candidate, Effort, Quality, Report, Speed, Verdict
 from sparity.measure.timing.speed import compare_speed, engine_declines
 from sparity.models.loading import load
@@ -22,7 +23,7 @@ from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
 from sparity.quality.agreement import compare, grade
 from sparity.recipe import Accept
-from sparity.stages.change import Change, outcomes
+from sparity.stages import Change, RuntimeStage
 
 PACKED_WORDS = {("packed", "same"): ", packed", ("packed", "int8"): ", packed in int8"}
 PLAIN_NOTE = (
@@ -33,9 +34,10 @@ PLAIN_NOTE = (
 
 def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort) -> Report:
     """Load the dense model and the one in `folder`, measure both, and judge the result."""
+    totals = Totals.of(changes)
     quality: tuple[Quality, ...] = ()
     speeds: tuple[Speed, ...] = ()
-    notes = list(_notes(job, folder))
+    notes = list(_notes(job, folder, totals))
     if job.texts or job.recipe.measure.speed:
         dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
         quality = tuple(_quality(job, dense, sparse))
@@ -45,16 +47,14 @@ def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort)
     speed = speeds[0] if speeds else None
     parameters = _parameters(job.decoder.source.shapes().values())
     left = _parameters(CheckpointSource(folder).shapes().values())
-    now = outcomes(changes)
-    zeros = sum(change.zeros * change.size for change in now)
     packing = PACKED_WORDS.get((job.recipe.output.format, job.recipe.output.values), "")
     candidate = Candidate(
         name=f"{job.words}{packing}",
         recipe=job.recipe.summary(),
         stages=tuple(planned.stage.words for planned in job.stages),
-        target=_mean([(change.target, change.size) for change in now if change.target is not None]),
-        sparsity=_mean([(change.zeros, change.size) for change in now]) or 0.0,
-        model_sparsity=zeros / left,
+        target=totals.target,
+        sparsity=totals.zeros or 0.0,
+        model_sparsity=sum(each.zeros * each.size for each in totals.outcomes) / left if left else 0.0,
         parameters=left,
         bytes_dense=_dense_bytes(job),
         bytes_sparse=weight_bytes(folder),
@@ -65,6 +65,7 @@ def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort)
         verdicts=tuple(judge(job.recipe.accept, quality, speed)),
         notes=tuple(notes),
         batched=speeds[1:],
+        runtime=tuple(planned.stage.name for planned in job.stages if isinstance(planned.stage, RuntimeStage)),
     )
     return Report(
         model=job.name,
@@ -79,12 +80,6 @@ def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort)
 
 def _parameters(shapes: Iterable[tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes)
-
-
-def _mean(values: Sequence[tuple[float, int]]) -> float | None:
-    """Weighted by size; None of nothing."""
-    total = sum(size for _, size in values)
-    return sum(value * size for value, size in values) / total if total else None
 
 
 def _packed_note(folder: Path) -> str:
@@ -116,11 +111,11 @@ def _one_of_each(source: CheckpointSource) -> list[StoredMatrix]:
     return list({_stored_words(matrix.entry): matrix for matrix in source.matrices.values()}.values())
 
 
-def _notes(job: Job, folder: Path) -> Iterator[str]:
-    if job.recipe.output.format == "plain":
-        yield PLAIN_NOTE
-    else:
+def _notes(job: Job, folder: Path, totals: Totals) -> Iterator[str]:
+    if job.recipe.output.format == "packed":
         yield _packed_note(folder)
+    elif totals.has_zeros:
+        yield PLAIN_NOTE
     dtypes = {dtype for dtype in job.decoder.source.dtypes().values() if dtype.is_floating_point}
     if dtypes != {job.decoder.dtype}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
