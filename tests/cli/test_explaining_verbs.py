@@ -75,11 +75,15 @@ def test_schema_allows_what_recipes_say_and_nothing_else(sparity):
             part = schema["$defs"][part["$ref"].rpartition("/")[2]]
         return part
 
+    def keys(value):
+        return value if isinstance(value, dict) else ()
+
     def misfits(value, part, place=""):
         """Where a value breaks the schema: unknown keys, and values none of whose alternatives fit."""
         part = follow(part)
         if "anyOf" in part:
-            found = [misfits(value, choice, place) for choice in part["anyOf"]]
+            meant = [choice for choice in part["anyOf"] if set(follow(choice).get("required", ())) <= set(keys(value))]
+            found = [misfits(value, choice, place) for choice in meant or part["anyOf"]]
             return min(found, key=len)
         kinds = {
             "object": dict,
