@@ -35,11 +35,27 @@ def test_explain(sparity, kind, name):
     assert " ".join(entry["text"].split()) in " ".join(shown.out.split())
     for option in entry["options"]:
         assert f"  {option}: " in shown.out
-    if kind not in ("family", "format"):
+    if kind == "stage":
+        assert [stage.name for stage in Recipe.read(yaml.safe_load(entry["recipe"])).stages] == [name]
+        assert entry["options"].keys() == registry.get(kind, name).model_fields.keys()
+    elif kind not in ("family", "format"):
         recipe = Recipe.read(yaml.safe_load(entry["recipe"]))
         value = getattr(recipe.stages[0], kind.rpartition(".")[2])
         assert registry.get(kind, name).name == name
         assert value == name or kind == "prune.pattern"
+
+
+def test_explain_tells_a_stages_options_and_needs(sparity):
+    (entry,) = sparity("explain", "activations", "--json").json
+    assert entry["options"]["sparsity"] == {
+        "type": "float",
+        "default": 0.4,
+        "meaning": "share of input channels to skip, in [0, 1)",
+    }
+    assert entry["options"]["roles"]["type"] == "list or none"
+    assert entry["facts"] == {"statistics": "histogram", "preserves": "mask, shapes, values"}
+    assert "arXiv:2408.14690" in entry["source"]
+    assert sparity("methods", "stage", "--json").json["stage"].keys() >= {"activations", "prune"}
 
 
 def test_explain_knows_a_pattern_by_its_notation(sparity):
@@ -59,11 +75,15 @@ def test_schema_allows_what_recipes_say_and_nothing_else(sparity):
             part = schema["$defs"][part["$ref"].rpartition("/")[2]]
         return part
 
+    def keys(value):
+        return value if isinstance(value, dict) else ()
+
     def misfits(value, part, place=""):
         """Where a value breaks the schema: unknown keys, and values none of whose alternatives fit."""
         part = follow(part)
         if "anyOf" in part:
-            found = [misfits(value, choice, place) for choice in part["anyOf"]]
+            meant = [choice for choice in part["anyOf"] if set(follow(choice).get("required", ())) <= set(keys(value))]
+            found = [misfits(value, choice, place) for choice in meant or part["anyOf"]]
             return min(found, key=len)
         kinds = {
             "object": dict,

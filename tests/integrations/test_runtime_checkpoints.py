@@ -16,6 +16,7 @@ from packed_folders import TOKENS, logits, same, tensors
 from sparity.checkpoints.packed import runtime_of
 from sparity.engine.modules.linear import PackedLinear
 from sparity.errors import InvalidInput
+from sparity.models import Decoder
 from sparity.models.attached_runtime import runtime_attached
 from sparity.pipeline.run.packing import convert
 from sparity.pipeline.run.verify import verify
@@ -126,6 +127,7 @@ def test_a_plain_model_saved_over_a_packed_one_is_read_as_plain(folders, tmp_pat
     sparity.load(folders(layout="packed")).save_pretrained(tmp_path / "model")
     plain = sparity.load(folders())
     plain.save_pretrained(tmp_path / "model")
+    assert not Decoder.open(tmp_path / "model").source.packed
     again = sparity.load(tmp_path / "model")
     assert not any(isinstance(module, PackedLinear) for module in again.modules())
     assert torch.equal(logits(again), logits(plain))
