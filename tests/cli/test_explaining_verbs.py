@@ -8,7 +8,7 @@ import yaml
 from sparity import registry
 from sparity.recipe import Recipe
 
-KINDS = ("budget", "family", "format", "prune.pattern", "prune.score", "prune.solver")
+KINDS = ("budget", "family", "format", "prune.pattern", "prune.score", "prune.solver", "statistic")
 PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 
 
@@ -22,6 +22,7 @@ def test_methods(sparity):
     assert "sparsegpt" not in shown
     assert sparity("methods", "scores", "--json").json == {"prune.score": everything["prune.score"]}
     assert sparity("methods", "families", "--json").json == {"family": everything["family"]}
+    assert sparity("methods", "statistics", "--json").json == {"statistic": everything["statistic"]}
     assert sparity("methods", "scroe").err.startswith('error: no plug-in kind "scroe"; did you mean "score"?')
 
 
@@ -35,7 +36,7 @@ def test_explain(sparity, kind, name):
     assert " ".join(entry["text"].split()) in " ".join(shown.out.split())
     for option in entry["options"]:
         assert f"  {option}: " in shown.out
-    if kind not in ("family", "format"):
+    if kind not in ("family", "format", "statistic"):
         recipe = Recipe.read(yaml.safe_load(entry["recipe"]))
         value = getattr(recipe.stages[0].prune, kind.rpartition(".")[2])
         assert registry.get(kind, name).name == name

@@ -64,11 +64,11 @@ def observe(budget: Budget, decoder: Decoder, inputs: BlockInputs, known: Known 
     """The evidence of a budget: from statistics that are known, or from one pass over the dense model."""
     evidence: dict[str, float] = {}
     for step in walk(decoder, inputs, budget.needs, order="independent", known=known):
-        weights, norms = {}, {}
+        weights, gathered = {}, {}
         for site, statistics in step.sites():
             for projection in site.projections:
-                weights[projection.name], norms[projection.name] = projection.weight, statistics.column_norm
-        evidence.update(budget.observe(weights, norms))
+                weights[projection.name], gathered[projection.name] = projection.weight, statistics.only(budget.needs)
+        evidence.update(budget.observe(weights, gathered))
     return evidence
 
 
