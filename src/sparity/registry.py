@@ -24,6 +24,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
     "prune.pattern": ("sparity.static.prune.patterns",),
     "prune.solver": ("sparity.static.prune.solvers",),
     "budget": ("sparity.budgets",),
+    "statistic": ("sparity.calibration.input_statistics",),
     "format": ("sparity.formats",),
     "family": ("sparity.models.families",),
 }

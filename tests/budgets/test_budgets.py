@@ -8,6 +8,7 @@ from sparity.budgets.base import Site, shift_to_target
 from sparity.budgets.linear_depth import LinearDepth
 from sparity.budgets.log_depth import LogDepth
 from sparity.budgets.owl import OWL
+from sparity.calibration import Statistics
 from sparity.errors import InvalidInput
 
 
@@ -58,13 +59,16 @@ def test_owl_has_the_ratios_of_the_reference():
 def test_owl_counts_outliers_over_a_block_or_by_layer():
     """|w| * norm is 1 seven times and 9 once in a (mean 2), 1 eight times in b: over both the mean is 1.5."""
     weights = {"a": torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, -3]]), "b": torch.full((2, 4), 0.5)}
-    norms = {"a": torch.tensor([1.0, 1, 1, 3]), "b": torch.full((4,), 2.0)}
+    inputs = {"a": torch.tensor([[1.0, 1, 1, 3]]), "b": torch.full((1, 4), 2.0)}  # one token: its size is its norm
+    statistics = {name: Statistics.gather(name, OWL.needs) for name in inputs}
+    for name, token in inputs.items():
+        statistics[name].add(token)
     weights["a"][0, 3] = 1 / 3
-    block = OWL(outlier_multiple=5).observe(weights, norms)
+    block = OWL(outlier_multiple=5).observe(weights, statistics)
     assert block == {"a": 100 / 16, "b": 100 / 16}  # 9 > 7.5
-    layer = OWL(outlier_multiple=4, per="layer").observe(weights, norms)
+    layer = OWL(outlier_multiple=4, per="layer").observe(weights, statistics)
     assert layer == {"a": 12.5, "b": 0.0}  # 9 > 8
-    assert OWL(outlier_multiple=5, per="layer").observe(weights, norms)["a"] == 0.0  # 9 < 10
+    assert OWL(outlier_multiple=5, per="layer").observe(weights, statistics)["a"] == 0.0  # 9 < 10
 
 
 @pytest.mark.parametrize("score", ["wanda", "magnitude"])

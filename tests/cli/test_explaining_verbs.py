@@ -8,7 +8,7 @@ import yaml
 from sparity import registry
 from sparity.recipe import Recipe
 
-KINDS = ("budget", "family", "format", "prune.pattern", "prune.score", "prune.solver", "stage")
+KINDS = ("budget", "family", "format", "prune.pattern", "prune.score", "prune.solver", "stage", "statistic")
 PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 
 
@@ -22,6 +22,7 @@ def test_methods(sparity):
     assert "sparsegpt" not in shown
     assert sparity("methods", "scores", "--json").json == {"prune.score": everything["prune.score"]}
     assert sparity("methods", "families", "--json").json == {"family": everything["family"]}
+    assert sparity("methods", "statistics", "--json").json == {"statistic": everything["statistic"]}
     assert sparity("methods", "scroe").err.startswith('error: no plug-in kind "scroe"; did you mean "score"?')
 
 
@@ -38,7 +39,7 @@ def test_explain(sparity, kind, name):
     if kind == "stage":
         assert [stage.name for stage in Recipe.read(yaml.safe_load(entry["recipe"])).stages] == [name]
         assert entry["options"].keys() == registry.get(kind, name).model_fields.keys()
-    elif kind not in ("family", "format"):
+    elif kind not in ("family", "format", "statistic"):
         recipe = Recipe.read(yaml.safe_load(entry["recipe"]))
         value = getattr(recipe.stages[0], kind.rpartition(".")[2])
         assert registry.get(kind, name).name == name

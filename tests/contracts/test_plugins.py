@@ -9,11 +9,12 @@ import references
 from sparity import registry
 from sparity.budgets.base import Site, allocate
 from sparity.calibration import Statistics
-from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS
+from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.errors import InvalidInput
 from sparity.static.prune.patterns.base import build_pattern
 from sparity.static.prune.pruning import Pruning
 
+STATISTICS = registry.names("statistic")
 SCORES = registry.names("prune.score")
 SOLVERS = registry.names("prune.solver")
 BUDGETS = registry.names("budget")

@@ -16,6 +16,8 @@ from pydantic_core import PydanticUndefined
 import sparity
 from sparity import recipe as schema
 from sparity import registry
+from sparity.calibration import Statistics
+from sparity.calibration.input_statistics import column_norm
 from sparity.cli.main import VERBS, app
 from sparity.dynamic.activations.stage import Activations
 from sparity.measure.data import bench_report, report, sensitivity_report, sweep_report
@@ -41,6 +43,7 @@ def own(kind):
 PLUGINS = [
     (kind, name) for kind in ("stage", "prune.score", "prune.pattern", "prune.solver", "budget") for name in own(kind)
 ]
+STATISTICS = [("statistic", name) for name in own("statistic")]
 
 
 def page_of(kind, name):
@@ -92,6 +95,23 @@ def options_of(kind, plugin):
     return {f"`{field.name}`": shown(field) for field in dataclasses.fields(plugin)}
 
 
+@pytest.mark.parametrize(("kind", "name"), STATISTICS, ids=[name for _, name in STATISTICS])
+def test_a_statistic_has_a_page_that_names_its_readers_and_its_key_in_a_store(kind, name):
+    statistic, text = registry.get(kind, name), (ROOT / "docs/methods" / page_of(kind, name)).read_text()
+    assert text.startswith(f"# {name}\n")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings == ["Formula", "Source", "Read by", "Bytes", "Pitfalls"]
+    readers = {
+        reader
+        for other, reader in PLUGINS
+        if other != "stage" and name in getattr(registry.get(other, reader), "needs", ())
+    }
+    assert {word for word in code(section(text, "## Read by")) if word != "measure.layer_loss"} == readers
+    assert any(key.startswith(f"{statistic.stored_as or name}.SITE") for key in code(section(text, "## Bytes")))
+    for source in re.findall(r"arXiv:[\d.]+\d", source_of(statistic)):
+        assert source in text
+
+
 def shown(field):
     return "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
 
@@ -104,7 +124,7 @@ def source_of(plugin):
 def test_the_index_lists_every_plugin_with_what_it_needs():
     text = (ROOT / "docs/methods/README.md").read_text()
     listed = {(cells[0], cells[1]): cells[3:] for cells in rows(text)[2:]}
-    assert listed.keys() == {(kind, f"[{name}]({page_of(kind, name)})") for kind, name in PLUGINS}
+    assert listed.keys() == {(kind, f"[{name}]({page_of(kind, name)})") for kind, name in PLUGINS + STATISTICS}
     for (kind, link), (needs, group) in listed.items():
         plugin = registry.get(kind, link[1 : link.index("]")])
         if kind == "stage" and plugin.name != "prune":  # whose parts say it
@@ -118,7 +138,7 @@ def test_the_index_lists_every_plugin_with_what_it_needs():
 def test_every_page_belongs_to_a_plugin():
     folder = ROOT / "docs/methods"
     pages = {str(path.relative_to(folder)) for path in folder.rglob("*.md")} - {"README.md"}
-    assert pages == {page_of(kind, name) for kind, name in PLUGINS}
+    assert pages == {page_of(kind, name) for kind, name in PLUGINS + STATISTICS}
 
 
 def test_every_family_is_described():
@@ -296,7 +316,7 @@ def test_the_examples_of_the_sweep_page_run(tmp_path, monkeypatch, capsys):
 
 def test_the_examples_of_contributing_work(monkeypatch):
     """Each in the file that it tells to take the imports from, and gone again afterwards."""
-    homes = [wanda, llama]
+    homes = [wanda, column_norm, llama]
     examples = blocks(ROOT / "CONTRIBUTING.md", "python")
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     for home, example in zip(homes, examples, strict=True):
@@ -304,4 +324,7 @@ def test_the_examples_of_contributing_work(monkeypatch):
     weight, inputs = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[4.0, 1.0, 1.0, 1.0]])
     keep = sparity.prune_weight(weight, inputs, score="cubed", pattern="2:4", power=1.0)[1]
     assert keep.tolist() == [[True, False, False, True]]  # scores 4, 2, 3, 4
+    statistics = Statistics.gather("here", ["mean_size"])
+    statistics.add(torch.tensor([[1.0, -4.0], [2.0, 3.0]]))
+    assert statistics["mean_size"].tolist() == [1.5, 3.5]
     assert registry.get("family", "example").blocks == "transformer.layers"

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from sparity.calibration import Statistics
 from sparity.errors import InvalidInput
 
 Objective = Callable[[Mapping[str, float]], float]
@@ -44,8 +45,8 @@ class Budget(ABC):
     def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
         """The fraction that each site gives up; the mean, weighted by cost, is `target`. `objective` measures one."""
 
-    def observe(self, weights: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> dict[str, float]:
-        """The evidence of a block's sites from their weights [out, in] and input norms [in]."""
+    def observe(self, weights: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> dict[str, float]:
+        """The evidence of a block's sites: from their weights [out, in] and the statistics of their inputs, by name."""
         return {}
 
 

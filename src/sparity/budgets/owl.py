@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from sparity.budgets.base import Budget, Objective, Site, shift_to_target
+from sparity.calibration import Statistics
 from sparity.errors import InvalidInput
 from sparity.registry import register
 
@@ -34,9 +35,9 @@ class OWL(Budget):
                 "[0, 0.5]"
             )
 
-    def observe(self, weights: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> dict[str, float]:
+    def observe(self, weights: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> dict[str, float]:
         """The outlier ratio of each matrix, in percent."""
-        sizes = {name: weight.abs().float() * norms[name] for name, weight in weights.items()}
+        sizes = {name: weight.abs().float() * statistics[name].column_norm for name, weight in weights.items()}
         if self.per == "layer":
             return {name: self._ratio([size]) for name, size in sizes.items()}
         return dict.fromkeys(sizes, self._ratio(list(sizes.values())))

@@ -1,23 +1,19 @@
 """What calibration learns about the input of a projection: raw sums that merge, and what follows from them."""
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from sparity.calibration.gram import add_gram, complete, factor_of_inverse
-from sparity.errors import InvalidInput, NumericalError
+from sparity import registry
+from sparity.calibration.input_statistics.base import statistic
+from sparity.calibration.input_statistics.histogram import magnitude_at
+from sparity.calibration.inverse_factor import factor_of_inverse
+from sparity.errors import InvalidInput, NumericalError, suggestion
 
 log = logging.getLogger(__name__)
 
-MAGNITUDES = 1 << 15  # bins of a histogram of |x|: the upper half of the bits of a float32, without its sign
-INFINITE = 0x7F80  # the first of them that holds no finite numbers
-
-# What a score or solver may ask for -> the raw sum that it is made of.
-STATISTICS = {"mean": "sum", "column_norm": "sum_of_squares", "gram": "gram", "histogram": "histogram"}
 # Statistics of a projection's own gradient [out, in] over sequences: of the loss its mean and the mean of its squares,
 # of the norm of the block's output the mean of its squares.
 GRADIENTS = ("gradient", "gradient_square")
@@ -29,11 +25,14 @@ MAX_DAMPING = 1.0
 
 @dataclass
 class Statistics:
-    """Sums over the inputs of one or more projections, in float32, and perhaps the gradients of one of them.
+    """Raw sums over the inputs of one or more projections, and perhaps the gradients of one of them.
+
+    `statistics["NAME"]` is what a method asked for in its `needs`; the properties are the names that Sparity brings.
 
     Args:
         site: the name used in messages.
-        needs: which of `STATISTICS` to gather.
+        needs: the statistics to gather, plug-ins of the kind `statistic`.
+        sums: their raw sums by name, none before the first input.
         gradients: those of `GRADIENTS` and `REGIONAL` that are known, each `[out, in]`.
     """
 
@@ -44,7 +43,7 @@ class Statistics:
     sums: dict[str, Tensor] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     _factors: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
-    _complete: bool = field(default=False, repr=False)  # whether the Gram matrix has its lower triangle
+    _ready: set[str] = field(default_factory=set, repr=False)  # the sums that were made ready in place
 
     @classmethod
     def gather(cls, site: str, needs: Iterable[str]) -> "Statistics":
@@ -53,10 +52,11 @@ class Statistics:
         Raises:
             InvalidInput: an unknown statistic.
         """
-        unknown = set(needs) - set(STATISTICS)
-        if unknown:
-            raise InvalidInput(f"unknown statistics {sorted(unknown)} (known: {', '.join(STATISTICS)})")
-        return cls(site, frozenset(needs))
+        wanted, known = frozenset(needs), registry.names("statistic")
+        if unknown := sorted(wanted - set(known)):
+            close = suggestion(unknown[0], known)
+            raise InvalidInput(f"unknown statistics {unknown}{close} (known: {', '.join(known)})")
+        return cls(site, wanted)
 
     def add(self, inputs: Tensor, sequences: int | None = None) -> None:
         """Count inputs `[sequences, tokens, in]`, or `[tokens, in]` as one sequence unless their number is given.
@@ -69,73 +69,95 @@ class Statistics:
         self.sequences += sequences
         x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         self.tokens += len(x)
-        for name in {STATISTICS[need] for need in self.needs}:
+        for name in sorted(self.needs):
+            counted = statistic(name)
             if name not in self.sums:
-                self.sums[name] = _nothing(name, x)
-            _ADD[name](self.sums[name], x)
-            if not _is_finite(name, self.sums[name]):
+                self.sums[name] = counted.empty(x.shape[1], x.device)
+            counted.add(self.sums[name], x)
+            if not counted.is_finite(self.sums[name]):
                 raise NumericalError(
                     f"{self.site}: the inputs hold NaN or infinite numbers; use a wider dtype (float32) or other text"
                 )
         self._factors.clear()
-        self._complete = False
+        self._ready.clear()
 
     def merge(self, other: "Statistics") -> "Statistics":
         """The statistics of both halves of a calibration set together."""
         if self.needs != other.needs:
             raise InvalidInput(f"{self.site}: statistics of different kinds cannot be merged")
-        sums = {name: total + other.sums[name] for name, total in self.sums.items()}
+        both = self.sums.keys() & other.sums.keys()  # a half that no token reached has none
+        sums = {
+            name: statistic(name).merge(total, other.sums[name]) if name in both else total.clone()
+            for name, total in (other.sums | self.sums).items()
+        }
         return Statistics(self.site, self.needs, self.sequences + other.sequences, self.tokens + other.tokens, sums)
 
     def with_gradients(self, gradients: Mapping[str, Tensor]) -> "Statistics":
         """The same sums, shared and not copied, with one projection's gradients: `GRADIENTS` or `REGIONAL`."""
         return replace(self, gradients=gradients)
 
+    def only(self, needs: Iterable[str]) -> "Statistics":
+        """Those of the same sums and gradients, shared and not copied, that a method asked for."""
+        wanted = frozenset(needs)
+        sums = {name: total for name, total in self.sums.items() if name in wanted}
+        gradients = {name: gradient for name, gradient in self.gradients.items() if name in wanted}
+        return replace(self, needs=self.needs & wanted, sums=sums, gradients=gradients)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The value of a statistic of the inputs, or a gradient `[out, in]`.
+
+        Raises:
+            InvalidInput: it was not gathered.
+            NumericalError: no calibration token reached the site.
+        """
+        if name in (*GRADIENTS, REGIONAL):
+            return self._gradient(name)
+        total = self._sum(name)
+        if name in self._ready:
+            return total
+        value = statistic(name).value(total, self.sequences, self.tokens)
+        if value is total:
+            self._ready.add(name)
+        return value
+
     @property
     def gradient(self) -> Tensor:
         """`[out, in]`: the mean over sequences of the gradient of a sequence's loss."""
-        return self._gradient("gradient")
+        return self["gradient"]
 
     @property
     def gradient_square(self) -> Tensor:
         """`[out, in]`: the mean over sequences of the squared gradient."""
-        return self._gradient("gradient_square")
+        return self["gradient_square"]
 
     @property
     def regional_gradient_square(self) -> Tensor:
         """`[out, in]`: the mean over sequences of the squared gradient of the norm of the block's output."""
-        return self._gradient(REGIONAL)
+        return self[REGIONAL]
 
     @property
     def column_norm(self) -> Tensor:
         """`[in]`: the norm of each input channel, sqrt(sum of squares / sequences)."""
-        return (self._sum("column_norm") / self.sequences).sqrt()
+        return self["column_norm"]
 
     @property
     def mean(self) -> Tensor:
         """`[in]`: the mean of each input channel over tokens."""
-        return self._sum("mean") / self.tokens
+        return self["mean"]
 
     @property
     def gram(self) -> Tensor:
         """`[in, in]`: the sum of x xT over tokens."""
-        total = self._sum("gram")
-        if not self._complete:
-            complete(total)
-            self._complete = True
-        return total
+        return self["gram"]
 
     @property
     def histogram(self) -> Tensor:
         """`[32768]`, int64: how many |x| share the upper 16 bits of a float32, so each bin is under 1 % wide."""
-        return self._sum("histogram")
+        return self["histogram"]
 
     def magnitude_at(self, share: float) -> float:
         """The |x| below which the given share of all inputs lies, in [0, 1], within 1 %; from the histogram."""
-        counts = self.histogram.cumsum(0)
-        rank = max(math.ceil(share * int(counts[-1])), 1)
-        bin_ = int(torch.searchsorted(counts, rank))
-        return float(torch.tensor(min(bin_, INFINITE - 1) << 16, dtype=torch.int32).view(torch.float32))
+        return magnitude_at(self.histogram, share)
 
     @property
     def hessian(self) -> Tensor:
@@ -178,43 +200,14 @@ class Statistics:
             log.warning("%s: Gram matrix singular with damping %g, trying %g", self.site, strength, stronger)
             strength = stronger
 
-    def _gradient(self, statistic: str) -> Tensor:
-        if statistic not in self.gradients:
-            raise InvalidInput(f'{self.site}: the statistic "{statistic}" was not gathered; declare it in `needs`')
-        return self.gradients[statistic]
+    def _gradient(self, name: str) -> Tensor:
+        if name not in self.gradients:
+            raise InvalidInput(f'{self.site}: the statistic "{name}" was not gathered; declare it in `needs`')
+        return self.gradients[name]
 
-    def _sum(self, statistic: str) -> Tensor:
-        if statistic not in self.needs:
-            raise InvalidInput(f'{self.site}: the statistic "{statistic}" was not gathered; declare it in `needs`')
+    def _sum(self, name: str) -> Tensor:
+        if name not in self.needs:
+            raise InvalidInput(f'{self.site}: the statistic "{name}" was not gathered; declare it in `needs`')
         if not self.tokens:
             raise NumericalError(f"{self.site}: no calibration token reached it")
-        return self.sums[STATISTICS[statistic]]
-
-
-def _nothing(name: str, x: Tensor) -> Tensor:
-    """The sum over no inputs like x `[tokens, in]`."""
-    if name == "histogram":
-        return torch.zeros(MAGNITUDES, dtype=torch.int64, device=x.device)
-    columns = x.shape[1]
-    return torch.zeros((columns, columns) if name == "gram" else columns, device=x.device)
-
-
-def _add_histogram(total: Tensor, x: Tensor) -> None:
-    bins = x.abs().contiguous().view(torch.int32) >> 16
-    total += torch.bincount(bins.flatten(), minlength=MAGNITUDES)
-
-
-# Raw sums over tokens: how inputs x [tokens, in] in float32 are added to a total, in place.
-_ADD: dict[str, Callable[[Tensor, Tensor], object]] = {
-    "sum": lambda total, x: total.add_(x.sum(0)),  # [in]
-    "sum_of_squares": lambda total, x: total.add_(x.square().sum(0)),  # [in]
-    "gram": add_gram,  # [in, in], upper triangle
-    "histogram": _add_histogram,  # [MAGNITUDES]
-}
-
-
-def _is_finite(name: str, total: Tensor) -> bool:
-    """Whether all inputs were; one that is not, or too large to be squared, shows on a Gram matrix's diagonal."""
-    if name == "histogram":
-        return not bool(total[INFINITE:].any())
-    return bool(torch.isfinite(total.diagonal() if name == "gram" else total).all())
+        return self.sums[name]

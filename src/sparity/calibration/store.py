@@ -1,14 +1,17 @@
 """Statistics of a dense model on disk, a file per block, so that they need to be gathered only once.
 
     STORE/statistics.json                 what they belong to, which there are, and the hash of every file
-    STORE/statistics-00000.safetensors    raw sums of block 0: `NAME.SITE`, and `tokens.SITE`, `sequences.SITE`
+    STORE/statistics-00000.safetensors    raw sums of block 0: `SUM.SITE`, and `tokens.SITE`, `sequences.SITE`
     STORE/gradients-0.safetensors         its gradients of the loss, where they were asked for
     STORE/regional-gradients-0.safetensors  those of its own output
 
-A Gram matrix lies there as panels of its upper triangle, `gram.SITE.COLUMN`.
+What is stored of a raw sum, and under which names, its statistic says; one in several parts lies there as
+`SUM.SITE.PART`, such as the panels of a Gram matrix.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +19,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sparity import registry
 from sparity.calibration.gradients import read_gradients
-from sparity.calibration.gram import PANEL
-from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS, Statistics
+from sparity.calibration.input_statistics.base import Statistic, statistic
+from sparity.calibration.statistics import GRADIENTS, REGIONAL, Statistics
 from sparity.checkpoints.shards import write_tensors
 from sparity.errors import CorruptFile, InvalidInput, RunConflict
 from sparity.files import file_hash, read_json_object, write_json
 from sparity.models import Block, Decoder, InputSite
 
 FORMAT = 1
-KNOWN = {*STATISTICS, *GRADIENTS, REGIONAL}
 MANIFEST = "statistics.json"
-FP32, INT64 = 4, 8
 DAMAGED = ": delete the store, or gather it anew in another folder"
 
 
@@ -56,8 +58,12 @@ class StatisticsStore:
         recorded, needs, hashes = (content.get(key) for key in ("identity", "needs", "files"))
         if not isinstance(recorded, dict) or not isinstance(needs, list) or not isinstance(hashes, dict):
             raise CorruptFile(f"{folder / MANIFEST} is damaged{DAMAGED}")
-        if not all(isinstance(need, str) and need in KNOWN for need in needs):
-            raise CorruptFile(f"{folder / MANIFEST} is damaged{DAMAGED}")
+        known = {*registry.names("statistic"), *GRADIENTS, REGIONAL}
+        if unknown := [need for need in needs if not isinstance(need, str) or need not in known]:
+            raise CorruptFile(
+                f"{folder / MANIFEST} is damaged, or of a package that is not installed (no statistic is called "
+                f"{unknown[0]!r}){DAMAGED}"
+            )
         differing = sorted(key for key in {*recorded, *identity} if recorded.get(key) != identity.get(key))
         if differing:
             raise RunConflict(f"{folder} holds statistics of another {' and '.join(differing)}: choose another folder")
@@ -73,7 +79,11 @@ class StatisticsStore:
 
     def save(self, index: int, gathered: Mapping[str, Statistics]) -> None:
         """Write the statistics of block `index` by the names of its input sites."""
-        tensors = {key: tensor for site, statistics in gathered.items() for key, tensor in _stored(site, statistics)}
+        tensors: dict[str, Tensor] = {}
+        for key, tensor in (entry for site, statistics in gathered.items() for entry in _stored(site, statistics)):
+            if key in tensors:
+                raise InvalidInput(f'two statistics are stored as "{key}": give one of them another `stored_as`')
+            tensors[key] = tensor
         write_tensors(self.folder / _name(index), tensors)
 
     def save_regional(self, index: int, gradients: Mapping[str, Tensor]) -> None:
@@ -99,18 +109,22 @@ class StatisticsStore:
         """
         path = self._sound(_name(block.index))
         device = next(block.module.parameters()).device
+        width = site.projections[0].weight.shape[1]
         statistics = Statistics.gather(site.name, self.needs - {*GRADIENTS, REGIONAL})
         try:
             with safe_open(path, framework="pt") as file:
                 statistics.tokens = int(file.get_tensor(f"tokens.{site.name}"))
                 statistics.sequences = int(file.get_tensor(f"sequences.{site.name}"))
-                if statistics.tokens:
-                    names = {STATISTICS[need] for need in statistics.needs}
-                    statistics.sums = {name: _read_sum(file, name, site).to(device) for name in sorted(names)}
+                for name in sorted(statistics.needs) if statistics.tokens else ():
+                    read = partial(_read, file, statistic(name), site.name)
+                    statistics.sums[name] = statistic(name).restore(read, width).to(device)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise CorruptFile(f"{path} is damaged ({error}){DAMAGED}") from error
-        width = site.projections[0].weight.shape[1]
-        fits = all(total.shape[-1] == width for name, total in statistics.sums.items() if name != "histogram")
+        expected = {name: statistic(name).empty(width, "meta") for name in statistics.sums}
+        fits = all(
+            (total.shape, total.dtype) == (expected[name].shape, expected[name].dtype)
+            for name, total in statistics.sums.items()
+        )
         if not fits or statistics.tokens < 0 or (statistics.tokens and statistics.sequences < 1):
             raise CorruptFile(f"{path} is damaged (the sums of {site.name} do not fit it){DAMAGED}")
         return statistics
@@ -149,18 +163,9 @@ class StatisticsStore:
 def store_bytes(decoder: Decoder, needs: Collection[str]) -> int:
     """The size of a store of these statistics, gradients not counted, without the headers of its files."""
     sites = [site for index in range(len(decoder)) for site in decoder.sites(index)]
-    columns = [site.projections[0].weight.shape[1] for site in sites]
-    sizes = {"mean": FP32, "column_norm": FP32, "gram": 0, "histogram": 0}
-    total = sum(sizes.get(need, 0) * width for need in needs for width in columns)
-    if "gram" in needs:
-        total += sum(_panel_numbers(width) for width in columns) * FP32
-    if "histogram" in needs:
-        total += (1 << 15) * INT64 * len(columns)
-    return total
-
-
-def _panel_numbers(width: int) -> int:
-    return sum((min(start + PANEL, width) - start) * (width - start) for start in range(0, width, PANEL))
+    widths = Counter(site.projections[0].weight.shape[1] for site in sites)
+    of_inputs = [statistic(need) for need in set(needs) - {*GRADIENTS, REGIONAL}]
+    return sum(found.nbytes(width) * count for found in of_inputs for width, count in widths.items())
 
 
 def _name(index: int) -> str:
@@ -175,19 +180,14 @@ def _stored(site: str, statistics: Statistics) -> Iterator[tuple[str, Tensor]]:
     yield f"tokens.{site}", torch.tensor(statistics.tokens)
     yield f"sequences.{site}", torch.tensor(statistics.sequences)
     for name, total in statistics.sums.items():
-        if name != "gram":
-            yield f"{name}.{site}", total
-            continue
-        for start in range(0, len(total), PANEL):
-            yield f"gram.{site}.{start}", total[start : start + PANEL, start:]
+        for part, tensor in statistic(name).stored(total).items():
+            yield _key(statistic(name), site, part), tensor
 
 
-def _read_sum(file: Any, name: str, site: InputSite) -> Tensor:
-    if name != "gram":
-        tensor: Tensor = file.get_tensor(f"{name}.{site.name}")
-        return tensor
-    width = site.projections[0].weight.shape[1]
-    total = torch.zeros(width, width)
-    for start in range(0, width, PANEL):
-        total[start : start + PANEL, start:] = file.get_tensor(f"gram.{site.name}.{start}")
-    return total
+def _read(file: Any, counted: Statistic, site: str, part: str) -> Tensor:
+    tensor: Tensor = file.get_tensor(_key(counted, site, part))
+    return tensor
+
+
+def _key(counted: Statistic, site: str, part: str) -> str:
+    return ".".join([counted.stored_as or counted.name, site, *([part] if part else [])])

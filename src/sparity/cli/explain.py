@@ -15,7 +15,10 @@ from sparity.cli.options import Json
 
 def explain(
     name: Annotated[
-        str, typer.Argument(help="A stage, score, pattern, solver, budget, family or format.", show_default=False)
+        str,
+        typer.Argument(
+            help="A stage, score, pattern, solver, budget, statistic, family or format.", show_default=False
+        ),
     ],
     json: Json = False,
 ) -> None:
@@ -122,6 +125,8 @@ def _recipe(kind: str, name: str) -> str:
         return "  model: FOLDER   # a model of this family; nothing else to say"
     if kind == "format":
         return "  # a format says how a weight is stored; no recipe names one yet"
+    if kind == "statistic":
+        return f'  # a score, solver or budget names it in `needs` and reads statistics["{name}"]; no recipe does'
     value = {"n_of_m": '"2:4"', "block": '"block:16x16"'}.get(name, name)
     stage, _, key = kind.rpartition(".")  # a budget is any stage's that shares out a sparsity
     return f"  stages:\n  - {stage or 'prune'}: {{{key}: {value}}}"

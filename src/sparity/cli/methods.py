@@ -10,10 +10,12 @@ from sparity.cli.options import Json
 
 
 def methods(
-    kind: Annotated[str | None, typer.Argument(help="stage, score, pattern, solver, budget, family or format.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="stage, score, pattern, solver, budget, statistic, family or format.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List the plug-ins: every stage, score, pattern, solver, budget, family and format, with one sentence about it."""
+    """List the plug-ins of every kind, or of one, with one sentence about each."""
     with console.errors_in_one_line():
         from sparity import registry
         from sparity.cli.explain import first_sentence

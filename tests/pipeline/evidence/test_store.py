@@ -192,10 +192,10 @@ def test_the_plan_tells_its_bytes(run, tmp_path, token_files, tiny_llama_folder,
 def test_gram_matrices_wider_than_a_panel_are_whole_again(monkeypatch, tmp_path):
     from types import SimpleNamespace
 
-    from sparity.calibration import Statistics, gram, store
+    from sparity.calibration import Statistics
+    from sparity.calibration.input_statistics import gram
 
     monkeypatch.setattr(gram, "PANEL", 3)
-    monkeypatch.setattr(store, "PANEL", 3)
     inputs = torch.randn(2, 5, 8)
     gathered = Statistics.gather("here", ["gram", "mean"])
     gathered.add(inputs)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.calibration import Statistics
-from sparity.calibration.statistics import GRADIENTS, REGIONAL, STATISTICS
+from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.errors import InvalidInput, NumericalError, suggestion
 from sparity.static.prune.patterns.base import build_pattern
 from sparity.static.prune.pruning import DEFAULT_SCORE, Pruning
@@ -83,8 +83,8 @@ def prune_weight(
 
 
 def _statistics(pruning: Pruning, inputs: Tensor | None, gradients: Tensor | None) -> Statistics:
-    of_inputs = pruning.needs & set(STATISTICS)
     of_gradients = pruning.needs & {*GRADIENTS, REGIONAL}
+    of_inputs = pruning.needs - of_gradients
     statistics = Statistics.gather("weight", of_inputs)
     for needed, given, name in ((of_inputs, inputs, "inputs"), (of_gradients, gradients, "gradients")):
         if needed and given is None:

@@ -277,11 +277,11 @@ def _observed(budget: Budget, evidence: ModelEvidence) -> dict[str, float]:
     """What a budget finds in the blocks."""
     found: dict[str, float] = {}
     for known in evidence.blocks():
-        weights, norms = {}, {}
+        weights, inputs = {}, {}
         for site, statistics in known.sites():
             for projection in site.projections:
-                weights[projection.name], norms[projection.name] = projection.weight, statistics.column_norm
-        found.update(budget.observe(weights, norms))
+                weights[projection.name], inputs[projection.name] = projection.weight, statistics
+        found.update(budget.observe(weights, inputs))
     return found
 
 

@@ -1,25 +1,9 @@
-"""Gram matrices: summed, completed and factorised with the work that their symmetry leaves."""
+"""The Cholesky factor of an inverse, with the work that symmetry leaves."""
 
 import torch
 from torch import Tensor
 
-PANEL = 1024  # columns of a Gram matrix that are summed together
 SMALL_TRIANGLE = 256
-
-
-def add_gram(total: Tensor, inputs: Tensor) -> None:
-    """Add x xT of inputs `[tokens, in]` to `total` [in, in], in place; nothing right below its panels' diagonal is."""
-    for start in range(0, len(total), PANEL):
-        panel = slice(start, start + PANEL)
-        total[panel, start:].addmm_(inputs[:, panel].T, inputs[:, start:])
-
-
-def complete(total: Tensor) -> Tensor:
-    """The same matrix `[in, in]` with the part below the diagonal, which `add_gram` leaves out, filled in place."""
-    for start in range(0, len(total), PANEL):
-        panel = slice(start, start + PANEL)
-        total[start + PANEL :, panel] = total[panel, start + PANEL :].T
-    return total
 
 
 def factor_of_inverse(matrix: Tensor) -> Tensor | None:
