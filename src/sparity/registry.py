@@ -25,6 +25,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
     "prune.solver": ("sparity.static.prune.solvers",),
     "budget": ("sparity.budgets",),
     "format": ("sparity.formats",),
+    "encoding": ("sparity.formats.encodings",),
     "family": ("sparity.models.families",),
 }
 

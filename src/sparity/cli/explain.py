@@ -15,7 +15,7 @@ from sparity.cli.console import Json
 
 def explain(
     name: Annotated[
-        str, typer.Argument(help="A score, pattern, solver, budget, family or format.", show_default=False)
+        str, typer.Argument(help="A score, pattern, solver, budget, family, format or encoding.", show_default=False)
     ],
     json: Json = False,
 ) -> None:
@@ -93,6 +93,8 @@ def _recipe(kind: str, name: str) -> str:
         return "  model: FOLDER   # a model of this family; nothing else to say"
     if kind == "format":
         return "  # a format says how a weight is stored; no recipe names one yet"
+    if kind == "encoding":
+        return f"  stages:\n  - prune: {{}}\n  output: {{format: packed, values: {name}}}"
     value = {"n_of_m": '"2:4"', "block": '"block:16x16"'}.get(name, name)
     stage, _, key = kind.rpartition(".")  # a budget is any stage's that shares out a sparsity
     return f"  stages:\n  - {stage or 'prune'}: {{{key}: {value}}}"

@@ -10,10 +10,12 @@ from sparity.cli.console import Json
 
 
 def methods(
-    kind: Annotated[str | None, typer.Argument(help="score, pattern, solver, budget, family or format.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="score, pattern, solver, budget, family, format or encoding.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List the plug-ins: every score, pattern, solver, budget, model family and format, with one sentence about it."""
+    """List the plug-ins: every score, pattern, solver, budget, family, format and encoding, with one sentence each."""
     with console.errors_in_one_line():
         from sparity import registry
         from sparity.cli.explain import first_sentence

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from sparity.checkpoints.packed import StoredMatrix
+from sparity.checkpoints.packed_file import encoding_of
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.native_weight import declines
+from sparity.formats import build_encoding
 from sparity.measure.data import machine
 from sparity.measure.data.report import Candidate, Effort, Layer, Quality, Report, Speed, Verdict
 from sparity.measure.timing.speed import compare_speed, engine_declines
@@ -21,9 +23,8 @@ from sparity.pipeline.run.export import weight_bytes
 from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
 from sparity.quality.agreement import compare, grade
-from sparity.recipe import Accept
+from sparity.recipe import Accept, Output
 
-PACKED_WORDS = {("packed", "same"): ", packed", ("packed", "int8"): ", packed in int8"}
 PLAIN_NOTE = (
     "This is a plain export: the zeros are stored and computed like any other number, so it is neither smaller nor "
     "faster than the dense model."
@@ -46,7 +47,7 @@ def measure(job: Job, folder: Path, layers: tuple[Layer, ...], effort: Effort) -
     zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in layers)
     pruned = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     candidate = Candidate(
-        name=f"{job.pruning.words}{PACKED_WORDS.get((job.recipe.output.format, job.recipe.output.values), '')}",
+        name=f"{job.pruning.words}{_output_words(job.recipe.output)}",
         recipe=job.recipe.summary(),
         pattern=job.pruning.pattern.words,
         target=sum(job.targets[layer.name] * layer.shape[0] * layer.shape[1] for layer in layers) / pruned,
@@ -94,8 +95,16 @@ def _packed_note(folder: Path) -> str:
     return f"This is a packed export: {what}. Loading it needs `import sparity`."
 
 
+def _output_words(output: Output) -> str:
+    if output.format != "packed":
+        return ""
+    encoding = build_encoding(output.values)
+    return ", packed" if encoding.exact else f", packed in {encoding.name}"
+
+
 def _stored_words(entry: Mapping[str, Any]) -> str:
-    return f"{entry['format']}{', int8' if 'scales' in entry['hashes'] else ''}"
+    encoding = encoding_of(entry)
+    return str(entry["format"]) if encoding.exact else f"{entry['format']}, {encoding.name}"
 
 
 def _one_of_each(source: CheckpointSource) -> list[StoredMatrix]:

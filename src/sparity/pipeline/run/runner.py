@@ -11,6 +11,7 @@ from torch import nn
 
 from sparity.errors import InvalidInput
 from sparity.files import expand
+from sparity.formats import build_encoding
 from sparity.measure.data.machine import watch_peak_memory
 from sparity.measure.data.report import Effort, Report
 from sparity.models.loading import load
@@ -137,7 +138,7 @@ def _work(job: Job, folder: RunFolder, progress: Progress) -> Report:
         progress.phase("packing")
         pack_in_place(folder.path, job.recipe.output.values, job.recipe.output.prefer)
     layers = committed_layers(records)
-    if job.recipe.output.values == "int8":
+    if not build_encoding(job.recipe.output.values).exact:
         realised = realised_sparsity(folder.path)
         layers = tuple(replace(layer, sparsity=realised[layer.name]) for layer in layers)
     progress.phase("measuring")
