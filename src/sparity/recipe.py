@@ -23,7 +23,7 @@ from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCu
 from sparity import registry
 from sparity.errors import InvalidInput, suggestion
 from sparity.recipe_file import apply_override, read_recipe_file
-from sparity.sections import Number, Section, Whole
+from sparity.sections import Number, Section, Spec, Whole
 from sparity.stages import Stage
 
 _NOT_DRAWN = ("tokens", "batch", "store")  # keys of calibration that mean something for given tokens too
@@ -191,6 +191,16 @@ class Accept(Section):
     decode: Annotated[str, AfterValidator(_factor)] | None = Field(None, description='least decode speed-up: "1.3x"')
 
 
+def _known_encoding(spec: Spec) -> Spec:
+    registry.build("encoding", spec)
+    return spec
+
+
+def _encodings(schema: dict[str, Any]) -> None:
+    """Name the encodings in the JSON schema of a key that takes one."""
+    schema["anyOf"][0]["enum"] = registry.names("encoding")
+
+
 class Output(Section):
     """Where the result goes and in which layout."""
 
@@ -198,7 +208,11 @@ class Output(Section):
     format: Literal["plain", "packed"] = Field(
         "plain", description="zeros stored, loads anywhere; or only what is kept"
     )
-    values: Literal["same", "int8"] = Field("same", description="of packed matrices: as they are, or quantised")
+    values: Annotated[Spec, AfterValidator(_known_encoding)] = Field(
+        "same",
+        description="of packed matrices: as they are, or an encoding that quantises",
+        json_schema_extra=_encodings,
+    )
     prefer: Literal["memory", "speed"] = Field(
         "memory", description="of packed matrices: the smallest format, or the fastest on this machine"
     )

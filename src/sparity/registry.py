@@ -26,6 +26,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
     "budget": ("sparity.budgets",),
     "statistic": ("sparity.calibration.input_statistics",),
     "format": ("sparity.formats",),
+    "encoding": ("sparity.formats.encodings",),
     "family": ("sparity.models.families",),
 }
 

@@ -191,5 +191,5 @@ def test_the_kernels_are_given_aligned_numbers_and_sums_that_fit():
     assert moved.packed.tensors["values"].data_ptr() % 2 == 0
     wide = build_format("csr").pack(torch.ones(1, 2**17).bfloat16(), "int8")
     assert "131072 columns" in declines(
-        Packed("bitmask", (1, 2**17), torch.bfloat16, {"scales": wide.tensors["scales"]})
+        Packed("bitmask", (1, 2**17), torch.bfloat16, wide.tensors, encoding=wide.encoding)
     )

@@ -36,7 +36,10 @@ def test_an_orphaned_layout_becomes_either(sparity, model, tmp_path):
 
 def test_what_is_refused(sparity, plain, tmp_path):
     for arguments, words in (
-        ((plain, tmp_path / "out", "--values", "int4"), "--values int4: same or int8"),
+        (
+            (plain, tmp_path / "out", "--values", "int4"),
+            '--values int4: no encoding "int4"; did you mean "int8"? `sparity methods encoding` lists them all',
+        ),
         ((plain, tmp_path / "out", "--to", "zip"), "--to zip: packed, plain or auto"),
         ((tmp_path / "nowhere", tmp_path / "out"), "does not exist"),
         ((plain, plain), "the dense model lies there and would be lost"),

@@ -8,7 +8,7 @@ import yaml
 from sparity import registry
 from sparity.recipe import Recipe
 
-KINDS = ("budget", "family", "format", "prune.pattern", "prune.score", "prune.solver", "stage", "statistic")
+KINDS = ("budget", "encoding", "family", "format", "prune.pattern", "prune.score", "prune.solver", "stage", "statistic")
 PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 
 
@@ -41,7 +41,9 @@ def test_explain(sparity, kind, name):
         assert entry["options"].keys() == registry.get(kind, name).model_fields.keys()
     elif kind not in ("family", "format", "statistic"):
         recipe = Recipe.read(yaml.safe_load(entry["recipe"]))
-        value = getattr(recipe.stages[0], kind.rpartition(".")[2])
+        value = recipe.output.values
+        if kind != "encoding":
+            value = getattr(recipe.stages[0], kind.rpartition(".")[2])
         assert registry.get(kind, name).name == name
         assert value == name or kind == "prune.pattern"
 

@@ -1,4 +1,6 @@
-"""The laws of a format, for every one that the registry finds."""
+"""The laws of a format and of an encoding, for every one that the registry finds."""
+
+import json
 
 import pytest
 import torch
@@ -6,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparity import registry
+from sparity.checkpoints import packed_file
 from sparity.errors import CorruptFile, InvalidInput
-from sparity.formats import build_format, format_of
+from sparity.formats import build_encoding, build_format, format_of
 from sparity.formats.conversions import convert
-from sparity.formats.storage.values import bits, quantize
+from sparity.formats.storage.values import bits
 
-FORMATS = registry.names("format")
+FORMATS, ENCODINGS = registry.names("format"), registry.names("encoding")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((1, 1), (1, 200), (200, 1), (3, 65), (4, 64), (5, 63), (17, 130), (33, 96))
 ODD = (-0.0, float("nan"), float("inf"), float("-inf"), 1e-40)
@@ -55,18 +58,94 @@ def test_unpack_gives_back_every_bit_and_the_bytes_are_known_before(name, dtype,
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("values", ENCODINGS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_int8_equals_quantise_and_dequantise(name, dtype, shape):
+def test_a_packed_weight_is_what_its_encoding_gives_back_and_its_bytes_are_known_before(name, values, dtype, shape):
     weight = two_of_four(shape, dtype=dtype)
-    form = build_format(name)
-    packed = form.pack(weight, values="int8")
-    scales = weight.float().abs().amax(1) / 127
-    scales[scales == 0] = 1
-    reference = ((weight.float() / scales[:, None]).round() * scales[:, None]).to(dtype)
-    assert torch.equal(form.unpack(packed), reference)
-    assert packed.nbytes == form.nbytes(shape, form.count(quantize(weight)[0]), dtype, "int8")
-    assert packed.quantized
+    form, encoding = build_format(name), build_encoding(values)
+    stored, sides = encoding.encode(weight)
+    packed = form.pack(weight, values)
+    assert same_bits(form.unpack(packed), encoding.decode(stored, sides, dtype))
+    assert packed.nbytes == form.nbytes(shape, form.count(stored), dtype, values)
+    assert packed.tensors["values"].element_size() * 8 == encoding.bits(dtype)
+    assert (packed.encoding, packed.quantized, packed.pair) == (encoding, not encoding.exact, (name, values))
+    assert packed.sides.keys() == sides.keys()
+    assert all(torch.equal(packed.tensors[part], sides[part]) for part in sides)
+
+
+@pytest.mark.parametrize("values", ENCODINGS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_an_encoding_keeps_its_bound_its_zeros_and_the_types_it_declares(values, dtype, shape):
+    encoding = build_encoding(values)
+    weight = two_of_four(shape, dtype=dtype) * torch.logspace(-4, 3, shape[0])[:, None].to(dtype)
+    weight[0, 0] = -0.0
+    before = weight.clone()
+    stored, sides = encoding.encode(weight)
+    back = encoding.decode(stored, sides, dtype)
+    assert same_bits(weight, before)
+    assert back.dtype == dtype
+    assert (stored.shape, stored.dtype) == (shape, encoding.stored(dtype))
+    assert {name: (side.dtype, side.shape) for name, side in sides.items()} == encoding.side_tensors(*shape)
+    assert all(side.is_contiguous() for side in sides.values())
+    assert not bits(stored)[bits(weight) == 0].any()
+    assert not bits(back)[bits(weight) == 0].any()  # +0, not -0
+    assert not back[weight == 0].any()
+    error = (back.double() - weight.double()).abs()
+    assert bool((error <= encoding.largest_error(weight).double()).all())
+    assert same_bits(back, weight) or not encoding.exact
+    encoding.check("the matrix", stored, sides)
+    again = encoding.decode(torch.zeros_like(stored), sides, dtype)
+    assert not bits(again).any()  # what a format leaves out
+
+
+@pytest.mark.parametrize("values", ENCODINGS)
+@pytest.mark.parametrize("odd", ["nan", "inf", "-inf"])
+def test_an_encoding_brings_back_what_is_not_finite_or_refuses_it(values, odd):
+    weight = torch.tensor([[1.0, float(odd), 0.0, 0.0]])
+    encoding = build_encoding(values)
+    if encoding.exact:
+        assert same_bits(encoding.decode(*encoding.encode(weight), weight.dtype), weight)
+    else:
+        with pytest.raises(InvalidInput, match=f"{values} values cannot hold NaN or infinity"):
+            encoding.encode(weight)
+
+
+@pytest.mark.parametrize("values", ENCODINGS)
+def test_an_encoding_is_built_from_what_it_says_and_its_tensors_have_names_of_their_own(values):
+    encoding = build_encoding(values)
+    assert build_encoding(encoding.spec) == build_encoding(encoding) == encoding
+    assert json.loads(json.dumps(encoding.spec)) == encoding.spec
+    for name in FORMATS:
+        layout = build_format(name).layout(8, 64, encoding.stored(torch.bfloat16))
+        assert not layout.keys() & encoding.side_tensors(8, 64).keys()
+
+
+@pytest.mark.parametrize("values", ENCODINGS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_gives_back_format_encoding_and_tensors(name, values, tmp_path):
+    packed = build_format(name).pack(two_of_four((13, 70)), values)
+    packed_file.write(tmp_path / "one.safetensors", {"one": packed})
+    found = packed_file.read(tmp_path / "one.safetensors")["one"]
+    assert (found.pair, found.encoding, found.options) == (packed.pair, packed.encoding, packed.options)
+    assert found.tensors.keys() == packed.tensors.keys()
+    assert all(torch.equal(found.tensors[part], packed.tensors[part]) for part in packed.tensors)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("values", ENCODINGS)
+def test_any_finite_matrix_keeps_the_bound(values, data):
+    rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 40))
+    words = data.draw(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=40))
+    flat = torch.tensor(words, dtype=torch.int16).repeat(-(-rows * columns // len(words)))[: rows * columns]
+    weight = flat.view(rows, columns).contiguous().view(torch.bfloat16)
+    weight[~weight.isfinite()] = 0
+    encoding = build_encoding(values)
+    back = encoding.decode(*encoding.encode(weight), weight.dtype)
+    assert bool(((back.double() - weight.double()).abs() <= encoding.largest_error(weight).double()).all())
+    assert not bits(back)[bits(weight) == 0].any()
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -87,9 +166,7 @@ def test_what_cannot_be_packed_is_refused(name):
     for weight in (torch.ones(4), torch.ones(0, 4), torch.ones(2, 2, dtype=torch.float64), torch.eye(4).to_sparse()):
         with pytest.raises(InvalidInput, match="a weight to pack is"):
             form.pack(weight)
-    with pytest.raises(InvalidInput, match="NaN or infinity"):
-        form.pack(torch.tensor([[1.0, float("nan"), 0.0, 0.0]]), values="int8")
-    with pytest.raises(InvalidInput, match='"same" or "int8"'):
+    with pytest.raises(InvalidInput, match='no encoding "int4"; did you mean "int8"'):
         form.pack(torch.eye(4), values="int4")
 
 
@@ -102,7 +179,7 @@ def test_a_matrix_in_another_format_is_refused(name):
 
 @pytest.mark.parametrize("source", FORMATS)
 @pytest.mark.parametrize("target", FORMATS)
-@pytest.mark.parametrize("values", ["same", "int8"])
+@pytest.mark.parametrize("values", ENCODINGS)
 def test_every_conversion_equals_packing_directly(source, target, values):
     weight = two_of_four((13, 70))
     converted = convert(build_format(source).pack(weight, values), target)

@@ -10,7 +10,8 @@ from torch.sparse._semi_structured_conversions import (
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats import build_format, unpack
 from sparity.formats.conversions import nvidia, scipy, torch_sparse
-from sparity.formats.storage.values import bits, quantize
+from sparity.formats.encodings.int8 import Int8
+from sparity.formats.storage.values import bits
 
 
 def sparse(shape=(32, 48), dtype=torch.float32):
@@ -114,12 +115,12 @@ def test_nvidia_layout_of_int8(shape):
     weight = half(*shape, torch.float32)
     packed = build_format("two_of_four").pack(weight, values="int8")
     values, metadata = nvidia.to_nvidia(packed)
-    stored, scales = quantize(weight)
+    stored, sides = Int8().encode(weight)
     wanted_values, wanted_metadata = sparse_semi_structured_from_dense_cutlass(stored)
     assert metadata.dtype == torch.int32
     assert torch.equal(values, wanted_values)
     assert torch.equal(metadata, wanted_metadata)
-    back = nvidia.from_nvidia(values, metadata, torch.float32, scales)
+    back = nvidia.from_nvidia(values, metadata, torch.float32, sides["scales"])
     assert torch.equal(unpack(back), unpack(packed))
 
 

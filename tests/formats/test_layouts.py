@@ -5,8 +5,9 @@ import torch
 
 from sparity.errors import InvalidInput
 from sparity.formats import build_format
+from sparity.formats.encodings.int8 import Int8
 from sparity.formats.storage import kept, tiles
-from sparity.formats.storage.values import bits, dequantize, quantize
+from sparity.formats.storage.values import bits
 
 WEIGHT = torch.tensor([[1.0, 0, 2, 0, 0, 3], [0, 0, 0, 0, 0, 0], [0, 4, 0, -0.0, 0, 0]])
 
@@ -90,12 +91,12 @@ def test_sizes_that_are_promised():
 
 
 def test_quantize_by_hand():
-    values, scales = quantize(torch.tensor([[127.0, -254, 1, 0], [0, 0, 0, 0], [0.5, -0.25, 0.1, -0.0]]))
+    values, sides = Int8().encode(torch.tensor([[127.0, -254, 1, 0], [0, 0, 0, 0], [0.5, -0.25, 0.1, -0.0]]))
     assert values.tolist() == [[64, -127, 0, 0], [0, 0, 0, 0], [127, -64, 25, 0]]  # 63.5 -> 64 and 0.5 -> 0, to even
-    assert scales.tolist() == pytest.approx([2, 1, 0.5 / 127])
-    assert dequantize(values, scales, torch.float32)[0].tolist() == [128, -254, 0, 0]
+    assert sides["scales"].tolist() == pytest.approx([2, 1, 0.5 / 127])
+    assert Int8().decode(values, sides, torch.float32)[0].tolist() == [128, -254, 0, 0]
     tiny = torch.full((1, 2), 1e-44)
-    assert quantize(tiny)[0].tolist() == [[0, 0]]  # smaller than any scale: lost, not divided by zero
+    assert Int8().encode(tiny)[0].tolist() == [[0, 0]]  # smaller than any scale: lost, not divided by zero
 
 
 def test_tiles_and_kept_values_across_pieces(monkeypatch):

@@ -14,6 +14,7 @@ from torch import Tensor
 from sparity.checkpoints.shards import LazyTensors, check_header, unique_json, write_tensors
 from sparity.errors import CorruptFile, InvalidInput, SparityError
 from sparity.formats.base import LARGEST_SIDE, check_size, format_of
+from sparity.formats.encodings.base import Encoding, build_encoding, unnamed_encoding
 from sparity.formats.storage.packed import Packed
 from sparity.formats.storage.values import DTYPE_NAMES, aligned, dtype_name
 
@@ -107,6 +108,8 @@ def describe(packed: Packed) -> dict[str, Any]:
         "dtype": dtype_name(packed.dtype),
         "hashes": {part: tensor_hash(tensor) for part, tensor in packed.tensors.items()},
     }
+    if packed.encoding != unnamed_encoding(packed.tensors):
+        entry["encoding"] = {packed.encoding.name: packed.encoding.options}
     return {**entry, "hash": entry_hash(entry)}
 
 
@@ -114,11 +117,12 @@ def restore(where: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
     """The matrix that a header entry describes; `where` begins the message when it does not hold together.
 
     Raises:
-        CorruptFile: an unknown format, a wrong hash, or tensors that contradict each other.
+        CorruptFile: an unknown format or encoding, a wrong hash, or tensors that contradict each other.
     """
     check_entry(where, entry)
-    packed = Packed(entry["format"], entry["shape"], DTYPE_NAMES[entry["dtype"]], tensors, entry["options"])
+    shape, dtype = entry["shape"], DTYPE_NAMES[entry["dtype"]]
     try:
+        packed = Packed(entry["format"], shape, dtype, tensors, entry["options"], encoding_of(entry))
         form = format_of(packed)
     except InvalidInput as error:
         raise CorruptFile(f"{where}: {error}") from error
@@ -130,6 +134,15 @@ def restore(where: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
     except SparityError as error:
         raise CorruptFile(f"{where}: {error}") from error
     return packed
+
+
+def encoding_of(entry: Mapping[str, Any]) -> Encoding:
+    """The encoding of the values of a matrix, from its header entry.
+
+    Raises:
+        InvalidInput: no such encoding or option.
+    """
+    return build_encoding(entry["encoding"]) if "encoding" in entry else unnamed_encoding(entry["hashes"])
 
 
 def check_entry(where: str, entry: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="A Hugging Face folder or name.", show_default=False)],
     target: Annotated[str, typer.Argument(help="The folder of the result.", show_default=False)],
     to: Annotated[str, typer.Option(help="packed or plain; auto: plain from packed, else packed.")] = "auto",
-    values: Annotated[str, typer.Option(help="Of packed matrices: same, or int8 with a scale per output.")] = "same",
+    values: Annotated[str, typer.Option(help="Of packed matrices: an encoding (sparity methods encoding).")] = "same",
     prefer: Annotated[
         str, typer.Option(help="Of packed matrices: memory = the smallest format, speed = the fastest here.")
     ] = "memory",
@@ -23,27 +23,31 @@ def convert(
     """Pack a plain checkpoint, or make a packed one plain again; every weight comes back bit for bit.
 
     A packed checkpoint stores the weights that are not zero, and runs on sparse kernels. Loading it with transformers
-    needs `import sparity`. With --values int8 the packed weights are quantised. With --prefer speed the formats are
-    timed on this machine, and a matrix that is fastest dense stays dense. The layouts sparse-bitmask and
-    sparse-24-bitmask of compressed-tensors are read too.
+    needs `import sparity`. With --values int8 the packed weights are quantised, with a scale per output. With --prefer
+    speed the formats are timed on this machine, and a matrix that is fastest dense stays dense. The layouts
+    sparse-bitmask and sparse-24-bitmask of compressed-tensors are read too.
     """
     with console.errors_in_one_line():
         from sparity.errors import InvalidInput
+        from sparity.formats import build_encoding
         from sparity.measure.show.numbers import size
         from sparity.models import transformers as hf
         from sparity.pipeline.run.export import weight_bytes
         from sparity.pipeline.run.format_choices import dense_words
         from sparity.pipeline.run.packing import convert as run
         from sparity.pipeline.run.result_folder import named_folder
+        from sparity.recipe_file import parse_yaml
 
-        if values not in ("same", "int8"):
-            raise InvalidInput(f"--values {values}: same or int8")
+        try:
+            encoding = build_encoding(parse_yaml(values))
+        except ValueError as error:
+            raise InvalidInput(f"--values {values}: {error}") from error
         if prefer not in ("memory", "speed"):
             raise InvalidInput(f"--prefer {prefer}: memory or speed")
         if to not in ("auto", "packed", "plain"):
             raise InvalidInput(f"--to {to}: packed, plain or auto")
         before, place = weight_bytes(hf.locate(source)), named_folder(target)
-        layout = run(source, place, values, force, None if to == "auto" else to, prefer)  # type: ignore[arg-type]
+        layout = run(source, place, encoding, force, None if to == "auto" else to, prefer)  # type: ignore[arg-type]
         after, reason = weight_bytes(place), dense_words(place)
     if json:
         console.print_json(

@@ -17,7 +17,7 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            help="A stage, score, pattern, solver, budget, statistic, family or format.", show_default=False
+            help="A stage, score, pattern, solver, budget, statistic, family, format or encoding.", show_default=False
         ),
     ],
     json: Json = False,
@@ -127,6 +127,8 @@ def _recipe(kind: str, name: str) -> str:
         return "  # a format says how a weight is stored; no recipe names one yet"
     if kind == "statistic":
         return f'  # a score, solver or budget names it in `needs` and reads statistics["{name}"]; no recipe does'
+    if kind == "encoding":
+        return f"  stages:\n  - prune: {{}}\n  output: {{format: packed, values: {name}}}"
     value = {"n_of_m": '"2:4"', "block": '"block:16x16"'}.get(name, name)
     stage, _, key = kind.rpartition(".")  # a budget is any stage's that shares out a sparsity
     return f"  stages:\n  - {stage or 'prune'}: {{{key}: {value}}}"

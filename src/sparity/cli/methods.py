@@ -11,7 +11,7 @@ from sparity.cli.options import Json
 
 def methods(
     kind: Annotated[
-        str | None, typer.Argument(help="stage, score, pattern, solver, budget, statistic, family or format.")
+        str | None, typer.Argument(help="stage, score, pattern, solver, budget, statistic, family, format or encoding.")
     ] = None,
     json: Json = False,
 ) -> None:

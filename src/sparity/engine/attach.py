@@ -12,19 +12,18 @@ from transformers.pytorch_utils import Conv1D
 
 from sparity.engine.decoding.model import disable_fast_path, enable_fast_path, has_fast_path
 from sparity.engine.kernels.fastest import fastest_format
+from sparity.engine.kernels.smallest import smallest_format
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
 from sparity.engine.modules.module_swap import Swap
 from sparity.engine.modules.packed_module import HoldsPacked
 from sparity.engine.saving import save_packed, save_plain
 from sparity.errors import InvalidInput
-from sparity.formats import Format, Packed, build_format
-from sparity.formats.conversions.smallest import smallest_format
-from sparity.formats.storage.values import Values
+from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding, build_format
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 
 
-def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
+def attach(model: Any, form: str = "smallest", values: EncodingSpec = "same") -> Any:
     """Run a causal language model on the engine, in place; the model is returned.
 
     Every linear layer and every expert of the blocks is packed, and its dense weight is let go; the head stays dense.
@@ -35,17 +34,18 @@ def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
         model: from transformers, on the CPU, in bfloat16. Layers that are packed already stay as they are.
         form: of the formats that can hold a matrix's zeros the "smallest", or the "fastest", which is timed (dense
             where dense is); or the name of one format for all of them.
-        values: "same", or "int8" with a scale per output: then outputs change.
+        values: the encoding of the packed weights: "same", or one that quantises, such as "int8": then outputs change.
 
     Raises:
-        InvalidInput: another type or device, no such format, or a matrix whose zeros the format cannot hold. The model
-            is then what it was; only with int8 values, what was packed before stays packed.
+        InvalidInput: another type or device, no such format or encoding, or a matrix whose zeros the format cannot
+            hold. The model is then what it was; only with quantised values, what was packed before stays packed.
     """
     _check(model)
-    before, exact, swaps = has_fast_path(model), values == "same", list[Swap]()
+    encoding = build_encoding(values)
+    before, swaps = has_fast_path(model), list[Swap]()
     try:
-        for swap in _swaps(model, form, values):
-            if exact:
+        for swap in _swaps(model, form, encoding):
+            if encoding.exact:
                 swaps.append(swap)
             swap.put()
             swap.let_go()
@@ -60,18 +60,20 @@ def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
 
 
 @contextmanager
-def attached(model: Any, form: str = "smallest", values: Values = "same") -> Iterator[Any]:
+def attached(model: Any, form: str = "smallest", values: EncodingSpec = "same") -> Iterator[Any]:
     """`attach` within the context; then every layer is what it was, with the same parameters, bit for bit.
 
-    Only with int8 values the dense weights stay in memory meanwhile. A model that was on the engine before stays there.
+    Only with quantised values the dense weights stay in memory meanwhile. A model that was on the engine before stays
+    there.
     """
     _check(model)
+    encoding = build_encoding(values)
     before, swaps = has_fast_path(model), list[Swap]()
     try:
-        for swap in _swaps(model, form, values):
+        for swap in _swaps(model, form, encoding):
             swaps.append(swap)
             swap.put()
-            if values == "same":
+            if encoding.exact:
                 swap.let_go()
         save_packed(model)
         yield enable_fast_path(model)
@@ -104,7 +106,7 @@ def _check(model: Any) -> None:
         raise InvalidInput(f"{reason}: model.to('cpu', torch.bfloat16)")
 
 
-def _swaps(model: Any, form: str, values: Values) -> Iterator[Swap]:
+def _swaps(model: Any, form: str, encoding: Encoding) -> Iterator[Swap]:
     """What is to be put where, one after another; a layer that several places share gives a swap for each."""
     uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
 
@@ -114,7 +116,7 @@ def _swaps(model: Any, form: str, values: Values) -> Iterator[Swap]:
         return Swap(model.get_submodule(owner), leaf, original, packed, own)
 
     for layer, places in _linear(model):
-        linear = _packed_linear(places[0], layer, form, values)
+        linear = _packed_linear(places[0], layer, form, encoding)
         if linear is not None:
             if isinstance(layer, DenseLinear):
                 layer.release()  # what it holds ready would keep its weight in memory
@@ -122,7 +124,7 @@ def _swaps(model: Any, form: str, values: Values) -> Iterator[Swap]:
             yield from (swap(name, layer, linear.named(name)) for name in places[1:])
     for name, stored in experts_of(model).items():
         experts = model.get_submodule(name)
-        packed = None if _replaced(experts) else _packed_experts(experts, stored, form, values)
+        packed = None if _replaced(experts) else _packed_experts(experts, stored, form, encoding)
         if packed is not None:
             yield swap(name, experts, packed)
 
@@ -142,45 +144,45 @@ def _replaced(module: Any) -> bool:
     return "forward" in vars(module)
 
 
-def _packed_linear(name: str, layer: Any, form: str, values: Values) -> PackedLinear | None:
+def _packed_linear(name: str, layer: Any, form: str, encoding: Encoding) -> PackedLinear | None:
     """A packed layer for the place of `layer`; None where it stays, because dense is what it will be."""
     transposed = isinstance(layer, Conv1D)
     weight = layer.weight.detach()
     weight = weight.T if transposed else weight
-    chosen = _chosen(weight, form, values)
-    if chosen.name == "dense" and values == "same" and not transposed:
+    chosen = _chosen(weight, form, encoding)
+    if chosen.name == "dense" and encoding.exact and not transposed:
         return None
     replacement = PackedLinear(name, weight.shape[1], weight.shape[0], layer.bias, transposed)
-    replacement.give(_packed(name, weight, chosen, values))
+    replacement.give(_packed(name, weight, chosen, encoding))
     return replacement.stand_for(layer)
 
 
-def _packed_experts(experts: Any, stored: ExpertNames, form: str, values: Values) -> PackedExperts | None:
+def _packed_experts(experts: Any, stored: ExpertNames, form: str, encoding: Encoding) -> PackedExperts | None:
     """Packed experts for the place of a module with fused ones; None where it stays, because all would be dense."""
     every = [[matrix.detach() for matrix in expert_matrices(experts, expert)] for expert in range(len(stored))]
-    chosen = [[_chosen(matrix, form, values) for matrix in expert] for expert in every]
-    if values == "same" and {found.name for expert in chosen for found in expert} == {"dense"}:
+    chosen = [[_chosen(matrix, form, encoding) for matrix in expert] for expert in every]
+    if encoding.exact and {found.name for expert in chosen for found in expert} == {"dense"}:
         return None
     replacement = PackedExperts.like(experts, stored)
     replacement.give(
         (
-            _packed(names[0], gate, forms[0], values),
-            _packed(names[1], up, forms[1], values),
-            _packed(names[2], down, forms[2], values),
+            _packed(names[0], gate, forms[0], encoding),
+            _packed(names[1], up, forms[1], encoding),
+            _packed(names[2], down, forms[2], encoding),
         )
         for names, (gate, up, down), forms in zip(stored, every, chosen, strict=True)
     )
     return replacement
 
 
-def _chosen(weight: Tensor, form: str, values: Values) -> Format:
+def _chosen(weight: Tensor, form: str, encoding: Encoding) -> Format:
     if form == "fastest":
-        return fastest_format(weight, values).format
-    return smallest_format(weight, values) if form == "smallest" else build_format(form)
+        return fastest_format(weight, encoding).format
+    return smallest_format(weight, encoding) if form == "smallest" else build_format(form)
 
 
-def _packed(name: str, weight: Tensor, form: Format, values: Values) -> Packed:
+def _packed(name: str, weight: Tensor, form: Format, encoding: Encoding) -> Packed:
     try:
-        return form.pack(weight, values)
+        return form.pack(weight, encoding)
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error}") from error

@@ -85,7 +85,7 @@ def _experts(model: Any) -> tuple[dict[str, Packed], dict[str, Tensor]]:
     sparse, dense = {}, {}
     for module in model.modules():
         for name, matrix in module.matrices() if isinstance(module, PackedExperts) else ():
-            if matrix.format == "dense" and not matrix.quantized:
+            if matrix.plain:
                 dense[f"{name}.weight"] = matrix.tensors["values"]
             else:
                 sparse[name] = matrix

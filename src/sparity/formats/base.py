@@ -11,9 +11,11 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.errors import CorruptFile, InvalidInput
+from sparity.formats.encodings.base import Encoding, EncodingSpec, build_encoding
 from sparity.formats.storage.packed import Packed
-from sparity.formats.storage.values import FLOATS, LARGEST, Values, dequantize, dtype_name, nonzero, quantize
+from sparity.formats.storage.values import FLOATS, dtype_name, nonzero
 
+VALUES = "values"  # the tensor of every format whose type is the encoding's
 LARGEST_SIDE = 2**31 - 1
 LARGEST_MATRIX = 2**32  # weights; a few bytes from a stranger may not ask for all memory there is
 Layout = dict[str, tuple[torch.dtype, tuple[int | None, ...]]]
@@ -23,7 +25,7 @@ class Format(ABC):
     """A way to store the weights that are kept; a frozen dataclass whose fields are the format's options.
 
     The law: `unpack(pack(weight))` equals the weight bit for bit, where a weight counts as kept when its bits differ
-    from +0. With int8 values it equals the quantised and dequantised weight.
+    from +0. With values in another encoding it equals the weight that the encoding gives back.
     """
 
     name: ClassVar[str]
@@ -36,7 +38,7 @@ class Format(ABC):
 
     @abstractmethod
     def encode(self, values: Tensor) -> dict[str, Tensor]:
-        """`values` [rows, columns], floating point or int8 -> the tensors of `layout`."""
+        """`values` [rows, columns], as an encoding stores them -> the tensors of `layout`."""
 
     @abstractmethod
     def decode(self, packed: Packed) -> Tensor:
@@ -47,7 +49,7 @@ class Format(ABC):
         """Raise `CorruptFile` unless offsets, indices and masks agree with each other and with the shape."""
 
     def count(self, values: Tensor) -> int:
-        """How many things of `values` [rows, columns], floating point or int8, are kept: what `nbytes` asks for."""
+        """How many things of `values` [rows, columns], as they are stored, are kept: what `nbytes` asks for."""
         return int(torch.count_nonzero(nonzero(values)))
 
     def matches(self, weight: Tensor) -> bool:
@@ -61,31 +63,27 @@ class Format(ABC):
         """The format's own numbers, by name."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
-    def pack(self, weight: Tensor, values: Values = "same") -> Packed:
-        """`weight` [rows, columns] in float32, float16 or bfloat16 -> packed, with its values as they are or in int8.
+    def pack(self, weight: Tensor, values: EncodingSpec = "same") -> Packed:
+        """`weight` [rows, columns] in float32, float16 or bfloat16 -> packed, its values in the encoding `values`.
 
         Raises:
-            InvalidInput: no such matrix, a mask that this format cannot hold, or NaN or infinity for int8.
+            InvalidInput: no such matrix or encoding, a mask that this format cannot hold, or numbers that the encoding
+                cannot express.
         """
         check_weight(weight)
-        if values not in ("same", "int8"):
-            raise InvalidInput(f'values: "same" or "int8", not {values!r}')
-        weight = weight.detach().cpu().contiguous()
-        stored, scales = quantize(weight) if values == "int8" else (weight, None)
-        return self.wrap(stored, scales, weight.dtype)
+        encoding, weight = build_encoding(values), weight.detach().cpu().contiguous()
+        return self.wrap(*encoding.encode(weight), weight.dtype, encoding)
 
-    def wrap(self, stored: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Packed:
-        """Values as they will be stored `[rows, columns]`, with scales `[rows]` when they are int8 -> packed.
+    def wrap(self, stored: Tensor, sides: Mapping[str, Tensor], dtype: torch.dtype, encoding: Encoding) -> Packed:
+        """Values as they will be stored `[rows, columns]`, and the encoding's side tensors -> packed.
 
         Raises:
             InvalidInput: a mask that this format cannot hold.
         """
         if not self.matches(stored):
             raise InvalidInput(self.refusal(stored))
-        tensors = self.encode(stored)
-        if scales is not None:
-            tensors["scales"] = scales
-        return Packed(self.name, (stored.shape[0], stored.shape[1]), dtype, tensors, self.options)
+        tensors = {**self.encode(stored), **sides}
+        return Packed(self.name, (stored.shape[0], stored.shape[1]), dtype, tensors, self.options, encoding)
 
     def refusal(self, weight: Tensor) -> str:
         """Why `weight` does not match, and what to do."""
@@ -98,14 +96,15 @@ class Format(ABC):
             CorruptFile: the tensors contradict each other; nothing beyond their ends is read.
         """
         self.check(packed)
-        stored = self.decode(packed)
-        return dequantize(stored, packed.tensors["scales"], packed.dtype) if packed.quantized else stored
+        return packed.encoding.decode(self.decode(packed), packed.sides, packed.dtype)
 
-    def nbytes(self, shape: tuple[int, int], kept: int, dtype: torch.dtype, values: Values = "same") -> int:
+    def nbytes(self, shape: tuple[int, int], kept: int, dtype: torch.dtype, values: EncodingSpec = "same") -> int:
         """Bytes that a matrix of `shape` would take, without packing it; `kept` is what `count` counts."""
-        layout = self._full_layout(*shape, torch.int8 if values == "int8" else dtype)
-        sizes = ((kept if side is None else side for side in sides) for _, sides in layout.values())
-        return sum(prod(sides) * dtype.itemsize for sides, (dtype, _) in zip(sizes, layout.values(), strict=True))
+        encoding, total = build_encoding(values), 0
+        for name, (kind, sides) in self._full_layout(*shape, dtype, encoding).items():
+            bits = encoding.bits(dtype) if name == VALUES else 8 * kind.itemsize
+            total += -(-prod(kept if side is None else side for side in sides) * bits // 8)
+        return total
 
     def check(self, packed: Packed) -> None:
         """Everything that a kernel relies on.
@@ -119,22 +118,16 @@ class Format(ABC):
         if packed.dtype not in FLOATS or not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
             raise CorruptFile(f"{self.name}: a weight of {rows} x {columns} in {dtype_name(packed.dtype)} cannot be")
         check_size(self.name, rows, columns)
-        layout = self._full_layout(rows, columns, torch.int8 if packed.quantized else packed.dtype)
+        layout = self._full_layout(rows, columns, packed.dtype, packed.encoding)
         if packed.tensors.keys() != layout.keys():
             raise CorruptFile(f"{self.name}: expected the tensors {sorted(layout)}, found {sorted(packed.tensors)}")
         for name, (dtype, sides) in layout.items():
             _check_tensor(f"{self.name}, tensor {name}", packed.tensors[name], dtype, sides)
-        if packed.quantized:
-            if not bool(_usable_scales(packed.tensors["scales"])):
-                raise CorruptFile(f"{self.name}: scales must be finite and above zero")
-            values = packed.tensors["values"]
-            if values.numel() and int(values.min()) < -LARGEST:
-                raise CorruptFile(f"{self.name}: int8 values lie between -{LARGEST} and {LARGEST}, -128 is none")
+        packed.encoding.check(self.name, packed.tensors[VALUES], packed.sides)
         self.check_content(packed)
 
-    def _full_layout(self, rows: int, columns: int, stored: torch.dtype) -> Layout:
-        layout = self.layout(rows, columns, stored)
-        return {**layout, "scales": (torch.float32, (rows,))} if stored == torch.int8 else layout
+    def _full_layout(self, rows: int, columns: int, dtype: torch.dtype, encoding: Encoding) -> Layout:
+        return {**self.layout(rows, columns, encoding.stored(dtype)), **encoding.side_tensors(rows, columns)}
 
 
 def build_format(spec: str | Mapping[str, Any]) -> Format:
@@ -193,10 +186,6 @@ def check_sorted(what: str, keys: Tensor, starts: Tensor, limit: int) -> None:
         raise CorruptFile(f"{what}: an index lies outside 0..{limit - 1}")
     if bool(((keys[1:] <= keys[:-1]) & ~starts[1:]).any()):
         raise CorruptFile(f"{what}: the indices of a row must rise, none twice")
-
-
-def _usable_scales(scales: Tensor) -> Tensor:
-    return (scales.isfinite() & (scales > 0)).all()
 
 
 def _check_tensor(what: str, tensor: Tensor, dtype: torch.dtype, sides: tuple[int | None, ...]) -> None:

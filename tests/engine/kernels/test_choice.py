@@ -76,7 +76,7 @@ def test_density_steps(kept, step):
 
 def test_the_bytes_of_a_case():
     assert CASE.nbytes == 4096 * 4096 // 2 * 2
-    assert CASE._replace(values="int8").nbytes == 4096 * 4096 // 2
+    assert CASE._replace(bits=8).nbytes == 4096 * 4096 // 2
 
 
 # ---- what is timed, and what is not

@@ -83,7 +83,7 @@ def test_what_is_declined_and_why():
     for spec, values, words in (
         ("csr", "same", "no kernel for the format csr"),
         ({"block": {"columns": 8}}, "same", "multiple of 16"),
-        ("block", "int8", "bfloat16 values"),
+        ("block", "int8", "no kernel for the format block with int8 values"),
     ):
         packed = build_format(spec).pack(weight, values)
         assert words in declines(packed)

@@ -23,9 +23,10 @@ class Case(NamedTuple):
 
     Attributes:
         format: the weight's format, or those that compete for it, joined by "/".
-        values: the type of the stored values.
+        values: the type of the stored values, or their encoding.
         density: the share of values that are kept, in percent, see `density_step`.
         batch: inputs per call.
+        bits: of a stored value.
     """
 
     rows: int
@@ -35,6 +36,7 @@ class Case(NamedTuple):
     density: int
     batch: int
     threads: int
+    bits: int = 16
 
     @property
     def key(self) -> str:
@@ -47,7 +49,7 @@ class Case(NamedTuple):
     @property
     def nbytes(self) -> int:
         """About the bytes that one call reads."""
-        return self.rows * self.columns * self.density // 100 * (1 if self.values == "int8" else 2)
+        return self.rows * self.columns * self.density * self.bits // 800
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,26 @@ from sparity.formats import Packed
 from sparity.formats.conversions.between import convert
 
 GpuWeight = TritonWeight | VendorWeight
+COMMON = "bitmask"  # what formats without a kernel become: it holds any mask
 
 
 def declines(packed: Packed, device: torch.device | str = "cuda") -> str | None:
     """Why no GPU kernel takes this matrix on `device`, or None when one does."""
     if packed.format == "dense":
         return "no kernel for the format dense: PyTorch's own product is the one for it"
-    if packed.format == "block":
-        return triton_weight.declines(packed, device)
-    if packed.format == "two_of_four" and vendor_weight.declines(packed, device) is None:
+    if vendor_weight.declines(packed, device) is None:
         return None
+    if packed.pair in triton_weight.TAKES:
+        return triton_weight.declines(packed, device)
+    if (COMMON, packed.encoding.name) not in triton_weight.TAKES:
+        return f"no kernel for {packed.words}"
     return gpu.unavailable(torch.device(device))
 
 
 def prepare_on_gpu(packed: Packed, device: torch.device | str = "cuda") -> GpuWeight:
     """Move a packed matrix to `device`, ready to be called with inputs `[tokens, columns]`.
 
-    2:4 goes to the sparse tensor cores where they take it; it, `csr` and `coo` else become `bitmask`.
+    2:4 goes to the sparse tensor cores where they take it; a format without a kernel of its own becomes `COMMON`.
 
     Raises:
         InvalidInput: no kernel takes it, see `declines`.
@@ -34,6 +37,6 @@ def prepare_on_gpu(packed: Packed, device: torch.device | str = "cuda") -> GpuWe
     """
     if reason := declines(packed, device):
         raise InvalidInput(f"{packed.format} {packed.shape[0]} x {packed.shape[1]}: {reason}")
-    if packed.format == "two_of_four" and vendor_weight.declines(packed, device) is None:
+    if vendor_weight.declines(packed, device) is None:
         return VendorWeight(packed, device)
-    return TritonWeight(packed if packed.format == "block" else convert(packed, "bitmask"), device)
+    return TritonWeight(packed if packed.pair in triton_weight.TAKES else convert(packed, COMMON), device)

@@ -3,6 +3,7 @@
 import ctypes
 import weakref
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from sparity.errors import InvalidInput
 from sparity.formats import Packed, format_of
 from sparity.formats.storage.values import aligned
 
-FORMATS = {"dense": 0, "bitmask": 1, "two_of_four": 2, "block": 3}
+TAKES = frozenset(  # (format, encoding)
+    {*product(("dense", "bitmask", "two_of_four"), ("same", "int8")), ("block", "same")}
+)
+CODES = {"dense": 0, "bitmask": 1, "two_of_four": 2, "block": 3}  # `SparityFormat` of csrc/sparity_kernels.h
 LARGE = 1 << 21  # bytes of one large page
 _NOTHING = torch.zeros(1)
 _allocated: set[int] = set()  # addresses of the buffers on large pages
@@ -23,14 +27,14 @@ def declines(packed: Packed) -> str | None:
     """Why the compiled kernels do not take this matrix, or None when they do."""
     if reason := native.unavailable():
         return reason
-    if packed.format not in FORMATS:
-        return f"no kernel for the format {packed.format}"
+    if packed.pair not in TAKES:
+        return f"no kernel for {packed.words}"
     if packed.dtype != torch.bfloat16:
         return f"kernels take bfloat16, not {str(packed.dtype).removeprefix('torch.')}"
-    if packed.format == "block" and (packed.quantized or packed.options["columns"] % 16):
-        return "block kernels take bfloat16 values in blocks whose width is a multiple of 16"
-    if packed.quantized and packed.shape[1] >= INT8_COLUMNS:
-        return f"int8 kernels take fewer than {INT8_COLUMNS} columns"
+    if packed.format == "block" and packed.options["columns"] % 16:
+        return "block kernels take blocks whose width is a multiple of 16"
+    if packed.encoding.integer_products and packed.shape[1] >= INT8_COLUMNS:
+        return f"{packed.encoding.name} kernels take fewer than {INT8_COLUMNS} columns"
     return None
 
 
@@ -67,10 +71,10 @@ class NativeWeight:
             block_rows=packed.options.get("rows", 0),
             block_width=packed.options.get("columns", 0),
             kept=len(parts["values"]),
-            format=FORMATS[packed.format],
+            format=CODES[packed.format],
         )
         self.address = ctypes.addressof(self._matrix)  # the pointer that each call hands over
-        if packed.quantized:
+        if packed.encoding.integer_products:
             self._row_sums = torch.empty(packed.shape[0], dtype=torch.int32)
             native.library().sparity_row_sums(self.address, self._row_sums.data_ptr(), native.threads())
             self._matrix.row_sums = self._row_sums.data_ptr()

@@ -12,7 +12,6 @@ from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.engine.kernels.prefill.cpu import prefill
 from sparity.engine.kernels.timing import Call, Timer
 from sparity.formats import Packed, format_of
-from sparity.formats.storage.values import dtype_name
 
 GEMV, PREFILL, PYTORCH = "gemv", "prefill", "pytorch"
 BATCHES = (1, 4, cpu.MOST_TOKENS)  # where timings are made; a batch in between goes by the next one above
@@ -66,12 +65,11 @@ class Prepared:
 
     def _offered(self, batch: int) -> dict[str, str | None]:
         """Route -> why it cannot multiply so many inputs, or None."""
-        as_stored = self.packed.format == "dense" and not self.packed.quantized
         few = None if batch <= cpu.MOST_TOKENS else f"for at most {cpu.MOST_TOKENS} inputs"
         return {
             GEMV: self.declined or few,
-            PREFILL: self.declined or ("nothing to unpack: PyTorch does the same" if as_stored else None),
-            PYTORCH: None if as_stored or self.declined else "unpacks the weight for each call",
+            PREFILL: self.declined or ("nothing to unpack: PyTorch does the same" if self.packed.plain else None),
+            PYTORCH: None if self.packed.plain or self.declined else "unpacks the weight for each call",
         }
 
     def _calls(self, names: list[str], batch: int) -> Mapping[str, Call]:
@@ -88,7 +86,7 @@ class Prepared:
             return lambda x: cpu.gemv(weight, x)
         if weight is not None and name == PREFILL:
             return lambda x: prefill(weight, x)
-        if packed.format == "dense" and not packed.quantized:
+        if packed.plain:
             return lambda x: torch.nn.functional.linear(x, packed.tensors["values"])
         return lambda x: pytorch.gemv(packed, x)
 
@@ -96,9 +94,9 @@ class Prepared:
 def case_of(packed: Packed, batch: int, threads: int) -> Case:
     """What the timing of a packed weight holds for."""
     rows, columns = packed.shape
-    values = "int8" if packed.quantized else dtype_name(packed.dtype)
     density = density_step(min(packed.tensors["values"].numel(), rows * columns), rows * columns)
-    return Case(rows, columns, packed.format, values, density, batch, threads)
+    values, bits = packed.encoding.words(packed.dtype), packed.encoding.bits(packed.dtype)
+    return Case(rows, columns, packed.format, values, density, batch, threads, bits)
 
 
 def prepare(packed: Packed, timer: Timer | None = None) -> Prepared:

@@ -1,5 +1,7 @@
 """A packed matrix on a GPU where Triton's kernels can read it: checked once, moved once."""
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -9,13 +11,14 @@ from sparity.formats import Packed, format_of
 from sparity.formats.storage import tiles
 from sparity.formats.storage.values import dtype_name
 
+TAKES = frozenset(product(("bitmask", "block"), ("same", "int8")))  # (format, encoding)
 LARGEST_BLOCK = 128  # a side; larger blocks leave no registers
 
 
 def declines(packed: Packed, device: torch.device | str = "cuda") -> str | None:
     """Why Triton's kernels do not take this matrix on `device`, or None when they do."""
-    if packed.format not in ("bitmask", "block"):
-        return f"no Triton kernel for the format {packed.format}"
+    if packed.pair not in TAKES:
+        return f"no Triton kernel for {packed.words}"
     if packed.format == "block" and max(packed.options.values()) > LARGEST_BLOCK:
         return f"Triton's block kernel takes blocks of at most {LARGEST_BLOCK} x {LARGEST_BLOCK}"
     return gpu.unavailable(torch.device(device))

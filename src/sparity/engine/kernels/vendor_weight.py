@@ -10,14 +10,15 @@ from sparity.formats import Packed
 from sparity.formats.conversions.torch_sparse import to_semi_structured
 from sparity.formats.storage.values import dtype_name
 
+TAKES = frozenset({("two_of_four", "same"), ("two_of_four", "int8")})  # (format, encoding)
 MULTIPLE = 32  # of rows and of columns, whatever the type
 INT8_TOKENS = 16  # int8 products take a multiple of it
 
 
 def declines(packed: Packed, device: torch.device | str = "cuda") -> str | None:
     """Why the sparse tensor cores do not take this matrix on `device`, or None when they do."""
-    if packed.format != "two_of_four":
-        return f"sparse tensor cores take the format two_of_four, not {packed.format}"
+    if packed.pair not in TAKES:
+        return f"no kernel of the sparse tensor cores for {packed.words}"
     if packed.dtype == torch.float32 and not packed.quantized:
         return "sparse tensor cores take float16, bfloat16 and int8, not float32"
     if packed.shape[0] % MULTIPLE or packed.shape[1] % MULTIPLE:

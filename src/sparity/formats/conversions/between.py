@@ -8,7 +8,7 @@ from sparity.formats.storage.packed import Packed
 
 
 def convert(packed: Packed, to: str | Mapping[str, Any]) -> Packed:
-    """The same weight in another format; int8 values and scales are taken over as they are.
+    """The same weight in another format; quantised values and their scales are taken over as they are.
 
     Raises:
         CorruptFile: the packed matrix contradicts itself.
@@ -16,5 +16,4 @@ def convert(packed: Packed, to: str | Mapping[str, Any]) -> Packed:
     """
     source = format_of(packed)
     source.check(packed)
-    scales = packed.tensors["scales"] if packed.quantized else None
-    return build_format(to).wrap(source.decode(packed), scales, packed.dtype)
+    return build_format(to).wrap(source.decode(packed), packed.sides, packed.dtype, packed.encoding)

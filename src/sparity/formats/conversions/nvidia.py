@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats.base import format_of
+from sparity.formats.encodings.int8 import Int8
+from sparity.formats.encodings.same import Same
 from sparity.formats.storage import tiles
 from sparity.formats.storage.packed import Packed
 from sparity.formats.storage.values import bits, dtype_name
@@ -68,7 +70,8 @@ def from_nvidia(values: Tensor, metadata: Tensor, dtype: torch.dtype, scales: Te
         "masks": padded.view(count, tiles.ROWS, groups, -1).transpose(1, 2).contiguous(),
         "values": kept.view(count, tiles.ROWS, groups, KEPT).transpose(1, 2).contiguous().view(values.dtype),
     }
-    packed = Packed("two_of_four", (rows, columns), dtype, parts if scales is None else {**parts, "scales": scales})
+    encoding, sides = (Same(), {}) if scales is None else (Int8(), {"scales": scales})
+    packed = Packed("two_of_four", (rows, columns), dtype, {**parts, **sides}, {}, encoding)
     format_of(packed).check(packed)
     return packed
 

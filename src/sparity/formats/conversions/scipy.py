@@ -11,7 +11,7 @@ from sparity.formats.storage.packed import Packed
 
 
 def to_scipy(packed: Packed) -> Any:
-    """`coo`, `csr` or `block` -> `coo_array`, `csr_array` or `bsr_array`; int8 values are dequantised.
+    """`coo`, `csr` or `block` -> `coo_array`, `csr_array` or `bsr_array`; quantised values are decoded.
 
     Raises:
         InvalidInput: SciPy is not installed, has no such format, or no such type (it knows float32 only).

@@ -10,13 +10,13 @@ from sparity.formats.base import build_format, check_weight, format_of
 from sparity.formats.conversions.between import convert
 from sparity.formats.storage.kept import place
 from sparity.formats.storage.packed import Packed
-from sparity.formats.storage.values import bits, dequantize
+from sparity.formats.storage.values import bits
 
 
 def to_torch(packed: Packed) -> Tensor:
     """`coo`, `csr` or `block` -> a tensor of the layout sparse COO, CSR or BSR; `dense` -> a plain tensor.
 
-    int8 values are dequantised.
+    Quantised values are decoded.
 
     Raises:
         InvalidInput: PyTorch has no such layout, or blocks that do not divide the shape.
@@ -24,8 +24,7 @@ def to_torch(packed: Packed) -> Tensor:
     form = format_of(packed)
     form.check(packed)
     if packed.quantized:
-        stored = dequantize(form.decode(packed), packed.tensors["scales"], packed.dtype)
-        packed = form.wrap(stored, None, packed.dtype)
+        packed = form.pack(form.unpack(packed))
     part = packed.tensors
     if packed.format == "dense":
         return form.decode(packed)
@@ -86,7 +85,7 @@ def from_torch(tensor: Tensor) -> Packed:
 def to_semi_structured(packed: Packed, device: str = "cuda") -> Tensor:
     """A 2:4 matrix -> PyTorch's semi-structured tensor on a GPU, whose library chooses the layout.
 
-    int8 values stay int8, and their scales stay behind.
+    Stored values go over as they are, without their scales.
 
     Raises:
         InvalidInput: no GPU, or a mask that is not 2:4.

@@ -7,17 +7,21 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from sparity.formats.encodings.base import Encoding
+from sparity.formats.encodings.same import Same
+
 
 @dataclass(frozen=True)
 class Packed:
-    """One weight `[rows, columns]` in one format.
+    """One weight `[rows, columns]` in one format, its values in one encoding.
 
     Attributes:
         format: the name of the format, as in the registry.
         shape: rows (outputs) and columns (inputs) of the weight.
         dtype: the type that unpacking gives.
-        tensors: what is stored, by name; on the CPU, contiguous. int8 values come with `scales`.
+        tensors: what is stored, by name; on the CPU, contiguous; those of the format and those of the encoding.
         options: the format's own numbers, such as the size of a block.
+        encoding: what the stored values mean.
     """
 
     format: str
@@ -25,6 +29,7 @@ class Packed:
     dtype: torch.dtype
     tensors: Mapping[str, Tensor]
     options: Mapping[str, int] = field(default_factory=dict)
+    encoding: Encoding = field(default_factory=Same)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -32,9 +37,29 @@ class Packed:
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
     @property
+    def pair(self) -> tuple[str, str]:
+        """Format and encoding by name: what a kernel takes or does not."""
+        return self.format, self.encoding.name
+
+    @property
+    def words(self) -> str:
+        """`the format block`, or `the format block with int8 values`."""
+        return f"the format {self.format}{'' if self.encoding.exact else f' with {self.encoding.name} values'}"
+
+    @property
     def quantized(self) -> bool:
-        """Whether the values are int8 with a scale per row."""
-        return "scales" in self.tensors
+        """Whether the values are not the weight's own."""
+        return not self.encoding.exact
+
+    @property
+    def plain(self) -> bool:
+        """Whether the tensor `values` is the weight itself."""
+        return self.format == "dense" and self.encoding.exact
+
+    @property
+    def sides(self) -> dict[str, Tensor]:
+        """The tensors of the encoding, by name."""
+        return {name: self.tensors[name] for name in self.encoding.side_tensors(*self.shape)}
 
     @property
     def nbytes(self) -> int:

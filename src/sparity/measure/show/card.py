@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from sparity.formats import build_encoding
 from sparity.measure.data.report import Candidate, Report
 from sparity.measure.show import numbers, sentences
 
@@ -45,7 +46,7 @@ def _front_matter(report: Report, candidate: Candidate) -> str:
 def _tags(candidate: Candidate) -> list[str]:
     """What kinds of change there are."""
     totals, output = candidate.totals, candidate.recipe.get("output", {})
-    quantised = totals.bits is not None or output.get("values", "same") != "same"
+    quantised = totals.bits is not None or not build_encoding(output.get("values", "same")).exact
     tags = {
         "sparity": True,
         "sparse": totals.has_zeros or totals.skipped is not None,

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from sparity.checkpoints.packed import StoredMatrix
+from sparity.checkpoints.packed_file import encoding_of
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.native_weight import declines
+from sparity.formats import build_encoding
 from sparity.measure.data import machine
 from sparity.measure.data.outcome import Totals
 from sparity.measure.data.report import Candidate, Effort, Quality, Report, Speed, Verdict
@@ -22,10 +24,9 @@ from sparity.pipeline.run.export import weight_bytes
 from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
 from sparity.quality.agreement import compare, grade
-from sparity.recipe import Accept
+from sparity.recipe import Accept, Output
 from sparity.stages import Change, RuntimeStage
 
-PACKED_WORDS = {("packed", "same"): ", packed", ("packed", "int8"): ", packed in int8"}
 PLAIN_NOTE = (
     "This is a plain export: zeros are stored and computed like any other number, so they make it neither smaller nor "
     "faster than the dense model."
@@ -47,9 +48,8 @@ def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort)
     speed = speeds[0] if speeds else None
     parameters = _parameters(job.decoder.source.shapes().values())
     left = _parameters(CheckpointSource(folder).shapes().values())
-    packing = PACKED_WORDS.get((job.recipe.output.format, job.recipe.output.values), "")
     candidate = Candidate(
-        name=f"{job.words}{packing}",
+        name=f"{job.words}{_output_words(job.recipe.output)}",
         recipe=job.recipe.summary(),
         stages=tuple(planned.stage.words for planned in job.stages),
         target=totals.target,
@@ -103,8 +103,16 @@ def _packed_note(folder: Path) -> str:
     return f"This is a packed export: {what}. Loading it needs `import sparity`."
 
 
+def _output_words(output: Output) -> str:
+    if output.format != "packed":
+        return ""
+    encoding = build_encoding(output.values)
+    return ", packed" if encoding.exact else f", packed in {encoding.name}"
+
+
 def _stored_words(entry: Mapping[str, Any]) -> str:
-    return f"{entry['format']}{', int8' if 'scales' in entry['hashes'] else ''}"
+    encoding = encoding_of(entry)
+    return str(entry["format"]) if encoding.exact else f"{entry['format']}, {encoding.name}"
 
 
 def _one_of_each(source: CheckpointSource) -> list[StoredMatrix]:

@@ -13,10 +13,10 @@ from sparity.checkpoints.packed import INDEX
 from sparity.checkpoints.shards import LazyTensors, write_tensors
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.fastest import Fastest, fastest_format
+from sparity.engine.kernels.smallest import smallest_format
 from sparity.errors import InvalidInput
 from sparity.files import read_json_object, write_atomically, write_json
-from sparity.formats import Format
-from sparity.formats.conversions.smallest import smallest_format
+from sparity.formats import EncodingSpec, Format, build_encoding
 from sparity.models import Decoder
 from sparity.models import transformers as hf
 from sparity.pipeline.run.export import RECORD, file_hashes, plain_shard, write_plain_index
@@ -26,7 +26,6 @@ from sparity.pipeline.run.run_folder import RunFolder
 from sparity.pipeline.run.runtime_files import carry_runtime
 
 Layout = Literal["plain", "packed"]
-Stored = Literal["same", "int8"]
 Prefer = Literal["memory", "speed"]
 OTHER_WEIGHTS = (
     ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack"
@@ -36,28 +35,28 @@ OTHER_WEIGHTS = (
 def convert(
     source: str | Path,
     target: str | Path,
-    values: Stored = "same",
+    values: EncodingSpec = "same",
     force: bool = False,
     to: Layout | None = None,
     prefer: Prefer = "memory",
 ) -> Layout:
     """Write a checkpoint in another layout, `to`: packed, or plain from packed, when that is None; it is returned.
 
-    Every tensor comes back bit for bit, unless `values` is "int8": then packed matrices are quantised, with a scale per
-    output. `prefer` is the format of each: the smallest, or the fastest on this machine.
+    Every tensor comes back bit for bit, unless `values`, the encoding of packed matrices, quantises them. `prefer` is
+    the format of each: the smallest, or the fastest on this machine.
 
     Raises:
-        InvalidInput: no such model, one of an architecture that Sparity does not know, or no name for the target.
+        InvalidInput: no such model or encoding, an architecture that Sparity does not know, or no name for the target.
         CorruptFile: the checkpoint is damaged.
         RunConflict: the target exists.
     """
-    folder, place = hf.locate(source), named_folder(target)
+    folder, place, encoding = hf.locate(source), named_folder(target), build_encoding(values)
     refuse_to_replace(folder, place)
     decoder = Decoder.open(folder)
     source_packed = isinstance(decoder.source, CheckpointSource) and decoder.source.packed
     source_rescued = isinstance(decoder.source, CheckpointSource) and decoder.source.rescued is not None
     to = to or ("plain" if source_packed else "packed")
-    asked = f"values {values}" if values != "same" else f"prefer {prefer}" if prefer != "memory" else None
+    asked = f"values {encoding.name}" if not encoding.exact else f"prefer {prefer}" if prefer != "memory" else None
     if source_packed and (to == "packed" or asked):
         again = f", then pack it with {asked}" if asked else ""
         raise InvalidInput(f"{folder} is packed already: convert it to plain first{again}")
@@ -65,10 +64,10 @@ def convert(
         raise InvalidInput(f"{folder} is plain already: there is nothing to convert")
     if to == "plain" and asked:
         raise InvalidInput(f"{asked} is for packed matrices, and a plain checkpoint has none")
-    identity = {"convert": decoder.source.fingerprint(), "to": to, "values": values, "prefer": prefer}
+    identity = {"convert": decoder.source.fingerprint(), "to": to, "values": encoding.spec, "prefer": prefer}
     with RunFolder.open(place, identity, force, resume=True) as work:
         if to == "packed":
-            pack_weights(decoder, work.path, values, prefer)
+            pack_weights(decoder, work.path, encoding, prefer)
         else:
             _unpack_weights(decoder, work.path)
         carry_runtime(folder, work.path)
@@ -76,12 +75,12 @@ def convert(
             if path.is_file() and not path.name.endswith((*OTHER_WEIGHTS, CHOICES)):
                 write_atomically(work.path / path.name, partial(shutil.copyfile, path))
         packed.mark(work.path, to == "packed")
-        _rewrite_record(work.path, to, recount=values == "int8")
+        _rewrite_record(work.path, to, recount=not encoding.exact)
         work.publish()
     return to
 
 
-def pack_in_place(folder: Path, values: Stored, prefer: Prefer) -> None:
+def pack_in_place(folder: Path, values: EncodingSpec, prefer: Prefer) -> None:
     """Turn the plain checkpoint in a run's working folder into a packed one; what was stopped half-way is finished."""
     if not is_packed(folder):
         pack_weights(Decoder.open(folder), folder, values, prefer)
@@ -95,17 +94,17 @@ def is_packed(folder: Path) -> bool:
     return (folder / INDEX).exists()
 
 
-def pack_weights(decoder: Decoder, target: Path, values: Stored = "same", prefer: Prefer = "memory") -> None:
+def pack_weights(decoder: Decoder, target: Path, values: EncodingSpec = "same", prefer: Prefer = "memory") -> None:
     """Write the packed shards of a plain checkpoint and their index into `target`; for speed, also what was chosen why.
 
     A matrix that no sparse format stores in fewer bytes, or multiplies faster, stays an ordinary tensor.
     """
-    chosen: dict[str, Fastest] = {}
+    encoding, chosen = build_encoding(values), dict[str, Fastest]()
 
     def format_for(name: str, matrix: Tensor) -> Format:
         if prefer == "memory":
-            return smallest_format(matrix, values)
-        chosen[name] = fastest_format(matrix, values)
+            return smallest_format(matrix, encoding)
+        chosen[name] = fastest_format(matrix, encoding)
         return chosen[name].format
 
     linear, groups = decoder.linear_weights(), list(_groups(decoder))
@@ -119,10 +118,10 @@ def pack_weights(decoder: Decoder, target: Path, values: Stored = "same", prefer
             weight = _read(decoder, name)
             matrix = weight.T if linear[name] else weight
             form = format_for(name, matrix)
-            if form.name == "dense" and values == "same":
+            if form.name == "dense" and encoding.exact:
                 others.append(name)
             else:
-                found[name.removesuffix(".weight")] = form.pack(matrix, values)
+                found[name.removesuffix(".weight")] = form.pack(matrix, encoding)
         transposed = [name.removesuffix(".weight") for name, turned in linear.items() if turned]
         packed.write_shard(shard, found, LazyTensors(others, partial(_read, decoder)), transposed)
     if prefer == "speed":

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sparity.errors import InvalidInput
+from sparity.formats import build_encoding
 from sparity.measure.data.machine import watch_peak_memory
 from sparity.measure.data.report import Effort, Report
 from sparity.models import Decoder
@@ -142,7 +143,7 @@ def _work(job: Job, folder: RunFolder, progress: Progress, keep_passes: bool) ->
         progress.phase("packing")
         pack_in_place(folder.path, job.recipe.output.values, job.recipe.output.prefer)
     changes = done.changes
-    if job.recipe.output.values != "same":
+    if not build_encoding(job.recipe.output.values).exact:
         realised = realised_zeros(folder.path)
         changes = tuple(replace(change, zeros=realised.get(change.name, change.zeros)) for change in changes)
     progress.phase("measuring")

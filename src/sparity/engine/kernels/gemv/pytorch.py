@@ -8,13 +8,14 @@ from sparity.formats import Packed, format_of
 
 
 def gemv(packed: Packed, x: Tensor) -> Tensor:
-    """`x` [tokens, columns] in the weight's type -> `[tokens, rows]`; int8 weights as in `reference.gemv_int8`.
+    """`x` [tokens, columns] in the weight's type -> `[tokens, rows]`; int8 weights as in `reference.gemv_int8`,
+    others as what they unpack to.
 
     Raises:
         CorruptFile: the packed matrix contradicts itself.
     """
     form = format_of(packed)
-    if not packed.quantized:
+    if not packed.encoding.integer_products:
         return torch.nn.functional.linear(x, form.unpack(packed))
     form.check(packed)
     quantized, token_scales = quantize_tokens(x)

@@ -3,6 +3,8 @@
 No dense copy of the weight is kept: the panel is the only memory beside the weight and the result.
 """
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from sparity.engine.kernels import native
 from sparity.engine.kernels.native_weight import NativeWeight
 from sparity.formats import format_of
 
+UNPACKS = frozenset(product(("bitmask", "two_of_four"), ("same", "int8")))  # (format, encoding): panel by panel
 PANEL = 3 << 20  # bytes of unpacked weight at a time: still in the cache
 FEWEST_ROWS = 128  # of a panel, and its step: fewer make PyTorch's product slow
 
@@ -22,11 +25,11 @@ def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
     packed = weight.packed
     rows, columns = packed.shape
     stored = packed.tensors["values"].dtype
-    if packed.quantized:
+    if packed.encoding.integer_products:
         x, token_scales = _quantize(x)
-    if packed.format not in ("bitmask", "two_of_four"):
+    if packed.pair not in UNPACKS:
         whole = packed.tensors["values"] if packed.format == "dense" else format_of(packed).decode(packed)
-        if not packed.quantized:
+        if not packed.encoding.integer_products:
             return x @ whole.T
         return _scaled(torch._int_mm(x, whole.T), token_scales, packed.tensors["scales"]).to(torch.bfloat16)
     out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16)
@@ -36,9 +39,9 @@ def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
         end = min(begin + step, rows)
         native.library().sparity_unpack(weight.address, begin, end, panel.data_ptr(), native.threads())
         rows_of_panel = panel[: end - begin].T
-        if packed.quantized:
-            product = torch._int_mm(x, rows_of_panel)
-            out[:, begin:end] = _scaled(product, token_scales, packed.tensors["scales"][begin:end])
+        if packed.encoding.integer_products:
+            sums = torch._int_mm(x, rows_of_panel)
+            out[:, begin:end] = _scaled(sums, token_scales, packed.tensors["scales"][begin:end])
         else:
             torch.mm(x, rows_of_panel, out=out[:, begin:end])
     return out
