@@ -36,7 +36,7 @@ def own(kind):
     return [name for name in registry.names(kind) if registry.get(kind, name).__module__.startswith("sparity.")]
 
 
-PLUGINS = [(kind, name) for kind in ("prune.score", "prune.pattern", "prune.solver", "budget") for name in own(kind)]
+PLUGINS = [(kind, name) for kind in ("prune.score", "prune.pattern", "prune.solver", "budget", "encoding") for name in own(kind)]
 
 
 def page_of(kind, name):
