@@ -36,7 +36,8 @@ def own(kind):
     return [name for name in registry.names(kind) if registry.get(kind, name).__module__.startswith("sparity.")]
 
 
-PLUGINS = [(kind, name) for kind in ("prune.score", "prune.pattern", "prune.solver", "budget", "encoding") for name in own(kind)]
+KINDS = ("prune.score", "prune.pattern", "prune.solver", "budget", "encoding")
+PLUGINS = [(kind, name) for kind in KINDS for name in own(kind)]
 
 
 def page_of(kind, name):
