@@ -40,9 +40,8 @@ def own(kind):
     return [name for name in registry.names(kind) if registry.get(kind, name).__module__.startswith("sparity.")]
 
 
-PLUGINS = [
-    (kind, name) for kind in ("stage", "prune.score", "prune.pattern", "prune.solver", "budget") for name in own(kind)
-]
+KINDS = ("stage", "prune.score", "prune.pattern", "prune.solver", "budget", "encoding")
+PLUGINS = [(kind, name) for kind in KINDS for name in own(kind)]
 STATISTICS = [("statistic", name) for name in own("statistic")]
 
 
