@@ -19,7 +19,7 @@ OURS = ("transformers.", "sparity.")
 Layer = PackedLinear | DenseLinear
 
 
-def unknown(base: Any) -> str | None:
+def declines(base: Any) -> str | None:
     """Why a model without its head has no fast path, or None when it has one."""
     config = base.config
     if reason := native.unavailable():
@@ -67,7 +67,7 @@ def shape_of_heads(layer: Any) -> tuple[int, int, int]:
 
 
 def library_blocks(base: Any) -> Any:
-    """An array of the library's blocks, for a model that is not `unknown`."""
+    """An array of the library's blocks, for a model that `declines` gives no reason against."""
     return (native.DecoderBlock * len(base.layers))(*map(_block, base.layers))
 
 
@@ -80,8 +80,8 @@ def _misfits(base: Any) -> Iterator[str]:
         yield "it has no layers"
     for index, layer in enumerate(base.layers):
         heads, kv_heads, width = shape_of_heads(layer)
-        if width not in WIDTHS:
-            yield f"heads of size {width}; a multiple of 16 up to {WIDTHS[-1]} is needed"
+        if width != layer.self_attn.head_dim or width not in WIDTHS:
+            yield f"heads of size {layer.self_attn.head_dim}; a multiple of 16 up to {WIDTHS[-1]} is needed"
         attention, mlp, wide = layer.self_attn, layer.mlp, _rows(layer.mlp.up_proj)
         if not isinstance(mlp.act_fn, nn.SiLU) and type(mlp.act_fn).__name__ != "SiLUActivation":
             yield f"layers.{index}: its activation is {type(mlp.act_fn).__name__}, not silu"

@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sparity.engine.kernels import native
+from sparity.engine.kernels import native, native_weight
 from sparity.engine.kernels.choice import Case, Choice, choose, default_timer, density_step
-from sparity.engine.kernels.native_weight import declines
 from sparity.engine.kernels.prepared import prepare
 from sparity.engine.kernels.timing import Call, Timer
 from sparity.formats import Format, Packed, build_format
@@ -41,7 +40,7 @@ def fastest_format(weight: Tensor, values: Values = "same", timer: Timer | None 
     rows, columns = weight.shape[0], weight.shape[1]
     forms = {name: build_format(name) for name in FORMATS}
     kept = int(torch.count_nonzero(nonzero(weight)))
-    offered = {name: _refusal(forms, name, weight, values, kept) for name in forms}
+    offered = {name: declines(forms, name, weight, values, kept) for name in forms}
     case = Case(
         rows=rows,
         columns=columns,
@@ -73,13 +72,13 @@ def _rule(forms: Mapping[str, Format], weight: Tensor, values: Values, kept: int
     return smallest.name if smallest.nbytes(shape, kept, weight.dtype, values) <= WORTHWHILE * dense else "dense"
 
 
-def _refusal(forms: Mapping[str, Format], name: str, weight: Tensor, values: Values, kept: int) -> str | None:
+def declines(forms: Mapping[str, Format], name: str, weight: Tensor, values: Values, kept: int) -> str | None:
     """Why a format does not compete, or None when it does; dense always does."""
     shape = weight.shape[0], weight.shape[1]
     if name == "dense":
         return None
     scales = {"scales": torch.empty(0)} if values == "int8" else {}
-    if reason := declines(Packed(name, shape, weight.dtype, scales, forms[name].options)):
+    if reason := native_weight.declines(Packed(name, shape, weight.dtype, scales, forms[name].options)):
         return reason
     if not forms[name].matches(weight):
         return "cannot hold this mask"
