@@ -135,3 +135,11 @@ def test_a_model_that_is_never_fast_says_why_each_time(tiny):
     ((reason, count),) = fallbacks(model).items()
     assert "GPT2Model is none of" in reason
     assert count == 12
+
+
+def test_a_model_on_the_engine_is_one_graph(tiny):
+    model = sparity.attach(tiny("llama"), form="bitmask")
+    compiled = torch.compile(lambda ids: model(ids, use_cache=False).logits, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(TOKENS), model(TOKENS, use_cache=False).logits, rtol=0.05, atol=0.02)
+    assert fallbacks(model) == {"there is no key-value cache": 1}  # calls that are compiled are not counted
