@@ -1,5 +1,7 @@
 """Several new tokens of each row in one call: short prompts, left padding, drafts that are checked and taken back."""
 
+import ctypes
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache
@@ -10,6 +12,7 @@ from quick_models import cache_of
 from sparity.engine.decoding.fast_path import MOST_TOKENS
 from sparity.engine.decoding.model import fallbacks
 from sparity.engine.kernels import native
+from sparity.engine.kernels.step import reference
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
 TOKENS = torch.arange(26).reshape(2, 13) % 97
@@ -143,3 +146,65 @@ def test_a_model_on_the_engine_is_one_graph(tiny):
     with torch.no_grad():
         torch.testing.assert_close(compiled(TOKENS), model(TOKENS, use_cache=False).logits, rtol=0.05, atol=0.02)
     assert fallbacks(model) == {"there is no key-value cache": 1}  # calls that are compiled are not counted
+
+
+SITES = {
+    "attention": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "mlp": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+
+
+@pytest.mark.parametrize("site", [*SITES, "all"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_channels_that_do_not_count_are_left_out_at_their_site(tiny, calls, site, centred):
+    """Against the model in PyTorch whose projections of that site get inputs that the reference has masked."""
+    plain, kept = tiny("llama"), []
+    model = sparity.attach(tiny("llama"), form="dense")
+    cache_of(model, TOKENS)  # the step is made
+    calls.clear()
+    dense = hidden(plain, TOKENS, DynamicCache(config=plain.config))
+    blocks = blocks_of(model)
+    for index, (block, layer) in enumerate(zip(blocks, plain.model.layers, strict=True)):
+        for number, name in enumerate(native.SITES):
+            if site not in (name, "all"):
+                continue
+            projections = [module for path, module in layer.named_modules() if path.rpartition(".")[2] in SITES[name]]
+            columns = projections[0].in_features
+            generator = torch.Generator().manual_seed(10 * index + number)
+            thresholds = torch.where(torch.rand(columns, generator=generator) < 0.3, 1e9, -1.0)  # never near one
+            centre = torch.randn(columns, generator=generator).bfloat16() if centred else None
+            skip = native.Skip(thresholds.data_ptr(), None if centre is None else centre.data_ptr())
+            kept += [thresholds, centre, skip]
+            setattr(block, f"{name}_skip", ctypes.addressof(skip))
+            for projection in projections:
+                projection.register_forward_pre_hook(
+                    lambda _, inputs, t=thresholds, m=centre: (reference.skip(inputs[0], t, m),)
+                )
+    found = hidden(model, TOKENS, DynamicCache(config=model.config)).float()
+    wanted = hidden(plain, TOKENS, DynamicCache(config=plain.config)).float()
+    assert calls == [(2, 13)]
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
+    assert (found - dense.float()).abs().mean() > 0.05
+
+
+def bits(numbers):
+    """What lies in memory, also where nothing was written yet."""
+    return numbers.view(torch.int16)
+
+
+def blocks_of(model):
+    """The library's blocks of an attached model, to be changed."""
+    return model.model.engine.step._blocks
+
+
+def test_a_cache_of_a_type_that_is_not_built_stops_the_step_before_anything_is_written(tiny):
+    model = sparity.attach(tiny("llama"))
+    cache = cache_of(model, TOKENS[:, :5])
+    blocks_of(model)[2].attention.cache.type = 1
+    before = [bits(layer._buffers[0]).clone() for layer in cache.layers]
+    with pytest.raises(MemoryError):
+        hidden(model, TOKENS[:, 5:6], cache)
+    assert all(torch.equal(old, bits(layer._buffers[0])) for old, layer in zip(before, cache.layers, strict=True))
+    assert cache.get_seq_length() == 5

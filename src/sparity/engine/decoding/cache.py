@@ -24,6 +24,7 @@ class GrowingLayer(DynamicLayer, CacheLayer):
     def __init__(self) -> None:
         super().__init__()
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._length = 0  # at the last view
 
     @classmethod
     def of(cls, layer: DynamicLayer) -> "GrowingLayer":
@@ -103,13 +104,13 @@ class GrowingLayer(DynamicLayer, CacheLayer):
     def view(self, fresh: int, shape: CacheShape) -> CacheView:
         """The buffers, with room for `fresh` tokens more; see `CacheLayer`."""
         rows, heads, width = shape
-        length = self.get_seq_length()
+        self._length = length = self.get_seq_length()
         keys, values = self.with_room(length + fresh, (rows, heads, fresh, width), torch.bfloat16)
         return CacheView(keys, values, _equal_lengths(rows, heads, length))
 
     def commit(self, fresh: int) -> None:
         """Hold what was written; see `CacheLayer`."""
-        self.show(self.get_seq_length() + fresh)
+        self.show(self._length + fresh)
 
     def _takes(self, key_states: Tensor, value_states: Tensor) -> bool:
         """Whether new keys and values are like those that are held, but for their number."""

@@ -30,6 +30,7 @@ class Step:
         self._made_of = made_of
         self._blocks = library_blocks(base)
         self._heads = [shape_of_heads(layer)[1:] for layer in base.layers]  # key and value heads, and their size
+        self._known_shapes: dict[int, list[CacheShape]] = {}  # by rows
 
     def declines(
         self,
@@ -60,8 +61,8 @@ class Step:
         shapes = (rows, fresh), (1, fresh)
         if not (positions is None or (_is(positions, *shapes) and not positions.is_floating_point())):
             return f"positions are {_shown(positions)}, not whole numbers [{rows}, {fresh}]"
-        for layer, (heads, width) in zip(layers, self._heads, strict=True):
-            if reason := layer.declines(CacheShape(rows, heads, width), length):
+        for layer, shape in zip(layers, self._shapes(rows), strict=True):
+            if reason := layer.declines(shape, length):
                 return reason
         asked = {name for name, value in options.items() if value is not None and value is not False} - HARMLESS
         if asked:
@@ -107,10 +108,7 @@ class Step:
         visible = None if mask is None or bool(mask.all()) else mask.ne(0).to(torch.uint8).contiguous()
         several = torch.full((batch,), fresh) if fresh > 1 else None
         blocks = type(self._blocks).from_buffer_copy(self._blocks)  # of this call: threads may share a model
-        views = [
-            layer.view(fresh, CacheShape(batch, heads, size))
-            for layer, (heads, size) in zip(layers, self._heads, strict=True)
-        ]
+        views = [layer.view(fresh, shape) for layer, shape in zip(layers, self._shapes(batch), strict=True)]
         for block, view in zip(blocks, views, strict=True):
             view.write(block.attention.cache)
         step = native.Step(
@@ -132,6 +130,12 @@ class Step:
         for layer in layers:
             layer.commit(fresh)
         return out.view(batch, fresh, hidden)
+
+    def _shapes(self, rows: int) -> list[CacheShape]:
+        """What each layer of the cache is asked for."""
+        if rows not in self._known_shapes:
+            self._known_shapes[rows] = [CacheShape(rows, heads, width) for heads, width in self._heads]
+        return self._known_shapes[rows]
 
 
 def _is(found: Any, *shapes: tuple[int, ...]) -> bool:
