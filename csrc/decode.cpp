@@ -47,6 +47,64 @@ int multiply(const Product (&products)[Count], const uint16_t* x, int64_t tokens
 
 constexpr int64_t kAlone = 1 << 14;  // numbers that one thread works through sooner than others wake
 
+// The new tokens of one row: the first of them, and how many.
+struct Fresh {
+  int64_t first, count;
+};
+
+Fresh fresh_of(const SparityAttention& a, int64_t row) {
+  if (!a.fresh) return {row, 1};
+  int64_t first = 0;
+  for (int64_t before = 0; before < row; ++before) first += a.fresh[before];
+  return {first, a.fresh[row]};
+}
+
+// One task for each row and head: a row's tokens one after another, as they must be where they add to the same mass.
+void attend_by_row(const sparity::DecodeKernels& isa, const SparityAttention& a, const uint16_t* q, const uint16_t* k,
+                   const uint16_t* v, uint16_t* out, int threads) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (int64_t task = 0; task < a.rows * a.kv_heads; ++task) {
+    const int64_t row = task / a.kv_heads, head = task % a.kv_heads, length = a.cache.lengths[task];
+    const Fresh fresh = fresh_of(a, row);
+    for (int64_t i = 0; i < fresh.count; ++i) {
+      isa.append(a, k, v, row, fresh.first + i, head, length + i);
+      isa.attend(a, q, out, row, fresh.first + i, head, length + i + 1);
+    }
+  }
+}
+
+// One task for each token and head, once all are in the cache; the last tokens, which have most to do, come first.
+void attend_by_token(const sparity::DecodeKernels& isa, const SparityAttention& a, const uint16_t* q, const uint16_t* k,
+                     const uint16_t* v, uint16_t* out, int threads) {
+  int64_t most = 0;
+  for (int64_t row = 0; row < a.rows; ++row) most = a.fresh[row] > most ? a.fresh[row] : most;
+  const int64_t pairs = a.rows * a.kv_heads;
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < pairs; ++task) {
+      const Fresh fresh = fresh_of(a, task / a.kv_heads);
+      for (int64_t i = 0; i < fresh.count; ++i)
+        isa.append(a, k, v, task / a.kv_heads, fresh.first + i, task % a.kv_heads, a.cache.lengths[task] + i);
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < pairs * most; ++task) {
+      const int64_t pair = task % pairs, i = most - 1 - task / pairs;
+      const Fresh fresh = fresh_of(a, pair / a.kv_heads);
+      if (i < fresh.count)
+        isa.attend(a, q, out, pair / a.kv_heads, fresh.first + i, pair % a.kv_heads, a.cache.lengths[pair] + i + 1);
+    }
+  }
+}
+
+// Numbers that the keys hold which all tokens read, about.
+int64_t work_of(const SparityAttention& a) {
+  int64_t keys = 0;
+  for (int64_t pair = 0; pair < a.rows * a.kv_heads; ++pair)
+    keys += (a.fresh ? a.fresh[pair / a.kv_heads] : 1) * a.cache.lengths[pair];
+  return (keys + a.tokens * a.kv_heads) * a.width;
+}
+
 }  // namespace
 
 extern "C" {
@@ -68,19 +126,27 @@ void sparity_gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uin
     isa.gate(gates + at, ups + at, count - at < kShare ? count - at : kShare, out + at);
 }
 
-void sparity_attend(const SparityAttention* attention, const uint16_t* q, const uint16_t* k, const uint16_t* v,
-                    uint16_t* out, int threads) {
+void sparity_skip(const SparitySkip* skip, uint16_t* x, int64_t tokens, int64_t columns, int threads) {
   const sparity::DecodeKernels& isa = kernels();
+#pragma omp parallel for schedule(static) num_threads(threads) if (tokens * columns > kAlone)
+  for (int64_t token = 0; token < tokens; ++token) isa.skip(*skip, x + token * columns, columns);
+}
+
+int sparity_attend(const SparityAttention* attention, const uint16_t* q, const uint16_t* k, const uint16_t* v,
+                   uint16_t* out, int threads) {
   const SparityAttention& a = *attention;
-  const int64_t tasks = a.tokens * a.kv_heads;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tasks * a.length * a.width > kAlone)
-  for (int64_t task = 0; task < tasks; ++task) isa.attend(a, q, k, v, out, task / a.kv_heads, task % a.kv_heads);
+  if (a.cache.type != SPARITY_CACHE_BFLOAT16) return SPARITY_UNSUPPORTED;
+  const int used = work_of(a) > kAlone ? threads : 1;
+  const bool apart = a.fresh && a.tokens > a.rows && !a.cache.mass && used > 1;
+  (apart ? attend_by_token : attend_by_row)(kernels(), a, q, k, v, out, used);
+  return SPARITY_OK;
 }
 
 int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count, int threads) {
   const int64_t tokens = step->tokens, hidden = step->hidden;
   int64_t widest = 0, wide = 0;  // of heads, and of the MLP
   for (int i = 0; i < count; ++i) {
+    if (blocks[i].attention.cache.type != SPARITY_CACHE_BFLOAT16) return SPARITY_UNSUPPORTED;
     const int64_t heads = blocks[i].q->rows + blocks[i].k->rows + blocks[i].v->rows + blocks[i].q->rows;
     widest = heads > widest ? heads : widest;
     wide = blocks[i].up->rows > wide ? blocks[i].up->rows : wide;
@@ -90,26 +156,35 @@ int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count,
   if (!memory) return SPARITY_UNSUPPORTED;
   auto* normed = reinterpret_cast<uint16_t*>(memory.get());
   uint16_t *added = normed + tokens * hidden, *heads = added + tokens * hidden, *gates = heads + tokens * widest;
+  const auto skip = [&](const SparitySkip* skip, uint16_t* x, int64_t columns) {
+    if (skip) sparity_skip(skip, x, tokens, columns, threads);
+  };
   for (int i = 0; i < count; ++i) {
     const SparityBlock& b = blocks[i];
     uint16_t *q = heads, *k = q + tokens * b.q->rows, *v = k + tokens * b.k->rows, *seen = v + tokens * b.v->rows;
     uint16_t* ups = gates + tokens * b.gate->rows;
     sparity_rms_norm(step->stream, i ? added : nullptr, b.attention_norm, b.attention_epsilon, tokens, hidden, normed,
                      threads);
+    skip(b.attention_skip, normed, hidden);
     if (multiply<3>({{b.q, b.q_bias, q}, {b.k, b.k_bias, k}, {b.v, b.v_bias, v}}, normed, tokens, threads))
       return SPARITY_UNSUPPORTED;
     SparityAttention attention = b.attention;
+    attention.rows = step->rows;
     attention.tokens = tokens;
+    attention.fresh = step->fresh;
     attention.cos = step->cos;
     attention.sin = step->sin;
-    attention.length = step->length;
     attention.visible = step->visible;
-    sparity_attend(&attention, q, k, v, seen, threads);
+    attention.visible_keys = step->visible_keys;
+    if (sparity_attend(&attention, q, k, v, seen, threads)) return SPARITY_UNSUPPORTED;
+    skip(b.o_skip, seen, b.o->columns);
     if (multiply<1>({{b.o, b.o_bias, added}}, seen, tokens, threads)) return SPARITY_UNSUPPORTED;
     sparity_rms_norm(step->stream, added, b.mlp_norm, b.mlp_epsilon, tokens, hidden, normed, threads);
+    skip(b.mlp_skip, normed, hidden);
     if (multiply<2>({{b.gate, b.gate_bias, gates}, {b.up, b.up_bias, ups}}, normed, tokens, threads))
       return SPARITY_UNSUPPORTED;
     sparity_gate(gates, ups, tokens * b.up->rows, gates, threads);
+    skip(b.down_skip, gates, b.down->columns);
     if (multiply<1>({{b.down, b.down_bias, added}}, gates, tokens, threads)) return SPARITY_UNSUPPORTED;
   }
   sparity_rms_norm(step->stream, count ? added : nullptr, step->last_norm, step->last_epsilon, tokens, hidden,

@@ -76,6 +76,18 @@ void gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* o
   }
 }
 
+// Not (size <= threshold), so that a NaN counts.
+void skip(const SparitySkip& skip, uint16_t* x, int64_t columns) {
+  if (skip.centre)
+    for (int64_t column = 0; column < columns; ++column) {
+      const float size = fabsf(to_float(x[column]) - to_float(skip.centre[column]));
+      x[column] = size <= skip.thresholds[column] ? skip.centre[column] : x[column];
+    }
+  else
+    for (int64_t column = 0; column < columns; ++column)
+      x[column] = fabsf(to_float(x[column])) <= skip.thresholds[column] ? uint16_t(0) : x[column];
+}
+
 // Rotary positions, each product and sum rounded; first half against second half. `out` is not `x`.
 inline void rotate(const uint16_t* x, const uint16_t* cos, const uint16_t* sin, int64_t width, uint16_t* out) {
   const int64_t half = width / 2;
@@ -131,13 +143,49 @@ inline void accumulate(const float (*weights)[kKeys], const uint16_t* values, in
   }
 }
 
+// One head of a row's cache.
+struct Keys {
+  const uint16_t *keys, *values;  // [length, width]
+  float* mass;                    // [length], or null
+  int64_t length;
+  const uint8_t* visible;  // [visible_keys], or null
+  int64_t visible_keys;
+};
+
+// scores[q][key] for `count` keys from `first` on; -infinity where a key is not seen.
+template <int Queries>
+inline void visible_scores(const SparityAttention& a, const float* queries, const Keys& seen, int64_t first, int count,
+                           float (*scores)[kKeys]) {
+  score<Queries>(queries, seen.keys + first * a.width, a.width, count, a.scale, scores);
+  if (!seen.visible) return;
+  for (int i = 0; i < Queries; ++i)
+    for (int key = 0; key < count && first + key < seen.visible_keys; ++key)
+      if (!seen.visible[first + key]) scores[i][key] = -INFINITY;
+}
+
+// Adds the softmax weights of `Queries` query heads to each key's mass; `share` is one over a query's total.
+template <int Queries>
+inline void add_mass(const SparityAttention& a, const float* queries, const Keys& seen, const float* highest,
+                     const float* share) {
+  alignas(64) float scores[Queries][kKeys];
+  for (int64_t first = 0; first < seen.length; first += kKeys) {
+    const int count = int(seen.length - first < kKeys ? seen.length - first : kKeys);
+    visible_scores<Queries>(a, queries, seen, first, count, scores);
+    for (int key = 0; key < count; ++key) {
+      float sum = 0;
+      for (int i = 0; i < Queries; ++i)
+        sum += scores[i][key] == -INFINITY ? 0.0f : exponential(scores[i][key] - highest[i]) * share[i];
+      seen.mass[first + key] += sum;
+    }
+  }
+}
+
 // Attention of `Queries` query heads over one key and value head; softmax over the keys as they come.
 template <int Queries>
-void attend_queries(const SparityAttention& a, const uint16_t* q, const uint16_t* keys, const uint16_t* values,
-                    const uint8_t* visible, int64_t token, uint16_t* out) {
+void attend_queries(const SparityAttention& a, const uint16_t* q, const Keys& seen, int64_t token, uint16_t* out) {
   alignas(64) float queries[Queries * kMostWidth], sums[Queries * kMostWidth] = {};
   alignas(64) float scores[Queries][kKeys];
-  float highest[Queries], total[Queries], keep[Queries];
+  float highest[Queries], total[Queries], keep[Queries], share[Queries];
   for (int i = 0; i < Queries; ++i) {
     uint16_t rotated[kMostWidth];
     normed_and_rotated(a, q + i * a.width, a.query_norm, token, rotated);
@@ -145,16 +193,12 @@ void attend_queries(const SparityAttention& a, const uint16_t* q, const uint16_t
     highest[i] = -INFINITY;
     total[i] = 0;
   }
-  const int64_t length = a.length + 1;
-  for (int64_t first = 0; first < length; first += kKeys) {
-    const int count = int(length - first < kKeys ? length - first : kKeys);
-    score<Queries>(queries, keys + first * a.width, a.width, count, a.scale, scores);
+  for (int64_t first = 0; first < seen.length; first += kKeys) {
+    const int count = int(seen.length - first < kKeys ? seen.length - first : kKeys);
+    visible_scores<Queries>(a, queries, seen, first, count, scores);
     for (int i = 0; i < Queries; ++i) {
       float best = highest[i];
-      for (int key = 0; key < count; ++key) {
-        if (visible && !visible[first + key]) scores[i][key] = -INFINITY;
-        best = scores[i][key] > best ? scores[i][key] : best;
-      }
+      for (int key = 0; key < count; ++key) best = scores[i][key] > best ? scores[i][key] : best;
       keep[i] = highest[i] == -INFINITY ? 0.0f : exponential(highest[i] - best);
       float sum = 0;
       for (int key = 0; key < count; ++key) {
@@ -164,36 +208,44 @@ void attend_queries(const SparityAttention& a, const uint16_t* q, const uint16_t
       total[i] = total[i] * keep[i] + sum;
       highest[i] = best;
     }
-    accumulate<Queries>(scores, values + first * a.width, a.width, count, keep, sums);
+    accumulate<Queries>(scores, seen.values + first * a.width, a.width, count, keep, sums);
   }
   for (int i = 0; i < Queries; ++i) {
-    const float share = total[i] == 0 ? 0.0f : 1.0f / total[i];  // 0: a row that sees nothing
-    for (int64_t at = 0; at < a.width; ++at) out[i * a.width + at] = to_bfloat16(sums[i * a.width + at] * share);
+    share[i] = total[i] == 0 ? 0.0f : 1.0f / total[i];  // 0: a row that sees nothing
+    for (int64_t at = 0; at < a.width; ++at) out[i * a.width + at] = to_bfloat16(sums[i * a.width + at] * share[i]);
   }
+  if (seen.mass) add_mass<Queries>(a, queries, seen, highest, share);
 }
 
-// One token and one key and value head: append it, then attend with all query heads that read it.
-void attend(const SparityAttention& a, const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out,
-            int64_t token, int64_t head) {
-  const int64_t group = a.heads / a.kv_heads, width = a.width;
-  const int64_t cached = (token * a.kv_heads + head) * a.capacity * width;
-  uint16_t* keys = a.keys + cached;
-  uint16_t* values = a.values + cached;
-  normed_and_rotated(a, k + (token * a.kv_heads + head) * width, a.key_norm, token, keys + a.length * width);
-  memcpy(values + a.length * width, v + (token * a.kv_heads + head) * width, size_t(width) * 2);
-  const uint8_t* visible = a.visible ? a.visible + token * (a.length + 1) : nullptr;
+// Where the keys of one row and head begin in the cache, in keys.
+inline int64_t first_key(const SparityAttention& a, int64_t row, int64_t head) {
+  return (row * a.kv_heads + head) * a.cache.capacity;
+}
+
+void append(const SparityAttention& a, const uint16_t* k, const uint16_t* v, int64_t row, int64_t token, int64_t head,
+            int64_t at) {
+  const int64_t from = (token * a.kv_heads + head) * a.width, to = (first_key(a, row, head) + at) * a.width;
+  normed_and_rotated(a, k + from, a.key_norm, token, static_cast<uint16_t*>(a.cache.keys) + to);
+  memcpy(static_cast<uint16_t*>(a.cache.values) + to, v + from, size_t(a.width) * 2);
+}
+
+void attend(const SparityAttention& a, const uint16_t* q, uint16_t* out, int64_t row, int64_t token, int64_t head,
+            int64_t length) {
+  const int64_t group = a.heads / a.kv_heads, width = a.width, first = first_key(a, row, head);
+  const Keys seen = {static_cast<const uint16_t*>(a.cache.keys) + first * width,
+                     static_cast<const uint16_t*>(a.cache.values) + first * width,
+                     a.cache.mass ? a.cache.mass + first : nullptr,
+                     length,
+                     a.visible ? a.visible + row * a.visible_keys : nullptr,
+                     a.visible_keys};
   const int64_t at = (token * a.heads + head * group) * width;
   int64_t i = 0;
-  for (; i + 8 <= group; i += 8)
-    attend_queries<8>(a, q + at + i * width, keys, values, visible, token, out + at + i * width);
-  for (; i + 4 <= group; i += 4)
-    attend_queries<4>(a, q + at + i * width, keys, values, visible, token, out + at + i * width);
-  for (; i + 2 <= group; i += 2)
-    attend_queries<2>(a, q + at + i * width, keys, values, visible, token, out + at + i * width);
-  for (; i < group; ++i)
-    attend_queries<1>(a, q + at + i * width, keys, values, visible, token, out + at + i * width);
+  for (; i + 8 <= group; i += 8) attend_queries<8>(a, q + at + i * width, seen, token, out + at + i * width);
+  for (; i + 4 <= group; i += 4) attend_queries<4>(a, q + at + i * width, seen, token, out + at + i * width);
+  for (; i + 2 <= group; i += 2) attend_queries<2>(a, q + at + i * width, seen, token, out + at + i * width);
+  for (; i < group; ++i) attend_queries<1>(a, q + at + i * width, seen, token, out + at + i * width);
 }
 
-constexpr sparity::DecodeKernels decode_kernels() { return {rms_norm, gate, attend}; }
+constexpr sparity::DecodeKernels decode_kernels() { return {rms_norm, gate, skip, append, attend}; }
 
 }  // namespace

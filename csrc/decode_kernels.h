@@ -9,8 +9,13 @@ struct DecodeKernels {
   void (*rms_norm)(uint16_t* x, const uint16_t* add, const uint16_t* weight, float epsilon, int64_t columns,
                    uint16_t* out);
   void (*gate)(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* out);
-  void (*attend)(const SparityAttention& a, const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out,
-                 int64_t token, int64_t head);
+  void (*skip)(const SparitySkip& skip, uint16_t* x, int64_t columns);
+  // Writes a new token's key and value, of one head, as number `at` of its row's.
+  void (*append)(const SparityAttention& a, const uint16_t* k, const uint16_t* v, int64_t row, int64_t token,
+                 int64_t head, int64_t at);
+  // A token's attention with all query heads that read one key and value head, over its row's first `length` keys.
+  void (*attend)(const SparityAttention& a, const uint16_t* q, uint16_t* out, int64_t row, int64_t token, int64_t head,
+                 int64_t length);
 };
 
 extern const DecodeKernels scalar_decode;

@@ -6,6 +6,8 @@
 
 #include <math.h>
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "numbers.h"
 

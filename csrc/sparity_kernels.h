@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 4 };
+enum { SPARITY_ABI = 5 };
 enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3 };
 enum { SPARITY_OK = 0, SPARITY_UNSUPPORTED = 1 };
 
@@ -43,7 +43,8 @@ SPARITY_EXPORT int sparity_isa_use(int rank);
 
 // y[token, row] = sum over columns of weight[row, column] * x[token, column], for `tokens` >= 1.
 // x: bfloat16 [tokens, columns]; y: [tokens, rows], bfloat16 or (wide) float32. Sums are float32; int8 weights meet
-// inputs that are quantised per token (see reference.py). The result does not depend on `threads`.
+// inputs that are quantised per token (see reference.py). The result does not depend on `threads`, and a token's result
+// does not depend on the other tokens.
 SPARITY_EXPORT int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wide, int64_t tokens,
                                 int threads);
 
@@ -63,7 +64,8 @@ SPARITY_EXPORT int sparity_row_sums(const SparityMatrix* weight, int32_t* out, i
 SPARITY_EXPORT void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t* out, float* scales,
                                      int threads);
 
-// ---- between the products of one decoding step, one new token for each row of a batch; everything is bfloat16
+// ---- between the products of one decoding step; everything is bfloat16. The new tokens of all rows (the sequences of
+// a batch) lie one after another, row by row: [tokens, ...]
 
 // x[token] += add[token] (add may be null), then out[token] = weight * x[token] / rms(x[token]).
 // x, add, out: [tokens, columns]; rounded where a model's modules round: the sum, the normed value and the product.
@@ -73,37 +75,65 @@ SPARITY_EXPORT void sparity_rms_norm(uint16_t* x, const uint16_t* add, const uin
 // out = silu(gates) * ups, each rounded; all [count].
 SPARITY_EXPORT void sparity_gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* out, int threads);
 
+// Which channels of an input count: channel i of a token does where |x_i - m_i| > t_i, or is NaN.
+typedef struct {
+  const float* thresholds;  // t, [columns]
+  const uint16_t* centre;   // m, [columns]; null = zeros
+} SparitySkip;
+
+// Every channel of x [tokens, columns] that does not count becomes m_i. Differences are float32.
+SPARITY_EXPORT void sparity_skip(const SparitySkip* skip, uint16_t* x, int64_t tokens, int64_t columns, int threads);
+
+// The types of a cache's numbers. Those beyond bfloat16 are not built yet: SPARITY_UNSUPPORTED.
+enum { SPARITY_CACHE_BFLOAT16 = 0, SPARITY_CACHE_INT8 = 1, SPARITY_CACHE_INT4 = 2 };
+
+// Keys and values of one layer. Each row and head has a length of its own; new tokens are written from there on.
+typedef struct {
+  void *keys, *values;     // [rows, kv_heads, capacity, width]
+  const float* scales;     // of quantised types; null for bfloat16
+  const int64_t* lengths;  // [rows, kv_heads]: keys that are there before the new ones
+  int64_t capacity;        // lengths + new tokens <= capacity
+  float* mass;             // [rows, kv_heads, capacity], or null: what each key's softmax weights, over the query heads
+                           // of the group and the new tokens, sum up to is added here
+  int32_t type;
+} SparityCache;
+
 // One layer's attention. `width`, the size of a head, is a multiple of 16 and at most 512; kv_heads divides heads.
 typedef struct {
-  int64_t tokens, heads, kv_heads, width;
-  const uint16_t *cos, *sin;                // [tokens, width]: rotary tables at each token's position
-  const uint16_t *query_norm, *key_norm;    // [width], or null where heads are not normed
-  uint16_t *keys, *values;                  // the cache, [tokens, kv_heads, capacity, width]
-  int64_t capacity, length;                 // room for keys, and how many there are; length < capacity
-  const uint8_t* visible;                   // [tokens, length + 1], 0 = not seen; null = all seen
+  int64_t rows, tokens, heads, kv_heads, width;
+  const int64_t* fresh;                   // [rows]: new tokens of each row, `tokens` in all; null = one each
+  const uint16_t *cos, *sin;              // [tokens, width]: rotary tables at each token's position
+  const uint16_t *query_norm, *key_norm;  // [width], or null where heads are not normed
+  const uint8_t* visible;                 // [rows, visible_keys], 0 = not seen; null = all seen, as are keys beyond
+  int64_t visible_keys;
   float scale, epsilon;
+  SparityCache cache;
 } SparityAttention;
 
-// Norms and rotates q [tokens, heads, width] and k [tokens, kv_heads, width], appends k and v to the cache at `length`,
-// and attends over the length + 1 keys: out [tokens, heads, width]. A token that sees no key gives zeros.
-SPARITY_EXPORT void sparity_attend(const SparityAttention* attention, const uint16_t* q, const uint16_t* k,
-                                   const uint16_t* v, uint16_t* out, int threads);
+// Norms and rotates q [tokens, heads, width] and k [tokens, kv_heads, width], appends k and v to the cache, and attends:
+// a token to the keys that were there, to the new ones of its row before it, and to its own. out [tokens, heads, width];
+// a token that sees no key gives zeros. A token's result is the same bits whatever other tokens come with it.
+SPARITY_EXPORT int sparity_attend(const SparityAttention* attention, const uint16_t* q, const uint16_t* k,
+                                  const uint16_t* v, uint16_t* out, int threads);
 
-// One block: its attention and then its gated MLP. A null bias adds nothing.
+// One block: its attention and then its gated MLP. A null bias adds nothing; a null skip leaves all channels.
 typedef struct {
   const SparityMatrix *q, *k, *v, *o, *gate, *up, *down;
   const uint16_t *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;  // [rows]
   const uint16_t *attention_norm, *mlp_norm;                                            // [hidden]
   float attention_epsilon, mlp_epsilon;
-  SparityAttention attention;  // all but tokens, cos, sin, length and visible, which are those of the step
+  const SparitySkip *attention_skip, *o_skip, *mlp_skip, *down_skip;  // inputs of q, k, v; of o; of gate, up; of down
+  SparityAttention attention;  // rows, tokens, fresh, cos, sin and what is visible are those of the step
 } SparityBlock;
 
-// One decoding step through all blocks and the last norm: stream [tokens, hidden] is read and written over, out is like
-// it; the caches grow by one token. tokens, cos, sin, length and visible as in SparityAttention.
+// One step through all blocks and the last norm: stream [tokens, hidden] is read and written over, out is like it. The
+// new tokens are in the caches afterwards; `lengths` stay what they were. Fields as in SparityAttention.
 typedef struct {
-  int64_t tokens, hidden, length;
+  int64_t rows, tokens, hidden;
+  const int64_t* fresh;
   const uint16_t *cos, *sin;
   const uint8_t* visible;
+  int64_t visible_keys;
   const uint16_t* last_norm;
   float last_epsilon;
   uint16_t *stream, *out;

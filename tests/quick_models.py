@@ -43,18 +43,32 @@ def tiny():
     return make
 
 
-@pytest.fixture
-def steps(monkeypatch):
-    """A list that grows by the batch size at each decoding step on the fast path."""
-    taken, original = [], decoding._decode
+def spy_on_fast_path(monkeypatch, note):
+    """Call `note(rows, new tokens of each)` at each call that the fast path takes."""
+    original = decoding._decode
 
     def spy(*arguments, **named):
         hidden = original(*arguments, **named)
-        if hidden is not None:
-            taken.append(len(hidden))
+        if isinstance(hidden, torch.Tensor):
+            note(*hidden.shape[:2])
         return hidden
 
     monkeypatch.setattr(decoding, "_decode", spy)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """A list that grows by (rows, new tokens of each) at each call on the fast path."""
+    taken = []
+    spy_on_fast_path(monkeypatch, lambda rows, fresh: taken.append((rows, fresh)))
+    return taken
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """A list that grows by the batch size at each step of one token on the fast path; short prompts do not count."""
+    taken = []
+    spy_on_fast_path(monkeypatch, lambda rows, fresh: taken.append(rows) if fresh == 1 else None)
     return taken
 
 

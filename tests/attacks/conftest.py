@@ -7,10 +7,10 @@ import pytest
 
 import sparity
 from interruptions import Killed
-from quick_models import both, steps, tiny
+from quick_models import both, calls, steps, tiny
 from sparity.pipeline.run.run_folder import RunFolder
 
-__all__ = ["both", "steps", "tiny"]
+__all__ = ["both", "calls", "steps", "tiny"]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import sparity
 from sparity.engine import attach as attaching
-from sparity.engine.decoding.model import has_fast_path, not_fast
+from sparity.engine.decoding.model import declines, has_fast_path
 from sparity.engine.kernels import native
 from sparity.engine.modules.linear import DenseLinear
 from sparity.errors import InvalidInput
@@ -111,10 +111,10 @@ def test_contexts_within_each_other(tiny, tmp_path):
 def test_a_packed_model_stays_on_the_engine_after_a_context(tiny, tmp_path):
     sparity.attach(tiny("llama")).save_pretrained(tmp_path / "saved")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    expected, reason = logits(model), not_fast(model)
+    expected, reason = logits(model), declines(model)
     with sparity.attached(model):
         pass
-    assert not_fast(model) == reason
+    assert declines(model) == reason
     model.save_pretrained(tmp_path / "again")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), expected)
 

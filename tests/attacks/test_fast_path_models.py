@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache
 import sparity
 from quick_models import NEXT, PROMPT, cache_of, outcome, same
 from sparity.engine.decoding.cache import GrowingLayer
-from sparity.engine.decoding.model import not_fast
+from sparity.engine.decoding.model import declines
 from sparity.engine.kernels import native
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
@@ -108,7 +108,7 @@ def test_modules_that_contradict_each_other(tiny, steps, name, when):
     found = [outcome(model, {"past_key_values": copy.deepcopy(cache)}) for model in (ours, plain)]
     assert same(*found)
     assert steps == []
-    assert name == "a layer that is gone" or not_fast(ours) is not None
+    assert name == "a layer that is gone" or declines(ours) is not None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_an_adapter_put_on_later_is_not_passed_over(both, steps):
     assert same(*found)
     assert not same(found[0], expected)
     assert steps == [2]
-    assert "layers.1.mlp.up_proj is a Doubled, which is not the model's own" in not_fast(both[0])
+    assert "layers.1.mlp.up_proj is a Doubled, which is not the model's own" in declines(both[0])
     both[0].model.layers[1].mlp.up_proj = both[0].model.layers[1].mlp.up_proj.base_layer
     assert same(outcome(both[0], {}), expected)
     assert steps == [2, 2]

@@ -37,6 +37,14 @@ def test_a_packed_model(sparity, plain, tmp_path):
     shown = " ".join(sparity("doctor", "--kernels", tmp_path / "packed").out.split())
     assert "SPARITY_CHOICE=rules" in shown
     assert "bitmask" in shown
+    assert found["decoding"] == "heads of size 8; a multiple of 16 up to 512 is needed"
+    assert f"decodes by transformers' own code: {found['decoding']}" in shown
+
+
+@NATIVE
+def test_a_model_on_the_fast_path(sparity):
+    assert sparity("doctor", "--kernels", "zoo:llama", "--json").json["decoding"] is None
+    assert "decodes on the engine's fast path" in sparity("doctor", "--kernels", "zoo:llama").out
 
 
 @NATIVE
@@ -53,6 +61,7 @@ def test_a_dense_model_in_float32_runs_in_pytorch(sparity, model):
     found = sparity("doctor", "--kernels", model, "--json").json
     assert {alike["format"] for alike in found["weights"]} == {"dense"}
     assert {choice["winner"] for alike in found["weights"] for choice in alike["kernels"].values()} == {"pytorch"}
+    assert found["decoding"] == "the engine runs models in bfloat16, not float32"
 
 
 def test_without_compiled_kernels_it_says_why(sparity, model, monkeypatch):

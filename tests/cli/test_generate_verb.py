@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from sparity import zoo
 from sparity.cli.main import app
 from sparity.cli.text_stream import TextStream
+from sparity.engine.kernels import native
 from sparity.models.loading import load, load_tokenizer
 
 PROMPT = "The following"
@@ -47,6 +48,16 @@ def test_json_and_stats(sparity, expected):
     stats = sparity("generate", "zoo:llama", PROMPT, "--tokens", 12, "--stats")
     assert stats.out == f"{expected}\n"
     assert stats.err.startswith(f"{one['prompt_tokens']} tokens of prompt, 12 new ones; first token after ")
+
+
+def test_stats_say_why_calls_left_the_fast_path(sparity, tmp_path):
+    long = sparity("generate", "zoo:llama", "the cat sat on the mat and " * 12, "--tokens", 3, "--stats")
+    prompt = int(long.err.split()[0])
+    assert long.err.splitlines()[1:] == (
+        [f"left the fast path 1 x: 1 x {prompt} new tokens; the fast path takes 1 to 32"]
+        if native.unavailable() is None
+        else [f"left the fast path 3 x: no compiled kernels: {native.unavailable()}"]
+    )
 
 
 def test_a_draw_is_repeated_by_its_seed(sparity, expected):

@@ -1,5 +1,5 @@
 """Tiny models on the engine."""
 
-from quick_models import steps, tiny
+from quick_models import calls, steps, tiny
 
-__all__ = ["steps", "tiny"]
+__all__ = ["calls", "steps", "tiny"]

@@ -31,8 +31,8 @@ def doctor(
     """Check versions, processor, device, disk, extras and that the bundled model loads and prunes; exit 1 if not.
 
     With --kernels MODEL: for each kind of weight in a packed model, what multiplies it at several batch sizes, how
-    fast, and why the others lost; for a plain model, as it would be packed for speed. Exit code 1 when there is no
-    such model.
+    fast, and why the others lost; for a plain model, as it would be packed for speed; and whether the model decodes on
+    the engine's fast path, or why not. Exit code 1 when there is no such model.
     """
     if kernels is not None:
         _kernels_of(kernels, json)
@@ -62,6 +62,10 @@ def _kernels_of(model: str, json: bool) -> None:
         console.out.print(_kernel_table(alike))
     if found.unavailable:
         console.out.print(f"no compiled kernels: {found.unavailable}", soft_wrap=True)
+    elif found.decoding:
+        console.out.print(f"decodes by transformers' own code: {found.decoding}", soft_wrap=True)
+    else:
+        console.out.print("decodes on the engine's fast path")
 
 
 def _kernel_table(alike: "Alike") -> Table:

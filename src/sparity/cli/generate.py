@@ -24,7 +24,9 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draw.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     threads: Threads = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Print the speed on standard error.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print the speed, and why calls left the fast path, on standard error.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Generate text from a prompt; it is printed as it comes, and without the prompt.
@@ -36,6 +38,7 @@ def generate(
 
         from sparity.cli.text_stream import TextStream
         from sparity.engine.attach import attach
+        from sparity.engine.decoding.model import fallbacks
         from sparity.errors import InvalidInput
         from sparity.measure.timing.generation import STREAMED
         from sparity.models.loading import load, load_tokenizer
@@ -77,6 +80,8 @@ def generate(
             f"first token after {speed['first_token']:.2f} s{after}",
             soft_wrap=True,
         )
+        for reason, calls in fallbacks(subject).most_common():
+            console.err.print(f"left the fast path {calls} x: {reason}", soft_wrap=True)
 
 
 def _prompt(given: str) -> str:

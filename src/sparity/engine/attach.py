@@ -87,7 +87,7 @@ def attached(model: Any, form: str = "smallest", values: EncodingSpec = "same") 
             enable_fast_path(model)
 
 
-def unsuited(model: Any) -> str | None:
+def declines(model: Any) -> str | None:
     """Why the engine does not run a causal language model as it is held, or None when it does."""
     found = {(parameter.device.type, parameter.dtype) for parameter in model.parameters()}
     if found == {("cpu", torch.bfloat16)}:
@@ -102,7 +102,7 @@ def _check(model: Any) -> None:
             f"attach takes a causal language model of transformers, not {type(model).__name__}: where one is wrapped, "
             "attach the model inside"
         )
-    if reason := unsuited(model):
+    if reason := declines(model):
         raise InvalidInput(f"{reason}: model.to('cpu', torch.bfloat16)")
 
 

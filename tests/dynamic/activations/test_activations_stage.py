@@ -17,7 +17,7 @@ from families import FAST, build, tiny_configs
 from packed_folders import logits
 from sparity.calibration import Statistics
 from sparity.dynamic.activations.stage import Activations, mask, threshold_for
-from sparity.engine.decoding.model import not_fast
+from sparity.engine.decoding.model import declines
 from sparity.engine.kernels import native
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import Decoder
@@ -203,10 +203,10 @@ def test_the_fast_path_says_why_it_steps_aside():
     model = sparity.attach(build(config).bfloat16())
     sites = input_sites(model)
     data = {f"{p.name}.threshold": torch.tensor(0.1) for site in sites for p in site.projections}
-    assert not_fast(model) is None
+    assert declines(model) is None
     with Activations().attach(model, sites, data):
-        assert not_fast(model) == "hooks, such as those of stages at run time, are called by the model's own code"
-    assert not_fast(model) is None
+        assert declines(model) == "hooks, such as those of stages at run time, are called by the model's own code"
+    assert declines(model) is None
 
 
 DAMAGE = {

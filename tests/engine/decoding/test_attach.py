@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import sparity
 from families import tiny_configs
 from sparity.checkpoints.source import CheckpointSource
-from sparity.engine.decoding.model import not_fast
+from sparity.engine.decoding.model import declines
 from sparity.engine.kernels import native
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
@@ -169,7 +169,7 @@ def test_an_attached_model_is_saved_packed(tiny, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert isinstance(loaded.model.layers[0].mlp.up_proj, PackedLinear)
     assert torch.equal(logits(loaded), logits(model))
-    assert not_fast(loaded) == not_fast(model)
+    assert declines(loaded) == declines(model)
 
 
 def test_a_copy_stands_by_itself(tiny, steps):

@@ -8,7 +8,7 @@ import torch
 
 import sparity
 from quick_models import NEXT, PROMPT, cache_of, decoded, same
-from sparity.engine.decoding.model import not_fast
+from sparity.engine.decoding.model import declines
 from sparity.engine.kernels import native
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
@@ -85,7 +85,7 @@ def test_a_change_after_attaching_counts(tiny, family, change, reason):
     change(model)
     found = step(model, 1)
     assert same(found, step(plain, 1))
-    assert (not_fast(model) is None) if reason is None else reason in not_fast(model)
+    assert (declines(model) is None) if reason is None else reason in declines(model)
     assert reason or not same(found, before)
 
 
@@ -96,7 +96,7 @@ def test_code_that_was_replaced_is_run(tiny, steps, monkeypatch):
     with torch.no_grad():
         assert model(NEXT, past_key_values=cache).logits.isnan().all()
     assert steps == []
-    assert "LlamaMLP.forward was replaced by one of" in not_fast(model)
+    assert "LlamaMLP.forward was replaced by one of" in declines(model)
 
 
 def test_a_weight_is_kept_while_the_fast_path_has_its_address(tiny):

@@ -8,7 +8,7 @@ import torch
 import sparity
 from families import FAST, build, tiny_configs
 from quick_models import decoded
-from sparity.engine.decoding.model import not_fast
+from sparity.engine.decoding.model import declines
 from sparity.engine.kernels import native
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
@@ -25,7 +25,7 @@ def test_steps_are_as_exact_as_the_models_own(tiny, steps, family, form):
     model, tokens = tiny(family), torch.arange(60).reshape(3, 20) % 97
     exact, plain = decoded(copy.deepcopy(model).float(), tokens), decoded(model, tokens)
     sparity.attach(model, form=form)
-    assert not_fast(model) is None
+    assert declines(model) is None
     assert worst(decoded(model, tokens), exact) <= 1.5 * worst(plain, exact) + 1e-3
     assert steps == [3] * 16
 
@@ -176,14 +176,14 @@ def test_why_a_model_is_not_fast(tiny):
         ("gpt2", "GPT2Model is none of"),
         ("mixtral", "MixtralModel is none of"),
     ):
-        assert words in not_fast(sparity.attach(tiny(family)))
+        assert words in declines(sparity.attach(tiny(family)))
     model = tiny("llama")
-    assert not_fast(model) == "it is not attached to the engine"
-    assert "layers.0.self_attn.q_proj is not multiplied by the compiled kernels" in not_fast(
+    assert declines(model) == "it is not attached to the engine"
+    assert "layers.0.self_attn.q_proj is not multiplied by the compiled kernels" in declines(
         sparity.attach(model, form="csr")
     )
     for family, words in (("llama", "heads of size 8"), ("mistral", "a window of the text only")):
-        assert words in not_fast(sparity.attach(build(tiny_configs()[family]).bfloat16()))
+        assert words in declines(sparity.attach(build(tiny_configs()[family]).bfloat16()))
     config = tiny_configs()["llama"]
     config.hidden_act = "gelu"
-    assert "its activation is gelu" in not_fast(sparity.attach(build(config).bfloat16()))
+    assert "its activation is gelu" in declines(sparity.attach(build(config).bfloat16()))

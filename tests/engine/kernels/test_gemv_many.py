@@ -89,3 +89,15 @@ def test_what_does_not_fit_is_refused(isa):
         gemv_many(weights, x, [torch.empty(2, 8), torch.empty(2, 8)])
     assert [out.shape for out in gemv_many(weights, x[:0])] == [(0, 8), (0, 12)]
     assert gemv_many([], x) == []
+
+
+@pytest.mark.parametrize("form", ["dense", "bitmask", "two_of_four", "block"])
+@pytest.mark.parametrize("rows", [16, 63])
+def test_a_result_does_not_depend_on_what_comes_with_its_input(isa, form, rows):
+    weight = torch.zeros(rows, 208).bfloat16()
+    weight[:, ::2] = torch.randn(rows, 104, generator=torch.Generator().manual_seed(0)).bfloat16()
+    prepared = NativeWeight(build_format(form).pack(weight))
+    x = torch.randn(16, 208, generator=torch.Generator().manual_seed(1)).bfloat16()
+    alone = torch.cat([gemv_many([prepared], x[token : token + 1])[0] for token in range(16)])
+    for tokens in range(2, 17):
+        assert torch.equal(gemv_many([prepared], x[:tokens])[0], alone[:tokens])

@@ -68,70 +68,26 @@ def test_gate_at_the_ends(isa):
     close(out, reference.gate(values, torch.ones_like(values)))
 
 
-def attention(tokens, kv_heads, group, width, length, capacity, seed=0):
-    heads = cpu.Heads(kv_heads * group, kv_heads, width, width**-0.5)
-    q, k, v = (random(tokens, n * width, seed=seed + i) for i, n in enumerate((heads.heads, kv_heads, kv_heads)))
-    angles = torch.rand(tokens, width, generator=torch.Generator().manual_seed(seed)) * 6
-    tables = angles.cos().to(BFLOAT16), angles.sin().to(BFLOAT16)
-    keys, values = (unwritten(tokens, kv_heads, capacity, width) for _ in range(2))
-    keys[:, :, :length] = random(tokens, kv_heads, length, width, seed=seed + 4)
-    values[:, :, :length] = random(tokens, kv_heads, length, width, seed=seed + 5)
-    return heads, q, k, v, tables, keys, values
+@pytest.mark.parametrize("columns", [1, 16, 63, 200])
+@pytest.mark.parametrize("centred", [False, True])
+def test_channels_that_do_not_count(isa, columns, centred):
+    x, thresholds = random(3, columns), torch.rand(columns, generator=torch.Generator().manual_seed(2))
+    x[0, 0], x[1, 0], x[2, -1] = float("nan"), float("inf"), float("-inf")
+    centre = random(columns, seed=3) if centred else None
+    wanted, found = reference.skip(x, thresholds, centre), x.clone()
+    cpu.skip(found, thresholds, centre)
+    assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))  # bits: NaN too
+    assert columns == 1 or 0 < int((found != x).sum()) < 3 * columns
 
 
-def check(found, heads, q, k, v, tables, keys, values, length, visible):
-    """The cache holds the new key and value, and `found` is attention over all, up to rounding."""
-    shaped = (-1, heads.kv_heads, heads.width)
-    assert torch.equal(keys[:, :, length], reference.rotate(k.view(shaped), *tables))
-    assert torch.equal(values[:, :, length], v.view(shaped))
-    turned = reference.rotate(q.view(len(q), heads.heads, heads.width), *tables)
-    seen = None if visible is None else visible.bool()
-    wanted = reference.attend(turned, keys[:, :, : length + 1], values[:, :, : length + 1], heads.scale, seen)
-    largest = values[:, :, : length + 1].abs().max().double()
-    assert ((found.view_as(wanted).double() - wanted).abs() <= LAST_PLACE * wanted.abs() + 1e-4 * largest).all()
-
-
-@pytest.mark.parametrize("group", [1, 2, 3, 4, 7, 8, 13])
-@pytest.mark.parametrize("length", [0, 1, 63, 64, 130])
-def test_attention(isa, group, length):
-    parts = attention(2, 3, group, 48, length, length + 5)
-    out = unwritten(2, parts[0].heads * 48)
-    cpu.attend(*parts, length, None, out)
-    check(out, *parts, length, None)
-    assert parts[-1][:, :, length + 1 :].isnan().all()  # nothing is written behind the new key
-
-
-@given(st.integers(1, 4), st.integers(0, 140), st.integers(1, 7), st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
-def test_attention_passes_over_what_is_not_visible(tokens, length, threads, seed):
-    parts = attention(tokens, 2, 2, 32, length, length + 1, seed)
-    visible = (torch.rand(tokens, length + 1, generator=torch.Generator().manual_seed(seed)) < 0.5).to(torch.uint8)
-    visible[:, -1] = 1
-    out = unwritten(tokens, parts[0].heads * 32)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        cpu.attend(*parts, length, visible, out)
-    finally:
-        torch.set_num_threads(before)
-    check(out, *parts, length, visible)
-
-
-def test_a_token_that_sees_nothing_gives_zeros(isa):
-    parts = attention(1, 1, 1, 16, 3, 4)
-    out = unwritten(1, 16)
-    cpu.attend(*parts, 3, torch.zeros(1, 4, dtype=torch.uint8), out)
-    assert (out == 0).all()
-
-
-def test_heads_may_be_normed_first(isa):
-    heads, q, k, v, tables, keys, values = attention(1, 2, 2, 32, 5, 8)
-    query_norm, key_norm = random(32, seed=8), random(32, seed=9)
-    normed = cpu.Heads(4, 2, 32, heads.scale, query_norm, key_norm, 1e-6)
-    out = unwritten(1, 128)
-    cpu.attend(normed, q, k, v, tables, keys, values, 5, None, out)
-    q, k = (
-        reference.rms_norm(x.view(-1, 32), None, weight, 1e-6)[1].view(1, -1)
-        for x, weight in ((q, query_norm), (k, key_norm))
-    )
-    check(out, heads, q, k, v, tables, keys, values, 5, None)
+def test_skipping_by_hand(isa):
+    x = torch.tensor([[0.5, -0.5, 0.75, -1.0, float("nan"), -0.25]]).to(BFLOAT16)
+    thresholds = torch.tensor([0.5, 0.49, 1.0, 1.5, 9.0, 0.0])
+    plain, centred = x.clone(), x.clone()
+    cpu.skip(plain, thresholds)
+    cpu.skip(centred, thresholds, torch.tensor([1.0, -0.25, 2.0, 0.75, 0.0, -0.25]).to(BFLOAT16))
+    assert plain[0, :4].tolist() == [0.0, -0.5, 0.0, 0.0]  # strictly: 0.5 is not above 0.5
+    assert centred[0, :4].tolist() == [1.0, -0.25, 0.75, -1.0]
+    assert plain[0, 4].isnan()
+    assert centred[0, 4].isnan()
+    assert (plain[0, 5], centred[0, 5]) == (-0.25, -0.25)

@@ -1,16 +1,20 @@
 """A key-value cache with room to grow: a new token is written behind the others, which stay where they are."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from sparity.engine.kernels.step.cpu import CacheView
+from sparity.engine.runtime import CacheLayer, CacheShape
+
 STEP = 64  # tokens: room is given in multiples
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer, CacheLayer):
     """One layer's keys and values `[batch, kv_heads, tokens, width]`, views of buffers with room behind them.
 
     transformers' own layer copies the whole cache for every token. All else (cropping, reordering of beams, selection)
@@ -20,6 +24,7 @@ class GrowingLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._length = 0  # at the last view
 
     @classmethod
     def of(cls, layer: DynamicLayer) -> "GrowingLayer":
@@ -84,6 +89,29 @@ class GrowingLayer(DynamicLayer):
             self._buffers = held
         return held
 
+    def declines(self, shape: CacheShape, length: int) -> str | None:
+        """Why the library cannot go on from these tokens; see `CacheLayer`."""
+        if not self.is_initialized or not self.keys.numel():
+            return None if not length else f"a layer of the cache is empty, the first one holds {length} tokens"
+        wanted = (shape.rows, shape.kv_heads, length, shape.width)
+        for held in (self.keys, self.values):
+            if held.shape != wanted:
+                return f"the cache holds {list(held.shape)}, and the model continues {list(wanted)}"
+            if held.dtype != torch.bfloat16 or held.device.type != "cpu":
+                return f"the cache holds {str(held.dtype).removeprefix('torch.')} on {held.device}, not bfloat16 on cpu"
+        return None
+
+    def view(self, fresh: int, shape: CacheShape) -> CacheView:
+        """The buffers, with room for `fresh` tokens more; see `CacheLayer`."""
+        rows, heads, width = shape
+        self._length = length = self.get_seq_length()
+        keys, values = self.with_room(length + fresh, (rows, heads, fresh, width), torch.bfloat16)
+        return CacheView(keys, values, _equal_lengths(rows, heads, length))
+
+    def commit(self, fresh: int) -> None:
+        """Hold what was written; see `CacheLayer`."""
+        self.show(self._length + fresh)
+
     def _takes(self, key_states: Tensor, value_states: Tensor) -> bool:
         """Whether new keys and values are like those that are held, but for their number."""
         if not self.get_seq_length():
@@ -109,13 +137,22 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :length], values[:, :, :length]
 
 
+@lru_cache(maxsize=4)
+def _equal_lengths(rows: int, heads: int, length: int) -> Tensor:
+    """`length` for every row and head, int64; nothing writes to it, so all layers of a step share one."""
+    return torch.full((rows, heads), length)
+
+
 def _begins(view: Tensor, buffer: Tensor) -> bool:
     """Whether `view` is the first tokens of every head in `buffer`."""
     return view.data_ptr() == buffer.data_ptr() and view.stride() == buffer.stride() and len(view) == len(buffer)
 
 
-def use_growing_layers(cache: Any) -> list[GrowingLayer] | None:
-    """Give a cache's ordinary layers room to grow, in place; its layers, or None unless all of them are ordinary."""
+def use_growing_layers(cache: Any) -> list[Any] | None:
+    """Give a cache's ordinary layers room to grow, in place.
+
+    Returns its layers, each a layer of transformers and a `CacheLayer`, or None when `declines` says why not.
+    """
     if type(cache) is not DynamicCache or cache.offloading:
         return None
     for index, layer in enumerate(cache.layers):
@@ -123,5 +160,18 @@ def use_growing_layers(cache: Any) -> list[GrowingLayer] | None:
             cache.layers[index] = GrowingLayer.of(layer)
     if cache.layer_class_to_replicate is DynamicLayer:  # layers that are still to come
         cache.layer_class_to_replicate = GrowingLayer
-    layers: list[GrowingLayer] = cache.layers
-    return layers if all(type(layer) is GrowingLayer for layer in layers) else None
+    layers: list[Any] = cache.layers
+    return layers if all(isinstance(layer, CacheLayer) for layer in layers) else None
+
+
+def declines(cache: Any) -> str | None:
+    """Why the library does not write to a cache, or None when it does."""
+    if cache is None:
+        return "there is no key-value cache"
+    if type(cache) is not DynamicCache:
+        return f"the cache is a {type(cache).__name__}, not a DynamicCache"
+    if cache.offloading:
+        return "the cache is offloaded"
+    kinds = sorted({type(layer).__name__ for layer in cache.layers if not isinstance(layer, CacheLayer | DynamicLayer)})
+    odd = sorted({type(layer).__name__ for layer in cache.layers} - {"GrowingLayer", "DynamicLayer"})
+    return f"the cache has layers of the kind {(kinds or odd)[0]}" if kinds or odd else None

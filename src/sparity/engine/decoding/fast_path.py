@@ -1,8 +1,9 @@
-"""One decoding step of a Llama-shaped model on the compiled kernels: one new token for each row of a batch.
+"""A step of a Llama-shaped model on the compiled kernels: the next tokens of each row of a batch.
 
 It computes what transformers' modules compute, rounded at the same places, in one call of the library for all blocks,
-with a cache that is written in place; query heads share their key and value heads without repeating them. Whatever it
-does not know, `unknown` and `Step.unfit` say so, and the model's own code runs.
+with a cache that is written in place; query heads share their key and value heads without repeating them. One token of
+each row is decoding; several are a short prompt, or the check of a draft. Whatever it does not know, `declines` says
+so, here and in `llama_layout`, and the model's own code runs.
 """
 
 import ctypes
@@ -12,98 +13,129 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparity.engine.decoding.cache import GrowingLayer
 from sparity.engine.decoding.change_detector import Snapshot
 from sparity.engine.decoding.llama_layout import library_blocks, shape_of_heads
 from sparity.engine.kernels import native
+from sparity.engine.runtime import CacheLayer, CacheShape
 
 HARMLESS = {"past_key_values", "return_dict", "cache_position"}  # options that change nothing here
-MOST_ROWS = 32  # of a batch; beyond, a product of many inputs at once is what takes the time
+MOST_TOKENS = 32  # of all rows; beyond, a product of many inputs at once is what takes the time
 
 
 class Step:
-    """The blocks of one model that is not `unknown`, ready to be run for one token at a time."""
+    """The blocks of one model that `llama_layout.declines` takes, ready to be run for a few tokens at a time."""
 
     def __init__(self, base: Any, made_of: Snapshot) -> None:
         self.base = base
         self._made_of = made_of
         self._blocks = library_blocks(base)
         self._heads = [shape_of_heads(layer)[1:] for layer in base.layers]  # key and value heads, and their size
+        self._known_shapes: dict[int, list[CacheShape]] = {}  # by rows
 
-    def unfit(
-        self, rows: int, mask: Any, positions: Any, layers: Sequence[GrowingLayer], options: dict[str, Any]
-    ) -> bool:
-        """Whether a call must run the model's own code: inputs, options, hooks or a cache of another kind."""
-        config, length = self.base.config, layers[0].get_seq_length() if layers else 0
-        return (
-            not 0 < rows <= MOST_ROWS
-            or len(layers) != len(self._heads)
-            or config.num_hidden_layers != len(self._heads)
-            or not (mask is None or _is(mask, (rows, length + 1)))
-            or not (positions is None or (_is(positions, (rows, 1), (1, 1)) and not positions.is_floating_point()))
-            or any(
-                not _continues(layer, (rows, heads, length, width))
-                for layer, (heads, width) in zip(layers, self._heads, strict=True)
-            )
-            or bool({name for name, value in options.items() if value is not None and value is not False} - HARMLESS)
-            or options.get("return_dict") is False
-            or config.return_dict is False
-            or bool(getattr(config, "output_attentions", False) or getattr(config, "output_hidden_states", False))
-            or any(_drops(layer.self_attn) for layer in self.base.layers)
-            or config._attn_implementation not in ("sdpa", "eager")
-            or self._made_of.hooked()
-        )
+    def declines(
+        self,
+        rows: int,
+        fresh: int,
+        mask: Any,
+        positions: Any,
+        layers: Sequence[CacheLayer],
+        length: int,
+        options: dict[str, Any],
+    ) -> str | None:
+        """Why a call must run the model's own code (inputs, options, hooks, another cache), or None.
+
+        Args:
+            rows: of the batch.
+            fresh: new tokens of each.
+            mask: of the call, as are `positions` and `options`, whatever they are.
+            layers: of the cache.
+            length: tokens that the cache holds.
+        """
+        base, config = self.base, self.base.config
+        if not rows or not fresh or rows * fresh > MOST_TOKENS:
+            return f"{rows} x {fresh} new tokens; the fast path takes 1 to {MOST_TOKENS}"
+        if len(layers) != len(self._heads) or config.num_hidden_layers != len(self._heads):
+            return f"the cache has {len(layers)} layers, the configuration {config.num_hidden_layers}"
+        if not (mask is None or _is(mask, (rows, length + fresh))):
+            return f"the attention mask is {_shown(mask)}, not [{rows}, {length + fresh}]"
+        shapes = (rows, fresh), (1, fresh)
+        if not (positions is None or (_is(positions, *shapes) and not positions.is_floating_point())):
+            return f"positions are {_shown(positions)}, not whole numbers [{rows}, {fresh}]"
+        for layer, shape in zip(layers, self._shapes(rows), strict=True):
+            if reason := layer.declines(shape, length):
+                return reason
+        asked = {name for name, value in options.items() if value is not None and value is not False} - HARMLESS
+        if asked:
+            return f"the call asks for {', '.join(sorted(asked))}"
+        if options.get("return_dict") is False or config.return_dict is False:
+            return "the call asks for a tuple"
+        if getattr(config, "output_attentions", False) or getattr(config, "output_hidden_states", False):
+            return "the configuration asks for attentions or hidden states"
+        if any(_drops(layer.self_attn) for layer in base.layers):
+            return "attention drops some of what it sees, at random: the model is in training mode"
+        if fresh > 1 and not (getattr(config, "is_causal", True) and all(_causal(layer) for layer in base.layers)):
+            return "attention is not causal"
+        if config._attn_implementation not in ("sdpa", "eager"):
+            return f"attention is {config._attn_implementation}, not sdpa or eager"
+        return "modules have hooks, or another forward" if self._made_of.hooked() else None
 
     def __call__(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, layers: Sequence[GrowingLayer]
-    ) -> Tensor | None:
-        """`embeddings` [batch, 1, hidden] -> the same after all blocks and the last norm; the cache grows by one.
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        layers: Sequence[CacheLayer],
+    ) -> Tensor | str:
+        """`embeddings` [batch, new, hidden] -> the same after all blocks and the last norm; the cache grows by `new`.
 
-        `positions` [batch, 1] or [1, 1]; `mask` [batch, length + 1] is 0 where a token is not seen, or None. None is
-        returned, and nothing was done, for embeddings or rotary tables that the library cannot read.
+        `positions` [batch, new] or [1, new]; `mask` [batch, length + new] is 0 where a token is not seen, or None. A
+        sentence is returned, and nothing was done, for embeddings or rotary tables that the library cannot read.
         """
-        base, batch = self.base, len(embeddings)
+        base, (batch, fresh) = self.base, embeddings.shape[:2]
         tables = base.rotary_emb(embeddings, position_ids=positions)
-        turned = ((batch, 1, self._heads[0][1]), (1, 1, self._heads[0][1]))
-        read = (embeddings, *tables)
-        if (
-            not _is(embeddings, (batch, 1, base.norm.weight.shape[0]))
-            or not all(_is(table, *turned) for table in tables)
-            or any(tensor.dtype != torch.bfloat16 for tensor in read)
-        ):
-            return None
-        stream = embeddings[:, 0].clone(memory_format=torch.contiguous_format)  # [batch, hidden]
+        hidden, width = base.norm.weight.shape[0], self._heads[0][1]
+        turned = ((batch, fresh, width), (1, fresh, width))
+        if not _is(embeddings, (batch, fresh, hidden)):
+            return f"embeddings are {_shown(embeddings)}, not [{batch}, {fresh}, {hidden}] on cpu"
+        if not all(_is(table, *turned) for table in tables):
+            return f"rotary tables are {_shown(tables[0])}, not [{batch}, {fresh}, {width}] on cpu"
+        if any(tensor.dtype != torch.bfloat16 for tensor in (embeddings, *tables)):
+            return "embeddings or rotary tables are not in bfloat16"
+        tokens = batch * fresh
+        stream = embeddings.reshape(tokens, hidden).clone(memory_format=torch.contiguous_format)
         out = torch.empty_like(stream)
-        cos, sin = (table.expand(batch, 1, -1)[:, 0].contiguous() for table in tables)
+        cos, sin = (table.expand(batch, fresh, width).reshape(tokens, width).contiguous() for table in tables)
         visible = None if mask is None or bool(mask.all()) else mask.ne(0).to(torch.uint8).contiguous()
-        length = layers[0].get_seq_length()
+        several = torch.full((batch,), fresh) if fresh > 1 else None
         blocks = type(self._blocks).from_buffer_copy(self._blocks)  # of this call: threads may share a model
-        for block, layer in zip(blocks, layers, strict=True):
-            self._lend(block.attention, layer, batch, length)
+        views = [layer.view(fresh, shape) for layer, shape in zip(layers, self._shapes(batch), strict=True)]
+        for block, view in zip(blocks, views, strict=True):
+            view.write(block.attention.cache)
         step = native.Step(
-            tokens=batch,
-            hidden=stream.shape[1],
-            length=length,
+            rows=batch,
+            tokens=tokens,
+            hidden=hidden,
+            fresh=None if several is None else several.data_ptr(),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             visible=None if visible is None else visible.data_ptr(),
+            visible_keys=0 if visible is None else visible.shape[1],
             last_norm=base.norm.weight.data_ptr(),
             last_epsilon=base.norm.variance_epsilon,
             stream=stream.data_ptr(),
             out=out.data_ptr(),
         )
         if native.library().sparity_step(ctypes.byref(step), blocks, len(blocks), native.threads()):
-            raise MemoryError(f"no memory for a decoding step of {batch} rows")
+            raise MemoryError(f"no memory for a step of {tokens} tokens")
         for layer in layers:
-            layer.show(length + 1)
-        return out[:, None]
+            layer.commit(fresh)
+        return out.view(batch, fresh, hidden)
 
-    @staticmethod
-    def _lend(attention: native.Attention, layer: GrowingLayer, batch: int, length: int) -> None:
-        """Tell the library where a layer's keys and values lie."""
-        shape = (batch, attention.kv_heads, 1, attention.width)
-        keys, values = layer.with_room(length + 1, shape, torch.bfloat16)
-        attention.keys, attention.values, attention.capacity = keys.data_ptr(), values.data_ptr(), keys.shape[2]
+    def _shapes(self, rows: int) -> list[CacheShape]:
+        """What each layer of the cache is asked for."""
+        if rows not in self._known_shapes:
+            self._known_shapes[rows] = [CacheShape(rows, heads, width) for heads, width in self._heads]
+        return self._known_shapes[rows]
 
 
 def _is(found: Any, *shapes: tuple[int, ...]) -> bool:
@@ -111,13 +143,17 @@ def _is(found: Any, *shapes: tuple[int, ...]) -> bool:
     return isinstance(found, Tensor) and found.shape in shapes and found.device.type == "cpu"
 
 
+def _shown(found: Any) -> str:
+    """What `found` is, in a sentence."""
+    if not isinstance(found, Tensor):
+        return f"a {type(found).__name__}"
+    return f"{list(found.shape)} in {str(found.dtype).removeprefix('torch.')} on {found.device}"
+
+
 def _drops(attention: Any) -> bool:
     """Whether attention leaves out a share of what it sees, at random."""
     return bool(attention.training and attention.attention_dropout)
 
 
-def _continues(layer: GrowingLayer, shape: tuple[int, ...]) -> bool:
-    """Whether a layer holds keys and values of a shape `[batch, kv_heads, length, width]` in bfloat16, or nothing."""
-    if not layer.is_initialized or not layer.keys.numel():
-        return not shape[2]
-    return all(_is(held, shape) and held.dtype == torch.bfloat16 for held in (layer.keys, layer.values))
+def _causal(layer: Any) -> bool:
+    return bool(getattr(layer.self_attn, "is_causal", True))

@@ -19,8 +19,8 @@ OURS = ("transformers.", "sparity.")
 Layer = PackedLinear | DenseLinear
 
 
-def unknown(base: Any) -> str | None:
-    """Why a model without its head has no fast path, or None when it has one."""
+def outline_declines(base: Any) -> str | None:
+    """Why no model of this class and configuration has a fast path, or None; weights are not looked at."""
     config = base.config
     if reason := native.unavailable():
         return f"no compiled kernels: {reason}"
@@ -33,6 +33,16 @@ def unknown(base: Any) -> str | None:
     windowed = not kinds and getattr(config, "sliding_window", None) is not None
     if windowed or kinds - {"full_attention"}:
         return "some layers see a window of the text only"
+    widths = (getattr(layer.self_attn, "head_dim", 0) for layer in base.layers if hasattr(layer, "self_attn"))
+    odd = next((width for width in widths if width not in WIDTHS), None)
+    return None if odd is None else f"heads of size {odd}; a multiple of 16 up to {WIDTHS[-1]} is needed"
+
+
+def declines(base: Any) -> str | None:
+    """Why a model without its head has no fast path, or None when it has one."""
+    if reason := outline_declines(base):
+        return reason
+    name = type(base).__name__
     for name, module in base.named_modules():
         if not type(module).__module__.startswith(("torch.nn.", *OURS)):
             return f"{name} is a {type(module).__name__}, which is not the model's own"
@@ -67,7 +77,7 @@ def shape_of_heads(layer: Any) -> tuple[int, int, int]:
 
 
 def library_blocks(base: Any) -> Any:
-    """An array of the library's blocks, for a model that is not `unknown`."""
+    """An array of the library's blocks, for a model that `declines` gives no reason against."""
     return (native.DecoderBlock * len(base.layers))(*map(_block, base.layers))
 
 
@@ -80,8 +90,6 @@ def _misfits(base: Any) -> Iterator[str]:
         yield "it has no layers"
     for index, layer in enumerate(base.layers):
         heads, kv_heads, width = shape_of_heads(layer)
-        if width not in WIDTHS:
-            yield f"heads of size {width}; a multiple of 16 up to {WIDTHS[-1]} is needed"
         attention, mlp, wide = layer.self_attn, layer.mlp, _rows(layer.mlp.up_proj)
         if not isinstance(mlp.act_fn, nn.SiLU) and type(mlp.act_fn).__name__ != "SiLUActivation":
             yield f"layers.{index}: its activation is {type(mlp.act_fn).__name__}, not silu"

@@ -2,11 +2,13 @@
 
 - Linear layers that are not packed are multiplied by the engine's dense kernels (`DenseLinear`).
 - The key-value cache grows in place (`cache.py`), in every model that uses an ordinary one.
-- One new token per row of a batch takes the fast path (`fast_path.py`) in the models that it knows. Anything else that
-  a call asks for, such as attention weights, gradients, hooks, other caches or masks, runs the model's own code.
+- A few new tokens per row of a batch take the fast path (`fast_path.py`) in the models that it knows. Anything else
+  that a call asks for, such as attention weights, gradients, hooks, other caches or masks, runs the model's own code;
+  `fallbacks` says how often, and why.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, NoReturn
@@ -15,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from sparity.engine.decoding.cache import use_growing_layers
+from sparity.engine.decoding import cache as cache_layers
+from sparity.engine.decoding import llama_layout
 from sparity.engine.decoding.change_detector import Snapshot
 from sparity.engine.decoding.fast_path import Step
-from sparity.engine.decoding.llama_layout import unknown
 from sparity.engine.modules.linear import DenseLinear
 from sparity.engine.modules.packed_module import NOT_PICKLED, HoldsPacked
 from sparity.errors import InvalidInput
@@ -34,7 +36,7 @@ def enable_fast_path(model: Any) -> Any:
     base = model.base_model
     if not isinstance(base, FastPath):
         base.__class__ = _fast_path_class(type(base))  # type: ignore[arg-type]  # classes are hashable
-    base.engine = Engine(base)
+    base.engine, base.fallbacks = Engine(base), Counter()
     return model
 
 
@@ -47,14 +49,14 @@ def disable_fast_path(model: Any) -> None:
     """Undo `enable_fast_path`."""
     base = model.base_model
     if isinstance(base, FastPath):
-        del base.engine
+        del base.engine, base.fallbacks
         base.__class__ = type(base).__mro__[2]
     for layer in model.modules():
         if isinstance(layer, DenseLinear):
             layer.release()
 
 
-def not_fast(model: Any) -> str | None:
+def declines(model: Any) -> str | None:
     """Why a model does not decode on the fast path, or None when it does."""
     base = model.base_model
     if not has_fast_path(model):
@@ -65,12 +67,20 @@ def not_fast(model: Any) -> str | None:
     return engine.reason
 
 
+def fallbacks(model: Any) -> Counter[str]:
+    """Why calls of a model ran its own code since it was attached, and how many did; empty where it is not attached.
+
+    Calls under `torch.compile` are not counted.
+    """
+    return Counter(model.base_model.fallbacks) if has_fast_path(model) else Counter()
+
+
 class Engine:
     """The fast path of one model as it is now, or why there is none; a copy of the model makes its own."""
 
     def __init__(self, base: Any) -> None:
-        self.reason = unknown(base)
-        self.made_of = Snapshot(base)  # after `unknown`, which may move dense weights to other memory
+        self.reason = llama_layout.declines(base)
+        self.made_of = Snapshot(base)  # after `declines`, which may move dense weights to other memory
         self.step = None if self.reason else Step(base, self.made_of)
         if self.reason:
             log.info("no fast path for decoding: %s", self.reason)
@@ -86,6 +96,7 @@ class FastPath:
     """Marks the classes that `_fast_path_class` makes."""
 
     engine: Engine | None
+    fallbacks: Counter[str]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for module in self.modules():  # type: ignore[attr-defined]
@@ -115,18 +126,29 @@ def _fast_path_class(cls: Any) -> Any:
 
     @wraps(cls.forward)
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return cls.forward(self, *arguments, **named)
-        layers = use_growing_layers(named.get("past_key_values"))
-        step = _engine(self).step if layers is not None and not arguments else None
-        if step is not None and layers is not None:
-            hidden = _decode(self, step, layers, **named)
-            if hidden is not None:
-                return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=named["past_key_values"])
-        return cls.forward(self, *arguments, **named)
+        found = "gradients are recorded" if torch.is_grad_enabled() else _on_fast_path(self, arguments, named)
+        if isinstance(found, str):
+            self.fallbacks[found] += 1
+            return cls.forward(self, *arguments, **named)
+        return BaseModelOutputWithPast(last_hidden_state=found, past_key_values=named["past_key_values"])
 
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls.__name__, (FastPath, cls), {**names, "forward": forward})
+
+
+def _on_fast_path(base: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor | str:
+    """What `_decode` gives, or why a call cannot get that far."""
+    layers = cache_layers.use_growing_layers(named.get("past_key_values"))
+    if layers is None:
+        return cache_layers.declines(named.get("past_key_values")) or "the cache is of another kind"
+    engine = _engine(base)
+    if engine.step is None:
+        return engine.reason or "it has no fast path"
+    if arguments:
+        return "inputs are given by place, not by name"
+    return _decode(base, engine.step, layers, **named)
 
 
 def _decode(
@@ -139,19 +161,20 @@ def _decode(
     inputs_embeds: Tensor | None = None,
     use_cache: bool | None = None,
     **options: Any,
-) -> Tensor | None:
-    """Hidden states `[batch, 1, hidden]` after the last norm, or None where the model's own code must run."""
+) -> Tensor | str:
+    """Hidden states `[batch, new, hidden]` after the last norm, or why the model's own code must run."""
     given = input_ids if inputs_embeds is None else inputs_embeds
-    if (
-        (input_ids is None) == (inputs_embeds is None)
-        or not isinstance(given, Tensor)
-        or given.ndim != (2 if inputs_embeds is None else 3)
-        or given.shape[1] != 1
-        or use_cache is False
-        or step.unfit(len(given), attention_mask, position_ids, layers, options)
-    ):
-        return None
+    if (input_ids is None) == (inputs_embeds is None):
+        return "either ids or embeddings are needed"
+    if not isinstance(given, Tensor) or given.ndim != (2 if inputs_embeds is None else 3):
+        return "ids are no tensor [batch, new], or embeddings none of [batch, new, hidden]"
+    if use_cache is False:
+        return "the call asks for no cache"
+    length = layers[0].get_seq_length() if layers else 0
+    rows, fresh = given.shape[:2]
+    if reason := step.declines(rows, fresh, attention_mask, position_ids, layers, length, options):
+        return reason
     if position_ids is None:
-        position_ids = torch.full((1, 1), layers[0].get_seq_length())
+        position_ids = torch.arange(length, length + fresh)[None]
     embeddings = base.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     return step(embeddings, position_ids, attention_mask, layers)

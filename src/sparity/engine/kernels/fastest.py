@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sparity.engine.kernels import native
+from sparity.engine.kernels import native, native_weight
 from sparity.engine.kernels.choice import Case, Choice, choose, default_timer, density_step
-from sparity.engine.kernels.native_weight import TAKES, declines
 from sparity.engine.kernels.prepared import prepare
 from sparity.engine.kernels.smallest import smallest_format
 from sparity.engine.kernels.timing import Call, Timer
@@ -39,10 +38,10 @@ def fastest_format(weight: Tensor, values: EncodingSpec = "same", timer: Timer |
     """
     rows, columns = weight.shape[0], weight.shape[1]
     encoding = build_encoding(values)
-    with_kernels = sorted({form for form, _ in TAKES} - {"dense"})
+    with_kernels = sorted({form for form, _ in native_weight.TAKES} - {"dense"})
     forms = {name: build_format(name) for name in ("dense", *with_kernels)}
     kept = int(torch.count_nonzero(nonzero(weight)))
-    offered = {name: _refusal(forms, name, weight, encoding, kept) for name in forms}
+    offered = {name: declines(forms, name, weight, encoding, kept) for name in forms}
     case = Case(
         rows=rows,
         columns=columns,
@@ -75,12 +74,12 @@ def _rule(forms: Mapping[str, Format], weight: Tensor, encoding: Encoding, kept:
     return smallest.name if smallest.nbytes(shape, kept, weight.dtype, encoding) <= WORTHWHILE * dense else "dense"
 
 
-def _refusal(forms: Mapping[str, Format], name: str, weight: Tensor, encoding: Encoding, kept: int) -> str | None:
+def declines(forms: Mapping[str, Format], name: str, weight: Tensor, encoding: Encoding, kept: int) -> str | None:
     """Why a format does not compete, or None when it does; dense always does."""
     shape = weight.shape[0], weight.shape[1]
     if name == "dense":
         return None
-    if reason := declines(Packed(name, shape, weight.dtype, {}, forms[name].options, encoding)):
+    if reason := native_weight.declines(Packed(name, shape, weight.dtype, {}, forms[name].options, encoding)):
         return reason
     if not forms[name].matches(weight):
         return "cannot hold this mask"

@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 4
+ABI = 5
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -40,19 +40,37 @@ class Matrix(ctypes.Structure):
     )
 
 
+class Cache(ctypes.Structure):
+    """`SparityCache` of csrc/sparity_kernels.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "scales", "lengths")),
+        ("capacity", ctypes.c_int64),
+        ("mass", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+    )
+
+
 class Attention(ctypes.Structure):
     """`SparityAttention` of csrc/sparity_kernels.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tokens", "heads", "kv_heads", "width")),
-        *((name, ctypes.c_void_p) for name in ("cos", "sin", "query_norm", "key_norm", "keys", "values")),
-        *((name, ctypes.c_int64) for name in ("capacity", "length")),
-        ("visible", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "tokens", "heads", "kv_heads", "width")),
+        *((name, ctypes.c_void_p) for name in ("fresh", "cos", "sin", "query_norm", "key_norm", "visible")),
+        ("visible_keys", ctypes.c_int64),
         *((name, ctypes.c_float) for name in ("scale", "epsilon")),
+        ("cache", Cache),
     )
 
 
+class Skip(ctypes.Structure):
+    """`SparitySkip` of csrc/sparity_kernels.h."""
+
+    _fields_ = (("thresholds", ctypes.c_void_p), ("centre", ctypes.c_void_p))
+
+
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+SITES = ("attention", "o", "mlp", "down")  # the inputs of a block's products: of q, k, v; of o; of gate, up; of down
 
 
 class DecoderBlock(ctypes.Structure):
@@ -63,6 +81,7 @@ class DecoderBlock(ctypes.Structure):
         *((f"{name}_bias", ctypes.c_void_p) for name in PROJECTIONS),
         *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
         *((name, ctypes.c_float) for name in ("attention_epsilon", "mlp_epsilon")),
+        *((f"{site}_skip", ctypes.c_void_p) for site in SITES),
         ("attention", Attention),
     )
 
@@ -71,8 +90,10 @@ class Step(ctypes.Structure):
     """`SparityStep` of csrc/sparity_kernels.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tokens", "hidden", "length")),
-        *((name, ctypes.c_void_p) for name in ("cos", "sin", "visible", "last_norm")),
+        *((name, ctypes.c_int64) for name in ("rows", "tokens", "hidden")),
+        *((name, ctypes.c_void_p) for name in ("fresh", "cos", "sin", "visible")),
+        ("visible_keys", ctypes.c_int64),
+        ("last_norm", ctypes.c_void_p),
         ("last_epsilon", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("stream", "out")),
     )
@@ -174,7 +195,8 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_quantize": (None, (pointer, long, long, pointer, pointer, whole)),
         "sparity_rms_norm": (None, (pointer, pointer, pointer, real, long, long, pointer, whole)),
         "sparity_gate": (None, (pointer, pointer, long, pointer, whole)),
-        "sparity_attend": (None, (pointer, pointer, pointer, pointer, pointer, whole)),
+        "sparity_skip": (None, (pointer, pointer, long, long, whole)),
+        "sparity_attend": (whole, (pointer, pointer, pointer, pointer, pointer, whole)),
         "sparity_step": (whole, (pointer, pointer, whole, whole)),
         "sparity_read": (ctypes.c_uint64, (pointer, long, whole)),
         "sparity_allocate": (pointer, (long,)),

@@ -1,6 +1,8 @@
 """A packed weight with the back ends that multiply it, each number of inputs by the one that `choose` picks."""
 
 from collections.abc import Callable, Mapping
+from itertools import count
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from sparity.engine.kernels.gemv import cpu, pytorch
 from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.engine.kernels.prefill.cpu import prefill
 from sparity.engine.kernels.timing import Call, Timer
+from sparity.errors import InvalidInput
 from sparity.formats import Packed, format_of
 
 GEMV, PREFILL, PYTORCH = "gemv", "prefill", "pytorch"
@@ -26,6 +29,7 @@ class Prepared:
         packed: the weight as it lies in memory, once.
         native: the same where the compiled kernels read it; None when they do not run.
         declined: why the compiled kernels do not run, or None when they do.
+        handle: a number that `prepared_at` finds it by, as long as something else holds it.
     """
 
     def __init__(self, packed: Packed, timer: Timer | None = None) -> None:
@@ -35,6 +39,8 @@ class Prepared:
         self.native = None if self.declined else NativeWeight(packed)
         self.packed = self.native.packed if self.native else packed
         self._timer = timer
+        self.handle = next(_handles)
+        _by_handle[self.handle] = self
         self._chosen: dict[tuple[int, int], tuple[Choice, Route]] = {}  # by batch of `BATCHES` and threads
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -89,6 +95,22 @@ class Prepared:
         if packed.plain:
             return lambda x: torch.nn.functional.linear(x, packed.tensors["values"])
         return lambda x: pytorch.gemv(packed, x)
+
+
+_handles = count()
+_by_handle: WeakValueDictionary[int, Prepared] = WeakValueDictionary()
+
+
+def prepared_at(handle: int) -> Prepared:
+    """The prepared weight of a handle.
+
+    Raises:
+        InvalidInput: it is gone, or there never was one.
+    """
+    found = _by_handle.get(handle)
+    if found is None:
+        raise InvalidInput(f"no packed weight has the handle {handle}: what was compiled for it must be compiled again")
+    return found
 
 
 def case_of(packed: Packed, batch: int, threads: int) -> Case:

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from sparity.engine.kernels import operators
 from sparity.engine.kernels.native_weight import declines
 from sparity.engine.kernels.prepared import Prepared, prepare
 from sparity.engine.modules.packed_module import NOT_PICKLED, HoldsPacked
@@ -92,10 +93,13 @@ class PackedLinear(HoldsPacked):
         other._prepared = self._prepared
         return other.stand_for(self)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> `[..., out]` in the type of `x`."""
-        out = multiply(x, self.prepared)
+        out: Tensor
+        if torch.compiler.is_compiling():
+            out = operators.multiply(x, self.prepared.handle, self.out_features, self.in_features)
+        else:
+            out = multiply(x, self.prepared)
         return out if self.bias is None else out + self.bias
 
     def extra_repr(self) -> str:
@@ -129,9 +133,14 @@ class DenseLinear(nn.Linear):
         """The weight with what multiplies it; None where the compiled kernels do not apply."""
         return self._held.prepared(self.weight)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are no graph
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> `[..., out]`."""
+        out: Tensor
+        if torch.compiler.is_compiling():
+            if torch.is_grad_enabled() or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+                return super().forward(x)
+            out = operators.linear(x, self.weight)
+            return out if self.bias is None else out + self.bias
         prepared = None if torch.is_grad_enabled() or x.dtype != torch.bfloat16 else self.prepared
         if prepared is None or x.device.type != "cpu":
             return super().forward(x)

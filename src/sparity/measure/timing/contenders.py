@@ -11,7 +11,7 @@ from torch import nn
 from sparity.checkpoints.packed import is_read_packed
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.attach import attach
-from sparity.engine.decoding.model import disable_fast_path, not_fast
+from sparity.engine.decoding.model import declines, disable_fast_path
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import PackedLinear
 from sparity.errors import InvalidInput
@@ -118,5 +118,5 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def slow_note(contender: Contender, model: Any) -> str | None:
     """A sentence about a model that the engine cannot decode on its fast path."""
-    reason = not_fast(model) if contender.how != "transformers" else None
+    reason = declines(model) if contender.how != "transformers" else None
     return f"{contender.name} does not decode on the engine's fast path: {reason}." if reason else None

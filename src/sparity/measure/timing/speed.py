@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparity.engine.attach import attached, unsuited
+from sparity.engine import attach
 from sparity.engine.decoding.model import has_fast_path
 from sparity.engine.kernels import native
 from sparity.errors import InvalidInput
@@ -55,7 +55,7 @@ def engine_declines(dense: Any) -> str | None:
     """Why a dense model cannot be timed both in transformers and on the engine, or None when it can."""
     if reason := native.unavailable():
         return f"no compiled kernels: {reason}"
-    return "it runs on the engine already" if has_fast_path(dense) else unsuited(dense)
+    return "it runs on the engine already" if has_fast_path(dense) else attach.declines(dense)
 
 
 def pace(times: Sequence[Timed], batch: int) -> Pace:
@@ -72,5 +72,5 @@ def _faster(slow: Sequence[Timed], fast: Sequence[Timed]) -> tuple[Spread, Sprea
 
 
 def _time_on_engine(dense: Any, ids: Tensor, tokens: int) -> Timed:
-    with attached(dense, form="dense"):
+    with attach.attached(dense, form="dense"):
         return time_generation(dense, ids, tokens)

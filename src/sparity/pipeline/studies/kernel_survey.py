@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sparity.checkpoints.source import CheckpointSource
+from sparity.engine.decoding import llama_layout
 from sparity.engine.kernels import native, prepare
 from sparity.engine.kernels.choice import Choice
 from sparity.engine.kernels.fastest import fastest_format
@@ -44,12 +46,18 @@ class Alike:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The findings; `unavailable` says why there are no compiled kernels, or is None."""
+    """The findings.
+
+    Attributes:
+        unavailable: why there are no compiled kernels, or None.
+        decoding: why the model does not decode on the engine's fast path, or None when it does.
+    """
 
     model: str
     layout: str
     threads: int
     unavailable: str | None
+    decoding: str | None
     weights: tuple[Alike, ...]
 
 
@@ -79,7 +87,15 @@ def examine_kernels(model: str | Path) -> Kernels:
             (role,), 1, case.rows, case.columns, case.format, case.values, case.density, formats, kernels
         )
     layout = "packed" if packed else "plain"
-    return Kernels(str(model), layout, native.threads(), native.unavailable(), tuple(found.values()))
+    decoding = _decoding_declines(decoder)
+    return Kernels(str(model), layout, native.threads(), native.unavailable(), decoding, tuple(found.values()))
+
+
+def _decoding_declines(decoder: Decoder) -> str | None:
+    """Why the engine does not decode a model on its fast path, as far as it can be seen without its weights."""
+    if decoder.dtype != torch.bfloat16:
+        return f"the engine runs models in bfloat16, not {str(decoder.dtype).removeprefix('torch.')}"
+    return llama_layout.outline_declines(decoder.skeleton.base_model)
 
 
 def _matrices(decoder: Decoder, packed: bool) -> Iterator[tuple[str, Packed, Choice | None]]:

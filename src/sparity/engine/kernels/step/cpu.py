@@ -5,10 +5,12 @@ All tensors are bfloat16, contiguous and on the CPU, which is not checked here.
 
 import ctypes
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from sparity.engine.kernels import native
+from sparity.errors import InvalidInput
 
 WIDTHS = range(16, 513, 16)  # sizes of a head that attention takes
 
@@ -33,6 +35,13 @@ def gate(gates: Tensor, ups: Tensor, out: Tensor) -> None:
     native.library().sparity_gate(gates.data_ptr(), ups.data_ptr(), gates.numel(), out.data_ptr(), native.threads())
 
 
+def skip(x: Tensor, thresholds: Tensor, centre: Tensor | None = None) -> None:
+    """Replace the channels of `x` [tokens, columns] that do not count, in place; see `reference.skip`."""
+    tokens, columns = x.shape
+    site = native.Skip(thresholds.data_ptr(), None if centre is None else centre.data_ptr())
+    native.library().sparity_skip(ctypes.byref(site), x.data_ptr(), tokens, columns, native.threads())
+
+
 @dataclass(frozen=True)
 class Heads:
     """The heads of one layer: how many, their size, the scale of their scores, and the norm of each, if any."""
@@ -46,40 +55,70 @@ class Heads:
     epsilon: float = 0.0
 
 
+class CacheView(NamedTuple):
+    """Where the library reads and writes the keys and values of one layer: `SparityCache`.
+
+    Attributes:
+        keys: and `values`, bfloat16 `[rows, kv_heads, capacity, width]`, contiguous.
+        lengths: keys that are there before the new ones, int64 `[rows, kv_heads]`.
+        mass: float32 `[rows, kv_heads, capacity]`, to which the attention that each key gets is added; None = unwanted.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    mass: Tensor | None = None
+
+    def write(self, cache: native.Cache) -> None:
+        """Fill in the library's structure; this view must outlive its use."""
+        cache.keys, cache.values = self.keys.data_ptr(), self.values.data_ptr()
+        cache.lengths, cache.capacity = self.lengths.data_ptr(), self.keys.shape[2]
+        cache.mass = None if self.mass is None else self.mass.data_ptr()
+
+
 def attend(
     heads: Heads,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     tables: tuple[Tensor, Tensor],
-    keys: Tensor,
-    values: Tensor,
-    length: int,
-    visible: Tensor | None,
+    cache: CacheView,
     out: Tensor,
+    fresh: Tensor | None = None,
+    visible: Tensor | None = None,
 ) -> None:
     """Append `k` and `v` [tokens, kv_heads * width] to a cache and attend with `q` [tokens, heads * width].
 
-    `keys` and `values` [tokens, kv_heads, capacity, width] hold `length` < capacity keys per token; `tables` are cos
-    and sin [tokens, width]; `visible` uint8 [tokens, length + 1] or None; `out` is like `q`. See `reference.attend`.
+    Args:
+        heads: what the tensors hold.
+        q: and `k`, `v`: the new tokens of all rows, row by row.
+        tables: cos and sin `[tokens, width]`.
+        cache: with room for the new tokens; its lengths stay what they are.
+        out: like `q`. See `reference.attend`.
+        fresh: new tokens of each row, int64 `[rows]`, which see each other causally; None = one each.
+        visible: uint8 `[rows, keys]`, 0 for keys that no token of the row sees; None, and keys beyond: seen.
+
+    Raises:
+        InvalidInput: the library does not know the cache's type.
     """
     matrix = native.Attention(
+        rows=cache.keys.shape[0],
         tokens=q.shape[0],
         heads=heads.heads,
         kv_heads=heads.kv_heads,
         width=heads.width,
+        fresh=None if fresh is None else fresh.data_ptr(),
         cos=tables[0].data_ptr(),
         sin=tables[1].data_ptr(),
         query_norm=None if heads.query_norm is None else heads.query_norm.data_ptr(),
         key_norm=None if heads.key_norm is None else heads.key_norm.data_ptr(),
-        keys=keys.data_ptr(),
-        values=values.data_ptr(),
-        capacity=keys.shape[2],
-        length=length,
         visible=None if visible is None else visible.data_ptr(),
+        visible_keys=0 if visible is None else visible.shape[1],
         scale=heads.scale,
         epsilon=heads.epsilon,
     )
-    native.library().sparity_attend(
+    cache.write(matrix.cache)
+    if native.library().sparity_attend(
         ctypes.byref(matrix), q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), native.threads()
-    )
+    ):
+        raise InvalidInput(f"attend: the library refused a cache in {cache.keys.dtype}")

@@ -21,6 +21,17 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
     return torch.nn.functional.silu(gates) * ups
 
 
+def skip(x: Tensor, thresholds: Tensor, centre: Tensor | None = None) -> Tensor:
+    """`x` [tokens, columns] with every channel that does not count replaced by its `centre`, or by 0 without one.
+
+    A channel counts where `|x - centre| > threshold` in float32, strictly, or where that difference is NaN.
+    `thresholds` float32 [columns], `centre` bfloat16 [columns].
+    """
+    middle = torch.zeros_like(x[0]) if centre is None else centre
+    size = (x.float() - middle.float()).abs()
+    return torch.where(size <= thresholds, middle, x)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x` [tokens, heads, width] turned by its position; `cos` and `sin` [tokens, width], first half against second."""
     first, second = x.chunk(2, -1)
@@ -33,9 +44,14 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, visible: Tenso
     Query heads read the key and value heads in equal groups. `visible` [tokens, length] is False for keys that are not
     seen; a token that sees none gives zeros.
     """
-    tokens, heads, width = q.shape
-    groups = q.double().view(tokens, keys.shape[1], -1, width)  # [tokens, kv_heads, group, width]
+    weights = attention_weights(q, keys, scale, visible)
+    return (weights @ values.double()).view(q.shape)
+
+
+def attention_weights(q: Tensor, keys: Tensor, scale: float, visible: Tensor | None = None) -> Tensor:
+    """The softmax weights of `attend`: float64 `[tokens, kv_heads, group, length]`; summed over group: a key's mass."""
+    groups = q.double().view(len(q), keys.shape[1], -1, q.shape[2])  # [tokens, kv_heads, group, width]
     scores = groups @ keys.double().transpose(-1, -2) * scale
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
-    return (scores.softmax(-1).nan_to_num(0) @ values.double()).view(tokens, heads, width)
+    return scores.softmax(-1).nan_to_num(0)
