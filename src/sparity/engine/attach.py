@@ -40,6 +40,14 @@ def attach(model: Any, form: str = "smallest", values: Values = "same") -> Any:
     Raises:
         InvalidInput: another type or device, no such format, or a matrix whose zeros the format cannot hold. The model
             is then what it was; only with int8 values, what was packed before stays packed.
+
+    Example:
+        >>> import sparity, torch
+        >>> model = sparity.attach(sparity.load("zoo:llama", dtype="bfloat16"), form="bitmask")
+        >>> type(model.model.layers[0].mlp.up_proj).__name__
+        'PackedLinear'
+        >>> model.generate(torch.tensor([[5, 6, 7]]), min_new_tokens=4, max_new_tokens=4).shape
+        torch.Size([1, 7])
     """
     _check(model)
     before, exact, swaps = has_fast_path(model), values == "same", list[Swap]()
@@ -64,6 +72,15 @@ def attached(model: Any, form: str = "smallest", values: Values = "same") -> Ite
     """`attach` within the context; then every layer is what it was, with the same parameters, bit for bit.
 
     Only with int8 values the dense weights stay in memory meanwhile. A model that was on the engine before stays there.
+
+    Example:
+        >>> import sparity
+        >>> model = sparity.load("zoo:llama", dtype="bfloat16")
+        >>> with sparity.attached(model, form="bitmask"):
+        ...     print(type(model.model.layers[0].mlp.up_proj).__name__)
+        PackedLinear
+        >>> type(model.model.layers[0].mlp.up_proj).__name__
+        'Linear'
     """
     _check(model)
     before, swaps = has_fast_path(model), list[Swap]()

@@ -22,6 +22,12 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto") -> Any:
     Raises:
         CorruptFile: a shard is missing or truncated, or the weights do not fit the configuration.
         InvalidInput: the folder is not a model, or no such type.
+
+    Example:
+        >>> import sparity
+        >>> model = sparity.load("zoo:llama", dtype="bfloat16")
+        >>> model.dtype, model.num_parameters()
+        (torch.bfloat16, 4008384)
     """
     from transformers import AutoModelForCausalLM
 
