@@ -35,7 +35,20 @@ _registered: dict[tuple[str, str], type] = {}
 
 
 def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
-    """Class decorator: make a class available as the plug-in `name` of `kind`."""
+    """Class decorator: make a class available as the plug-in `name` of `kind`.
+
+    Example:
+        >>> import sparity, torch
+        >>> from dataclasses import dataclass
+        >>> from sparity.static.prune.scores.base import Score
+        >>> @sparity.register("prune.score", "largest_goes")
+        ... @dataclass(frozen=True)
+        ... class LargestGoes(Score):
+        ...     def score(self, weight, statistics):
+        ...         return -weight.abs().float()
+        >>> sparity.prune_weight(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), score="largest_goes", pattern="2:4")[0]
+        tensor([[0., 1., 2., 0.]])
+    """
     _known_kind(kind)
 
     def decorate(plugin: Plugin) -> Plugin:

@@ -39,6 +39,14 @@ def attach(model: Any, form: str = "smallest", values: EncodingSpec = "same") ->
     Raises:
         InvalidInput: another type or device, no such format or encoding, or a matrix whose zeros the format cannot
             hold. The model is then what it was; only with quantised values, what was packed before stays packed.
+
+    Example:
+        >>> import sparity, torch
+        >>> model = sparity.attach(sparity.load("zoo:llama", dtype="bfloat16"), form="bitmask")
+        >>> type(model.model.layers[0].mlp.up_proj).__name__
+        'PackedLinear'
+        >>> model.generate(torch.tensor([[5, 6, 7]]), min_new_tokens=4, max_new_tokens=4).shape
+        torch.Size([1, 7])
     """
     _check(model)
     encoding = build_encoding(values)
@@ -65,6 +73,15 @@ def attached(model: Any, form: str = "smallest", values: EncodingSpec = "same") 
 
     Only with quantised values the dense weights stay in memory meanwhile. A model that was on the engine before stays
     there.
+
+    Example:
+        >>> import sparity
+        >>> model = sparity.load("zoo:llama", dtype="bfloat16")
+        >>> with sparity.attached(model, form="bitmask"):
+        ...     print(type(model.model.layers[0].mlp.up_proj).__name__)
+        PackedLinear
+        >>> type(model.model.layers[0].mlp.up_proj).__name__
+        'Linear'
     """
     _check(model)
     encoding = build_encoding(values)

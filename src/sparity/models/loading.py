@@ -25,6 +25,12 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime:
     Raises:
         CorruptFile: a shard or the data of a run-time stage is missing, truncated or does not fit the configuration.
         InvalidInput: the folder is not a model, no such type, or a run-time stage that this release does not know.
+
+    Example:
+        >>> import sparity
+        >>> model = sparity.load("zoo:llama", dtype="bfloat16")
+        >>> model.dtype, model.num_parameters()
+        (torch.bfloat16, 4008384)
     """
     from transformers import AutoModelForCausalLM
 

@@ -21,6 +21,15 @@ def perplexity(model: Any, token_ids: Any, window: int = 2048) -> float:
 
     Raises:
         InvalidInput: ids that are not 1-D, a text shorter than one window, or a window longer than the model's context.
+
+    Example:
+        >>> import sparity
+        >>> from transformers import AutoTokenizer
+        >>> model = sparity.load("zoo:llama")
+        >>> tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+        >>> ids = tokenizer("The with statement is used to wrap the execution of a block. " * 20)["input_ids"]
+        >>> round(sparity.perplexity(model, ids, window=128), 1)
+        11.5
     """
     losses = [float(token_losses(model, ids).mean()) for ids in split_windows(model, token_ids, window)]
     return exp(sum(losses) / len(losses))

@@ -78,6 +78,19 @@ def run(
 
     Raises:
         SparityError: bad input, a conflict with another run, numerical trouble or a full disk; finished blocks stay.
+
+    Example:
+        >>> import sparity
+        >>> recipe = {
+        ...     "model": "zoo:llama",
+        ...     "stages": [{"prune": {"score": "magnitude", "sparsity": 0.5}}],
+        ...     "measure": {"perplexity": ["python-docs:held-out"], "window": 128, "windows": 2, "speed": None},
+        ... }
+        >>> result = sparity.run(recipe)  # output="OUT" keeps the folder
+        >>> candidate = result.report.candidates[0]
+        >>> round(candidate.sparsity, 2), candidate.quality[0].change > 0
+        (0.5, True)
+        >>> model = result.model()
     """
     return execute(
         Recipe.read(recipe), Silence(), model=model, output=output, device=device, force=force, resume=resume,

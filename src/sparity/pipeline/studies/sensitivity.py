@@ -64,6 +64,18 @@ def sensitivity(
 
     Raises:
         SparityError: bad input, a conflict with another run, numerical trouble or a full disk.
+
+    Example:
+        >>> import sparity
+        >>> recipe = {
+        ...     "model": "zoo:llama",
+        ...     "stages": [{"prune": {"score": "magnitude"}}],
+        ...     "measure": {"perplexity": ["python-docs:held-out"], "window": 64, "windows": 1},
+        ... }
+        >>> result = sparity.sensitivity(recipe, [0.5])
+        >>> whole = [row for row in result.report.rows if row.block is None]
+        >>> [(row.part, row.kl > 0) for row in whole]
+        [('attention', True), ('mlp', True)]
     """
     return execute_sensitivity(
         Recipe.read(recipe), ratios, Silence(), model=model, output=output, device=device, force=force, resume=resume

@@ -67,6 +67,17 @@ def sweep(
 
     Raises:
         SparityError: bad input, a conflict with another run or a full disk; finished combinations stay.
+
+    Example:
+        >>> import sparity
+        >>> base = {
+        ...     "model": "zoo:llama",
+        ...     "stages": [{"prune": {"score": "magnitude"}}],
+        ...     "measure": {"perplexity": ["python-docs:held-out"], "window": 128, "windows": 2},
+        ... }
+        >>> result = sparity.sweep({"base": base, "vary": {"stages.0.prune.sparsity": [0.25, 0.5]}})
+        >>> [(row.words, row.quality[0].change > 0) for row in result.report.rows]
+        [('0.25', True), ('0.5', True)]
     """
     named, module = (None, model) if isinstance(model, nn.Module) else (model, None)
     checked = Sweep.read(sweep, model=None if named is None else str(named))

@@ -44,6 +44,16 @@ def prune_weight(
     Raises:
         InvalidInput: unknown names or options, shapes that do not fit, a sparsity out of range.
         NumericalError: NaN or infinite numbers, or a Gram matrix that cannot be factorised.
+
+    Example:
+        >>> import sparity, torch
+        >>> weight = torch.tensor([[4.0, -1.0, 2.0, 3.0]])  # [out, in]
+        >>> inputs = torch.tensor([[1.0, 9.0, 1.0, 1.0]])  # [tokens, in]
+        >>> sparity.prune_weight(weight, score="magnitude", pattern="2:4")[0]
+        tensor([[4., 0., 0., 3.]])
+        >>> pruned, keep = sparity.prune_weight(weight, inputs, score="wanda", pattern="2:4")
+        >>> keep  # the second input is large
+        tensor([[ True,  True, False, False]])
     """
     _check(weight, inputs, gradients)
     if not isinstance(pattern, str):
