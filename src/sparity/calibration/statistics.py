@@ -85,9 +85,11 @@ class Statistics:
         """The statistics of both halves of a calibration set together."""
         if self.needs != other.needs:
             raise InvalidInput(f"{self.site}: statistics of different kinds cannot be merged")
-        sums = {name: total.clone() for name, total in (other.sums | self.sums).items()}
-        for name in self.sums.keys() & other.sums.keys():
-            sums[name] = statistic(name).merge(self.sums[name], other.sums[name])
+        both = self.sums.keys() & other.sums.keys()  # a half that no token reached has none
+        sums = {
+            name: statistic(name).merge(total, other.sums[name]) if name in both else total.clone()
+            for name, total in (other.sums | self.sums).items()
+        }
         return Statistics(self.site, self.needs, self.sequences + other.sequences, self.tokens + other.tokens, sums)
 
     def with_gradients(self, gradients: Mapping[str, Tensor]) -> "Statistics":

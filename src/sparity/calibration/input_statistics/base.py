@@ -29,7 +29,7 @@ class Statistic(ABC):
         """Count inputs `[tokens, in]`, float32, in place."""
 
     def merge(self, total: Tensor, other: Tensor) -> Tensor:
-        """The raw sum of two halves of the inputs."""
+        """The raw sum of two halves of the inputs, a new tensor."""
         return total + other
 
     def is_finite(self, total: Tensor) -> bool:
@@ -53,7 +53,7 @@ class Statistic(ABC):
         return part("")
 
     def nbytes(self, columns: int) -> int:
-        """The bytes of what a file keeps for inputs of `columns` channels."""
+        """The bytes of what a file keeps of inputs of `columns` channels."""
         return sum(part.nbytes for part in self.stored(self.empty(columns, "meta")).values())
 
 
