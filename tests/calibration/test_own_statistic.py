@@ -108,7 +108,7 @@ def test_a_run_reads_it_for_score_and_budget_from_the_walk_and_from_a_store(
     name = next(name for name in seen if name.endswith("layers.0.self_attn.q_proj"))
     assert torch.equal(seen[name][0], normed.abs().amax(0))
     torch.testing.assert_close(seen[name][1], normed.mean(0))
-    shares = {layer.name: layer.target for layer in expected.report.candidates[0].layers}
+    shares = {layer.name: layer.target for layer in expected.report.candidates[0].changes}
     highest = max(float(found.max()) for found, _ in seen.values())
     differences = {name: 0.1 * float(found.max()) / highest for name, (found, _) in seen.items()}
     first = next(iter(shares))
