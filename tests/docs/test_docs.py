@@ -19,13 +19,11 @@ from sparity import registry
 from sparity.calibration import Statistics
 from sparity.calibration.input_statistics import column_norm
 from sparity.cli.main import VERBS, app
-from sparity.dynamic.activations.stage import Activations
 from sparity.measure.data import bench_report, report, sensitivity_report, sweep_report
 from sparity.models.families import llama
 from sparity.pipeline.run.job import prepare
 from sparity.recipe import Recipe
 from sparity.static.prune.scores import wanda
-from sparity.static.prune.stage import Prune
 from sparity.sweep_file import Sweep, SweepFile
 
 ROOT = Path(__file__).parents[2]
@@ -152,8 +150,6 @@ def test_every_family_is_described():
 SECTIONS = (
     schema.Recipe,
     schema.Calibration,
-    Prune,
-    Activations,
     schema.Measure,
     schema.Text,
     schema.SpeedTest,

@@ -259,7 +259,7 @@ def test_options_out_of_range_are_refused(options):
 
 
 def test_it_needs_calibration_and_stands_last(family_models, token_files):
-    with pytest.raises(InvalidInput, match="activations, 40 % needs calibration text"):
+    with pytest.raises(InvalidInput, match=r"activations \(activations, 40 %\) needs calibration text"):
         prepare(Recipe.read(recipe(token_files, calibration=None)), family_models["llama"])
     stages = [{"activations": {}}, {"prune": {}}]
     with pytest.raises(InvalidInput, match="put prune before activations"):

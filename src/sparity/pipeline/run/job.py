@@ -169,7 +169,7 @@ def _tokens(recipe: Recipe, tokenizer: Any, config: Any) -> Tensor | None:
         needs = needs_of(reading[0], recipe.measure.layer_loss)
         wanted = ", ".join(sorted(needs.statistics | needs.gradients | needs.decision)) or "its trials"
         raise InvalidInput(
-            f"{reading[0].name} ({reading[0].words}) needs calibration text for {wanted}: add "
+            f"the stage {reading[0].name} ({reading[0].words}) needs calibration text for {wanted}: add "
             "`calibration: {text: FILE}` (for a first try, python-docs:calibration), or choose what needs none, such "
             "as the score magnitude with the budget uniform"
         )

@@ -280,7 +280,7 @@ def _observed(budget: Budget, evidence: ModelEvidence) -> dict[str, float]:
         weights, inputs = {}, {}
         for site, statistics in known.sites():
             for projection in site.projections:
-                weights[projection.name], inputs[projection.name] = projection.weight, statistics
+                weights[projection.name], inputs[projection.name] = projection.weight, statistics.only(budget.needs)
         found.update(budget.observe(weights, inputs))
     return found
 
