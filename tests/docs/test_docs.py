@@ -24,6 +24,7 @@ from sparity.models.families import llama
 from sparity.pipeline.run.job import prepare
 from sparity.recipe import Recipe
 from sparity.static.prune.scores import wanda
+from sparity.static.structure import channels
 from sparity.sweep_file import Sweep, SweepFile
 
 ROOT = Path(__file__).parents[2]
@@ -309,13 +310,17 @@ def test_the_examples_of_the_sweep_page_run(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in Path("magnitude-sweep").iterdir()) == ["sweep.csv", "sweep.html", "sweep.json"]
 
 
-def test_the_examples_of_contributing_work(monkeypatch):
+def test_the_examples_of_contributing_work(monkeypatch, tmp_path):
     """Each in the file that it tells to take the imports from, and gone again afterwards."""
-    homes = [wanda, column_norm, llama]
+    homes = [channels, wanda, column_norm, llama]
     examples = blocks(ROOT / "CONTRIBUTING.md", "python")
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     for home, example in zip(homes, examples, strict=True):
         exec(compile(example, "CONTRIBUTING.md", "exec", dont_inherit=True), dict(vars(home)))
+    recipe = {"model": "zoo:llama", "stages": [{"flush": {"below": 0.02}}], "measure": {"speed": None}}
+    for change in sparity.run(recipe, output=tmp_path / "out").report.candidates[0].changes:
+        assert change.stage == "flush"
+        assert 0 < change.zeros < 1
     weight, inputs = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[4.0, 1.0, 1.0, 1.0]])
     keep = sparity.prune_weight(weight, inputs, score="cubed", pattern="2:4", power=1.0)[1]
     assert keep.tolist() == [[True, False, False, True]]  # scores 4, 2, 3, 4

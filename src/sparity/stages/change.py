@@ -1,9 +1,11 @@
 """What one stage did to one projection: plain data for reports, tables, pages and the record of a run."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from sparity.models import Projection
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,24 @@ class Change:
     skipped: float | None = None
     bits: float | None = None
     loss: float | None = None
+
+    @classmethod
+    def of(
+        cls, stage: str, projection: Projection, block: int, before: Sequence[int] | None = None, **found: float | None
+    ) -> "Change":
+        """What a stage left of a projection, as it now is.
+
+        Args:
+            stage: the stage's name.
+            projection: after the edit; its zeros are counted.
+            block: its block's number.
+            before: `[out, in]` before the edit; None where the shape stayed.
+            found: `target`, `skipped`, `bits` or `loss`.
+        """
+        rows, columns = projection.weight.shape
+        zeros = float((projection.weight == 0).sum()) / projection.weight.numel()
+        was = (rows, columns) if before is None else (before[0], before[1])
+        return cls(stage, projection.name, projection.role, block, was, (rows, columns), zeros, **found)
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Change":

@@ -149,21 +149,7 @@ class Prune(BlockStage):
                     mask = evidence.masks.get(projection.name)
                     before = projection.weight.clone()
                     projection.write(self._pruned(pruning, projection.name, before, known, target, mask))
-                after = projection.weight
-                rows, columns = after.shape
-                zeros = float((after == 0).sum()) / after.numel()
-                changes.append(
-                    Change(
-                        stage=self.name,
-                        name=projection.name,
-                        role=projection.role,
-                        block=evidence.block.index,
-                        shape_before=(rows, columns),
-                        shape_after=(rows, columns),
-                        zeros=zeros,
-                        target=target,
-                    )
-                )
+                changes.append(Change.of(self.name, projection, evidence.block.index, target=target))
         return BlockEdit(evidence.block, tuple(changes))
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:

@@ -82,15 +82,7 @@ class Channels(BlockStage):
         if kept:
             block = cut_block(block, kept, model.family, model.config)
         changes = tuple(
-            Change(
-                stage=self.name,
-                name=projection.name,
-                role=projection.role,
-                block=index,
-                shape_before=(before[projection.name][0], before[projection.name][1]),
-                shape_after=(projection.weight.shape[0], projection.weight.shape[1]),
-                zeros=float((projection.weight == 0).sum()) / projection.weight.numel(),
-            )
+            Change.of(self.name, projection, index, before[projection.name])
             for projection in block.projections
             if projection.role in ("gate", "up", "down", "fc1", "fc2")
         )
