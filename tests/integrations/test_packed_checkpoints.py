@@ -100,7 +100,8 @@ def test_a_model_that_is_saved_again_keeps_the_layout(plain, tmp_path, family):
         "sparity.safetensors.index.json",
     ]
     config = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert config["quantization_config"] == {"quant_method": "sparity", "version": 1}
+    expected = {"quant_method": "sparity", "version": 2, "weights": "packed", "runtime": []}
+    assert config["quantization_config"] == expected
     assert "transformers_weights" not in config
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert torch.equal(logits(again), logits(model))
@@ -187,9 +188,9 @@ def test_what_is_refused(plain, tmp_path):
     with pytest.raises(InvalidInput, match="packed weights are multiplied on the CPU"):
         sparity.load(tmp_path / "packed", device="meta")
     config = json.loads((tmp_path / "packed/config.json").read_text())
-    config["quantization_config"]["version"] = 2
+    config["quantization_config"]["version"] = 3
     (tmp_path / "packed/config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidInput, match="a packed checkpoint of version 2"):
+    with pytest.raises(InvalidInput, match="version 3"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
     with pytest.raises(InvalidInput, match="`values: int8` needs `format: packed`"):
         sparity.Recipe.read({"stages": [{"prune": {}}], "output": {"values": "int8"}})
