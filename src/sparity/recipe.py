@@ -9,22 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    SerializationInfo,
-    ValidationError,
-    model_validator,
-)  # fmt: skip
-from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from sparity import registry
 from sparity.errors import InvalidInput, suggestion
 from sparity.recipe_file import apply_override, read_recipe_file
 from sparity.sections import Number, Section, Spec, Whole
 from sparity.stages import Stage
+from sparity.stages.item import StageItem, stage_class
 
 _NOT_DRAWN = ("tokens", "batch", "store")  # keys of calibration that mean something for given tokens too
 
@@ -54,72 +46,6 @@ class Calibration(Section):
         if self.tokens is not None and idle:
             raise ValueError(f"`tokens` is used as it is: leave out {', '.join(idle)}")
         return self
-
-
-class _Item:
-    """One item of `stages`, `{name: options}`: validated by the stage of that name, and written back the same way."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """A function for each way."""
-        return core_schema.no_info_plain_validator_function(
-            _stage, serialization=core_schema.plain_serializer_function_ser_schema(_stage_item, info_arg=True)
-        )
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Exactly one of the stages there are."""
-        items = []
-        for name in registry.names("stage"):
-            options = handler(_stage_class(name).__pydantic_core_schema__)
-            items.append(
-                {"type": "object", "properties": {name: options}, "required": [name], "additionalProperties": False}
-            )
-        return {"anyOf": items}
-
-
-def _stage_class(name: str) -> type[Stage]:
-    found: type[Stage] = registry.get("stage", name)
-    return found
-
-
-def _stage(item: Any) -> Stage:
-    if isinstance(item, Stage):
-        return item
-    if not isinstance(item, Mapping) or len(item) != 1:
-        found = f"{len(item)} keys" if isinstance(item, Mapping) else repr(item)
-        raise PydanticCustomError(
-            "stage", "a stage is one key, its name, with its options below it: {found}", {"found": found}
-        )
-    (name, options), *_ = item.items()
-    known = registry.names("stage")
-    if name not in known:
-        close = suggestion(str(name), known)
-        raise PydanticCustomError(
-            "stage",
-            'no stage "{name}"{close} (stages: {known})',
-            {"name": str(name), "close": close, "known": ", ".join(known)},
-        )
-    try:
-        return _stage_class(name).model_validate({} if options is None else options)
-    except ValidationError as error:  # the same problems, one level down in the recipe
-        problems = [_below(name, problem) for problem in error.errors()]
-        raise ValidationError.from_exception_data(error.title, problems) from error
-
-
-def _below(name: str, problem: ErrorDetails) -> InitErrorDetails:
-    below: InitErrorDetails = {
-        "type": problem["type"],
-        "loc": (name, *problem["loc"]),
-        "input": problem["input"],
-        "ctx": problem.get("ctx", {}),
-    }
-    return below
-
-
-def _stage_item(stage: Stage, info: SerializationInfo) -> dict[str, Any]:
-    options = stage.model_dump(mode=info.mode, exclude_unset=info.exclude_unset, exclude_defaults=info.exclude_defaults)
-    return {stage.name: options}
 
 
 class Text(Section):
@@ -231,7 +157,7 @@ class Recipe(Section):
     model: str | None = Field(None, description="a Hugging Face folder or name, or zoo:llama, zoo:relu, zoo:moe")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto keeps the checkpoint's")
     calibration: Calibration | None = None
-    stages: list[Annotated[Stage, _Item]] = Field(min_length=1)
+    stages: list[Annotated[Stage, StageItem]] = Field(min_length=1)
     measure: Measure = Field(default_factory=Measure)
     accept: Accept = Field(default_factory=Accept)
     output: Output = Field(default_factory=Output)
@@ -312,7 +238,7 @@ def _keys_at(place: tuple[Any, ...]) -> list[str]:
     model: Any = Recipe
     for before, key in pairwise((None, *place)):
         if isinstance(before, int) and key in registry.names("stage"):
-            model = _stage_class(key)
+            model = stage_class(key)
         elif isinstance(key, str) and key in model.model_fields:
             known = vars(sys.modules[model.__module__])
             nested = re.findall(r"\b[A-Z]\w+", str(model.model_fields[key].annotation))
