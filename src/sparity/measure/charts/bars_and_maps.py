@@ -64,7 +64,7 @@ def grouped_bars(title: str, groups: Sequence[BarGroup], unit: str, number: Call
     rows = max((len(group.bars) for group in groups), default=1)
     step = rows * bar + pad
     bottom = top + len(groups) * step
-    parts = [_legend(paints, left), draw_text(WIDTH - right, 20, unit, "end", faint=True)]
+    parts = [_legend(paints, left), draw_text(WIDTH - 4, 20, unit, "end", faint=True)]
     for tick in ticks:
         x = left + tick * scale
         parts += [

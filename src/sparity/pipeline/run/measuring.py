@@ -13,6 +13,7 @@ from torch import Tensor
 from sparity.checkpoints.packed import StoredMatrix
 from sparity.checkpoints.packed_file import encoding_of
 from sparity.checkpoints.source import CheckpointSource
+from sparity.engine.decoding import model as decoding
 from sparity.engine.kernels.native_weight import declines
 from sparity.formats import build_encoding
 from sparity.measure.data import machine
@@ -45,6 +46,8 @@ def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort)
         speeds = tuple(_speeds(job, dense, sparse))
         if speeds and job.recipe.output.format == "packed" and (reason := engine_declines(dense)):
             notes.append(f"The dense model was timed in transformers only, not on our own dense kernels: {reason}.")
+        if speeds and decoding.has_fast_path(sparse) and (reason := decoding.declines(sparse)):
+            notes.append(f"The sparse model decodes by its own code, not on the engine's fast path: {reason}.")
     speed = speeds[0] if speeds else None
     parameters = _parameters(job.decoder.source.shapes().values())
     left = _parameters(CheckpointSource(folder).shapes().values())

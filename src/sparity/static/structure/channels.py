@@ -35,7 +35,7 @@ class Channels(BlockStage):
     @property
     def words(self) -> str:
         """See `Stage.words`."""
-        return f"MLP channels by input norm, {self.sparsity:.0%}"
+        return f"MLP channels by input norm, {100 * self.sparsity:g}%"
 
     def needs(self) -> Needs:
         """See `Stage.needs`."""
