@@ -209,6 +209,15 @@ def test_the_fast_path_says_why_it_steps_aside():
     assert declines(model) is None
 
 
+@pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
+def test_the_report_says_that_decoding_leaves_the_fast_path(token_files, tmp_path):
+    speed, stages = {"prompt": 4, "tokens": 2, "rounds": 1}, [{"prune": {"score": "magnitude"}}, {"activations": {}}]
+    content = recipe(token_files, stages=stages, measure={"speed": speed}, output={"format": "packed"})
+    content |= {"model": "zoo:llama", "dtype": "bfloat16"}
+    notes = sparity.run(content, output=tmp_path / "out").report.candidates[0].notes
+    assert any("decodes by its own code, not on the engine's fast path: hooks" in note for note in notes)
+
+
 DAMAGE = {
     "lacks model.layers.0.self_attn.q_proj.threshold": {f"{QUERY}.threshold": None},
     "holds the unknown more.threshold": {"more.threshold": torch.tensor(1.0)},
