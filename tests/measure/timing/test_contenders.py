@@ -6,26 +6,25 @@ import pytest
 import torch
 from torch import nn
 
+import sparity
 from sparity.engine.attach import attach
 from sparity.engine.decoding.model import disable_fast_path
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
 from sparity.errors import InvalidInput
-from sparity.measure.timing.contenders import contenders, held_bytes, hold_dense, stored_bytes
+from sparity.measure.timing.contenders import Contender, contenders, held_bytes, hold_dense, stored_bytes
 from sparity.pipeline.run.packing import convert
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """The bundled model as 2:4, packed."""
-    from sparity import run
-
     folder = tmp_path_factory.mktemp("contenders")
     recipe = {
         "model": "zoo:llama",
         "stages": [{"prune": {"score": "magnitude", "pattern": "2:4"}}],
         "measure": {"speed": None},
     }
-    run(recipe, output=folder / "plain")
+    sparity.run(recipe, output=folder / "plain")
     convert(str(folder / "plain"), folder / "packed", "same", False)
     return folder / "packed"
 
@@ -118,3 +117,20 @@ def test_packed_experts_become_plain_ones_and_count_as_held(family_models):
     assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
     disable_fast_path(model)
     assert model(torch.arange(5)[None]).logits.isfinite().all()
+
+
+def test_only_the_subject_has_its_stages_at_run_time(tiny_llama_folder, token_files, tmp_path):
+    recipe = {
+        "model": str(tiny_llama_folder),
+        "calibration": {"tokens": token_files["calibration"]},
+        "stages": [{"activations": {"sparsity": 0.9}}],
+        "measure": {"speed": None},
+    }
+    folder = sparity.run(recipe, output=tmp_path / "out").path
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        logits = {how: Contender("x", folder, how).open()(ids).logits for how in ("engine", "dense", "transformers")}
+        plain = sparity.load(tiny_llama_folder, dtype="bfloat16")(ids).logits
+    assert torch.equal(logits["transformers"], plain)
+    torch.testing.assert_close(logits["dense"], plain, atol=0.05, rtol=0.05)
+    assert (logits["engine"] - plain).abs().max() > 0.2

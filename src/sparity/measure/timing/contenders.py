@@ -43,12 +43,12 @@ class Contender:
         return f"engine, {layout}"
 
     def open(self) -> Any:
-        """The model, ready to generate.
+        """The model, ready to generate; held dense, it is without the stages at run time.
 
         Raises:
             CorruptFile, InvalidInput, UnsupportedModel: see `load` and `attach`.
         """
-        model = load(self.folder, dtype="bfloat16")
+        model = load(self.folder, dtype="bfloat16", runtime=self.how == "engine")
         if self.how == "engine":
             return attach(model)
         disable_fast_path(model)
