@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sparity
-from sparity.budgets.base import Site, shift_to_target
+from sparity.budgets.base import Site, shift_to_sparsity
 from sparity.budgets.linear_depth import LinearDepth
 from sparity.budgets.log_depth import LogDepth
 from sparity.budgets.owl import OWL
@@ -39,7 +39,7 @@ def test_shares_are_clipped_and_the_mean_still_met():
     shares = LinearDepth(0.0, 0.9).allocate(sites([1, 1, 1, 5]), 0.9)
     assert shares["s3"] == 0.999
     assert sum(shares[f"s{i}"] * cost for i, cost in enumerate([1, 1, 1, 5])) / 8 == pytest.approx(0.9, abs=1e-9)
-    assert shift_to_target(sites([1, 1]), [0.0, 0.5], 0.0) == {"s0": 0.0, "s1": 0.0}
+    assert shift_to_sparsity(sites([1, 1]), [0.0, 0.5], 0.0) == {"s0": 0.0, "s1": 0.0}
 
 
 def reference_owl(ratios, sparsity, shift):

@@ -12,7 +12,7 @@ import torch
 import sparity
 from interruptions import weight_files
 from sparity import registry
-from sparity.budgets.base import Budget, shift_to_target
+from sparity.budgets.base import Budget, shift_to_sparsity
 from sparity.calibration import Statistics
 from sparity.calibration.input_statistics.base import Statistic
 from sparity.calibration.store import StatisticsStore, store_bytes
@@ -61,7 +61,7 @@ def peak():
 
         def allocate(self, sites, target, objective=None):
             highest = max(site.evidence for site in sites)
-            return shift_to_target(sites, [-0.1 * site.evidence / highest for site in sites], target)
+            return shift_to_sparsity(sites, [-0.1 * site.evidence / highest for site in sites], target)
 
     yield shown
     for own in (("statistic", "peak"), ("statistic", "other"), ("prune.score", "by_peak"), ("budget", "peaks")):

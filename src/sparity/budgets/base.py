@@ -1,4 +1,4 @@
-"""What a budget is, and how fixed shares are set aside from it."""
+"""What a budget is, and how fixed sparsities are set aside from it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ MOST = 0.999  # no site gives up everything
 
 @dataclass(frozen=True)
 class Site:
-    """Something that can give up a fraction of itself.
+    """Something that can give up a part of itself.
 
     `cost` is its size in parameters, bytes or milliseconds, `depth` the number of its block, `evidence` what the
     budget's own measurement found there, `bytes` what it takes when dense.
@@ -31,7 +31,7 @@ class Site:
 
 
 class Budget(ABC):
-    """How a target is shared out among sites.
+    """How a sparsity is shared out among sites.
 
     A budget that rests on data names the statistics it `needs`; `observe` is then called for each block of the dense
     model, and what it finds comes back as the sites' evidence. One that `measures` is given an objective.
@@ -42,8 +42,8 @@ class Budget(ABC):
     measures: ClassVar[bool] = False
 
     @abstractmethod
-    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
-        """The fraction that each site gives up; the mean, weighted by cost, is `target`. `objective` measures one."""
+    def allocate(self, sites: Sequence[Site], sparsity: float, objective: Objective | None = None) -> dict[str, float]:
+        """The sparsity of each site; the mean, weighted by cost, is `sparsity`. `objective` measures an allocation."""
 
     def observe(self, weights: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> dict[str, float]:
         """The evidence of a block's sites: from their weights [out, in] and the statistics of their inputs, by name."""
@@ -52,10 +52,10 @@ class Budget(ABC):
 
 @dataclass(frozen=True)
 class DepthLaw(Budget):
-    """Shares that rise over depth from `first` in the first block to `last` in the last.
+    """Sparsities that rise over depth from `first` in the first block to `last` in the last.
 
-    Both ends are shifted together until the mean, weighted by size, is the target, so only their difference counts;
-    shares stay within [0, 1).
+    Both ends are shifted together until the mean, weighted by size, is the sparsity asked for, so only their difference
+    counts; sparsities stay within [0, 1).
     """
 
     first: float = 0.3
@@ -69,16 +69,16 @@ class DepthLaw(Budget):
     def rise(self, depth: int, last: int) -> float:
         """How much of the way from first to last is done at `depth`: 0 in block 0, 1 in block `last` (at least 1)."""
 
-    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
+    def allocate(self, sites: Sequence[Site], sparsity: float, objective: Objective | None = None) -> dict[str, float]:
         """See `Budget.allocate`."""
         last = max(site.depth for site in sites)
         rises = [self.rise(site.depth, last) if last else 0.0 for site in sites]
-        return shift_to_target(sites, [(self.last - self.first) * rise for rise in rises], target)
+        return shift_to_sparsity(sites, [(self.last - self.first) * rise for rise in rises], sparsity)
 
 
 @dataclass(frozen=True)
 class SiteGroup:
-    """Sites that give up the same fraction."""
+    """Sites that get the same sparsity."""
 
     sites: tuple[Site, ...]
 
@@ -87,14 +87,14 @@ class SiteGroup:
         """The cost of all of them."""
         return sum(site.cost for site in self.sites)
 
-    def shares(self, fraction: float) -> dict[str, float]:
-        """The same fraction for each of them."""
-        return dict.fromkeys((site.name for site in self.sites), fraction)
+    def allocation(self, sparsity: float) -> dict[str, float]:
+        """The same sparsity for each of them."""
+        return dict.fromkeys((site.name for site in self.sites), sparsity)
 
 
 @dataclass(frozen=True)
 class MeasuredBudget(Budget):
-    """Shares within `spread` of the target, in multiples of `step` from it, by what they cost on the dense model.
+    """Sparsities within `spread` of the one asked for, in multiples of `step`, by what they cost on the dense model.
 
     The loss is measured on `samples` calibration sequences. `per: block` lets the matrices of a block move together.
     """
@@ -114,11 +114,11 @@ class MeasuredBudget(Budget):
         if self.samples < 1:
             raise InvalidInput(f"{self.name}: samples {self.samples}: measure on at least 1 sequence")
 
-    def levels(self, target: float) -> list[float]:
-        """The fractions to try, ascending; the target is one of them."""
+    def candidates(self, sparsity: float) -> list[float]:
+        """The sparsities to try, ascending; the one asked for is among them."""
         count = int(self.spread / self.step + 1e-9)
-        tried = (target + number * self.step for number in range(-count, count + 1))
-        return [min(max(level, 0.0), MOST) if level != target else level for level in tried if -self.step < level < 1]
+        tried = (sparsity + number * self.step for number in range(-count, count + 1))
+        return [min(max(each, 0.0), MOST) if each != sparsity else each for each in tried if -self.step < each < 1]
 
     def groups(self, sites: Sequence[Site]) -> list[SiteGroup]:
         """The sites that move together, in the order of their first."""
@@ -141,70 +141,70 @@ class MeasuredBudget(Budget):
 def allocate(
     budget: Budget,
     sites: Sequence[Site],
-    target: float,
+    sparsity: float,
     fixed: Mapping[str, float],
     objective: Objective | None = None,
 ) -> dict[str, float]:
-    """Fractions for all sites: those of `fixed` (by name or glob), and the rest so that the mean is `target`.
+    """Sparsities for all sites: those of `fixed` (by name or glob), and the rest so that the mean is `sparsity`.
 
-    The objective, where there is one, always sees the fixed fractions too.
+    The objective, where there is one, always sees the fixed sparsities too.
 
     Raises:
-        InvalidInput: a glob that matches nothing, a fraction outside [0, 1), or a target that the rest cannot meet.
+        InvalidInput: a glob that matches nothing, a sparsity outside [0, 1), or one that the rest cannot meet.
     """
     given: dict[str, float] = {}
-    for pattern, fraction in fixed.items():
-        if not 0 <= fraction < 1:
-            raise InvalidInput(f"override {pattern}: sparsity {fraction} must lie in [0, 1)")
+    for pattern, chosen in fixed.items():
+        if not 0 <= chosen < 1:
+            raise InvalidInput(f"override {pattern}: sparsity {chosen} must lie in [0, 1)")
         matched = [site.name for site in sites if fnmatchcase(site.name, pattern)]
         if not matched:
             raise InvalidInput(f'override "{pattern}" matches no projection (one of them is {sites[0].name})')
-        given.update(dict.fromkeys(matched, fraction))
+        given.update(dict.fromkeys(matched, chosen))
     free = [site for site in sites if site.name not in given]
     total, free_cost = sum(site.cost for site in sites), sum(site.cost for site in free)
     spent = sum(site.cost * given[site.name] for site in sites if site.name in given)
     if not free:
-        if abs(spent - target * total) > 1e-9 * total:
+        if abs(spent - sparsity * total) > 1e-9 * total:
             raise InvalidInput(
-                f"the overrides fix every projection at a mean of {spent / total:.4f}, but sparsity is {target}"
+                f"the overrides fix every projection at a mean of {spent / total:.4f}, but sparsity is {sparsity}"
             )
         return given
-    rest = (target * total - spent) / free_cost
+    rest = (sparsity * total - spent) / free_cost
     if abs(rest) < 1e-12:
-        rest = 0.0  # what rounding leaves of a target that the overrides meet by themselves
+        rest = 0.0  # what rounding leaves of a sparsity that the overrides meet by themselves
     if not 0 <= rest < 1:
         raise InvalidInput(
             f"the overrides leave {free_cost / total:.1%} of the weights, which would need a sparsity of {rest:.3f} to "
-            f"reach {target} on average: change the overrides or the target"
+            f"reach {sparsity} on average: change the overrides or the sparsity"
         )
-    whole = None if objective is None else lambda shares: objective({**given, **shares})
-    shares = budget.allocate(free, rest, whole)
-    return {site.name: given.get(site.name, shares.get(site.name, 0.0)) for site in sites}
+    whole = None if objective is None else lambda allocation: objective({**given, **allocation})
+    chosen_here = budget.allocate(free, rest, whole)
+    return {site.name: given.get(site.name, chosen_here.get(site.name, 0.0)) for site in sites}
 
 
-def shift_to_target(sites: Sequence[Site], shape: Sequence[float], target: float) -> dict[str, float]:
-    """Fractions `shape + c`, clipped to [0, 0.999], with the `c` for which their mean is `target`.
+def shift_to_sparsity(sites: Sequence[Site], shape: Sequence[float], sparsity: float) -> dict[str, float]:
+    """Sparsities `shape + c`, clipped to [0, 0.999], with the `c` for which their mean is `sparsity`.
 
-    The mean is weighted by cost. A target above 0.999 is given to all alike.
+    The mean is weighted by cost. A sparsity above 0.999 is given to all alike.
     """
-    if target >= MOST or target == 0:
-        return dict.fromkeys((site.name for site in sites), target)
+    if sparsity >= MOST or sparsity == 0:
+        return dict.fromkeys((site.name for site in sites), sparsity)
     total = sum(site.cost for site in sites)
 
-    def shares(shift: float) -> list[float]:
+    def shifted(shift: float) -> list[float]:
         return [min(max(value + shift, 0.0), MOST) for value in shape]
 
     low, high = -max(shape), MOST - min(shape)
     for _ in range(200):  # halves the interval until its ends are neighbouring numbers
         middle = (low + high) / 2
-        mean = sum(site.cost * share for site, share in zip(sites, shares(middle), strict=True)) / total
-        low, high = (middle, high) if mean < target else (low, middle)
-    return {site.name: share for site, share in zip(sites, shares(high), strict=True)}
+        mean = sum(site.cost * each for site, each in zip(sites, shifted(middle), strict=True)) / total
+        low, high = (middle, high) if mean < sparsity else (low, middle)
+    return {site.name: each for site, each in zip(sites, shifted(high), strict=True)}
 
 
 def no_worse_than_uniform(
-    shares: dict[str, float], sites: Sequence[Site], target: float, objective: Objective
+    allocation: dict[str, float], sites: Sequence[Site], sparsity: float, objective: Objective
 ) -> dict[str, float]:
-    """The shares, or the target for all where that measures no worse."""
-    uniform = dict.fromkeys((site.name for site in sites), target)
-    return shares if objective(shares) < objective(uniform) else uniform
+    """The allocation, or the same sparsity for all where that measures no worse."""
+    uniform = dict.fromkeys((site.name for site in sites), sparsity)
+    return allocation if objective(allocation) < objective(uniform) else uniform

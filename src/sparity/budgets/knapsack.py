@@ -1,4 +1,4 @@
-"""Knapsack: measure every site alone at every level, then solve for the cheapest choice."""
+"""Knapsack: measure every site alone at every sparsity, then solve for the cheapest choice."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from sparity.budgets.base import MeasuredBudget, Objective, Site, SiteGroup, no_worse_than_uniform, shift_to_target
+from sparity.budgets.base import MeasuredBudget, Objective, Site, SiteGroup, no_worse_than_uniform, shift_to_sparsity
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.files import expand, read_json_object
 from sparity.registry import register
@@ -18,7 +18,7 @@ Saved = Callable[[Site, float], float]
 @register("budget", "knapsack")
 @dataclass(frozen=True)
 class Knapsack(MeasuredBudget):
-    """One level per site so that the sum of the losses is least and what they give up is the target.
+    """One sparsity per site so that the sum of the losses is least and what they give up is what is asked for.
 
     A multiple-choice knapsack, solved exactly (SciPy's HiGHS). Losses are taken to add up; the result is at least as
     good as the uniform budget on the sequences it was measured on. With `cost: bytes` the weights of a file that
@@ -36,48 +36,48 @@ class Knapsack(MeasuredBudget):
         """Whether an objective is needed."""
         return self.table is None
 
-    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
+    def allocate(self, sites: Sequence[Site], sparsity: float, objective: Objective | None = None) -> dict[str, float]:
         """See `Budget.allocate`."""
         groups = self.groups(sites)
-        if target == 0 or len(groups) == 1:
-            return dict.fromkeys((site.name for site in sites), target)
+        if sparsity == 0 or len(groups) == 1:
+            return dict.fromkeys((site.name for site in sites), sparsity)
         if self.table is None:
-            measure, levels = self.objective_of(objective), self.levels(target)
-            losses = [[measure(group.shares(level)) if level else 0.0 for level in levels] for group in groups]
+            measure, candidates = self.objective_of(objective), self.candidates(sparsity)
+            losses = [[measure(group.allocation(each)) if each else 0.0 for each in candidates] for group in groups]
         else:
             if self.per == "block":
                 raise InvalidInput("knapsack: a table holds layers; leave `per: block` out")
-            groups, levels, losses = _from_table(self.table, sites)
-        chosen = _choose(groups, levels, losses, self._goal(sites, target), self._saved)
-        shares = {site.name: level for group, level in zip(groups, chosen, strict=True) for site in group.sites}
+            groups, candidates, losses = _from_table(self.table, sites)
+        chosen = _choose(groups, candidates, losses, self._goal(sites, sparsity), self._saved)
+        allocation = {site.name: each for group, each in zip(groups, chosen, strict=True) for site in group.sites}
         if self.cost == "parameters":
-            shares = shift_to_target(sites, [shares[site.name] for site in sites], target)
-        return shares if self.table is not None else no_worse_than_uniform(shares, sites, target, measure)
+            allocation = shift_to_sparsity(sites, [allocation[site.name] for site in sites], sparsity)
+        return allocation if self.table is not None else no_worse_than_uniform(allocation, sites, sparsity, measure)
 
-    def _saved(self, site: Site, level: float) -> float:
-        """What a site gives up at a level: weights, or bytes less the bit per weight that says where they were."""
+    def _saved(self, site: Site, sparsity: float) -> float:
+        """What a site gives up at a sparsity: weights, or bytes less the bit per weight that says where they were."""
         if self.cost == "parameters":
-            return site.cost * level
-        return site.bytes * level - site.cost / 8 if level else 0.0
+            return site.cost * sparsity
+        return site.bytes * sparsity - site.cost / 8 if sparsity else 0.0
 
-    def _goal(self, sites: Sequence[Site], target: float) -> float:
-        return sum(self._saved(site, target) for site in sites)
+    def _goal(self, sites: Sequence[Site], sparsity: float) -> float:
+        return sum(self._saved(site, sparsity) for site in sites)
 
 
 def _choose(
     groups: Sequence[SiteGroup],
-    levels: Sequence[float],
+    candidates: Sequence[float],
     losses: Sequence[Sequence[float]],
     goal: float,
     saved: Saved,
 ) -> list[float]:
-    """A level for each group."""
+    """A sparsity for each group."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    loss = np.array(losses, dtype=np.float64)  # [groups, levels]
+    loss = np.array(losses, dtype=np.float64)  # [groups, candidates]
     if not np.isfinite(loss).all():
         raise NumericalError("a measured loss is NaN or infinite: measure at a smaller spread")
-    gain = np.array([[sum(saved(site, level) for site in group.sites) for level in levels] for group in groups])
+    gain = np.array([[sum(saved(site, each) for site in group.sites) for each in candidates] for group in groups])
     scale = max(abs(goal), 1.0)
     solved = milp(
         loss.ravel() / max(float(np.abs(loss).max()), 1e-30),
@@ -85,17 +85,17 @@ def _choose(
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0.0, "time_limit": 60.0},
         constraints=[
-            LinearConstraint(np.kron(np.eye(len(groups)), np.ones(len(levels))), 1, 1),  # one level each
+            LinearConstraint(np.kron(np.eye(len(groups)), np.ones(len(candidates))), 1, 1),  # one sparsity each
             LinearConstraint(gain.ravel()[None] / scale, goal / scale - 1e-12, np.inf),
         ],
     )
     if solved.x is None:
-        raise InvalidInput(f"no choice of the levels {[round(level, 3) for level in levels]} gives up enough")
-    return [levels[int(pick)] for pick in solved.x.reshape(loss.shape).argmax(1)]
+        raise InvalidInput(f"no choice of the sparsities {[round(each, 3) for each in candidates]} gives up enough")
+    return [candidates[int(pick)] for pick in solved.x.reshape(loss.shape).argmax(1)]
 
 
 def _from_table(path: str, sites: Sequence[Site]) -> tuple[list[SiteGroup], list[float], list[list[float]]]:
-    """The groups that a `sensitivity.json` measured, levels, and their losses; nothing removed loses nothing."""
+    """The groups that a `sensitivity.json` measured, sparsities, and their losses; nothing removed loses nothing."""
     if not expand(path).is_file():
         raise InvalidInput(f"table {path} does not exist: write one with `sparity sensitivity`")
     rows = read_json_object(expand(path)).get("rows")
@@ -109,19 +109,19 @@ def _from_table(path: str, sites: Sequence[Site]) -> tuple[list[SiteGroup], list
                     raise ValueError(f"sparsity {row['sparsity']}")
     except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise CorruptFile(f"{path} is no table of `sparity sensitivity` ({error!r})") from error
-    levels = sorted({level for measured in losses.values() for level in measured})
+    candidates = sorted({each for measured in losses.values() for each in measured})
     by_name, groups, found = {site.name: site for site in sites}, [], []
     for names, measured in losses.items():
         members = tuple(by_name.pop(name) for name in names if name in by_name)
         if members:
-            absent = [level for level in levels if level not in measured]
+            absent = [each for each in candidates if each not in measured]
             if absent:
                 raise InvalidInput(f"{path} has no measurement of {names[0]} at sparsity {absent[0]:g}")
             groups.append(SiteGroup(members))
-            found.append([measured[level] for level in levels])
+            found.append([measured[each] for each in candidates])
     if by_name:
         raise InvalidInput(f"{path} has no measurement of {next(iter(by_name))}: measure this model")
-    return groups, levels, found
+    return groups, candidates, found
 
 
 def _number(row: Mapping[str, object], key: str) -> float:

@@ -12,8 +12,8 @@ from sparity.registry import register
 class LogDepth(DepthLaw):
     """Shares that follow a logarithm over depth, from `first` to `last`.
 
-    Both ends are shifted together until the mean, weighted by size, is the target, so only their difference counts;
-    shares stay within [0, 1).
+    Both ends are shifted together until the mean, weighted by size, is the sparsity asked for, so only their
+    difference counts; sparsities stay within [0, 1).
     """
 
     def rise(self, depth: int, last: int) -> float:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from sparity.budgets.base import Budget, Objective, Site, shift_to_target
+from sparity.budgets.base import Budget, Objective, Site, shift_to_sparsity
 from sparity.calibration import Statistics
 from sparity.errors import InvalidInput
 from sparity.registry import register
@@ -18,8 +18,8 @@ class OWL(Budget):
     """A site's outlier ratio is the share of |w| * norm above `outlier_multiple` times their mean.
 
     Ratios are stretched to [0, 2 * `max_shift`]; a site keeps that much more than one without outliers. With
-    `per: block` all matrices of a block share one ratio, counted over all of them, as in the reference code; with
-    `per: layer` each matrix has its own. One pass over the dense model comes first.
+    `per: block` all matrices of a block share one outlier ratio, counted over all of them, as in the reference code;
+    with `per: layer` each matrix has its own. One pass over the dense model comes first.
     """
 
     outlier_multiple: float = 5.0
@@ -48,8 +48,8 @@ class OWL(Budget):
         outliers = sum(int((size > self.outlier_multiple * mean).sum()) for size in sizes)
         return 100 * outliers / count
 
-    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
+    def allocate(self, sites: Sequence[Site], sparsity: float, objective: Objective | None = None) -> dict[str, float]:
         """See `Budget.allocate`."""
         ratios = [site.evidence for site in sites]
         span = (max(ratios) - min(ratios)) or 1.0
-        return shift_to_target(sites, [-2 * self.max_shift * (r - min(ratios)) / span for r in ratios], target)
+        return shift_to_sparsity(sites, [-2 * self.max_shift * (r - min(ratios)) / span for r in ratios], sparsity)

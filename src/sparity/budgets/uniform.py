@@ -1,4 +1,4 @@
-"""Uniform: the same fraction everywhere."""
+"""Uniform: the same sparsity everywhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from sparity.registry import register
 @register("budget", "uniform")
 @dataclass(frozen=True)
 class Uniform(Budget):
-    """Every site gives up the target fraction."""
+    """Every site gets the same sparsity."""
 
-    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
+    def allocate(self, sites: Sequence[Site], sparsity: float, objective: Objective | None = None) -> dict[str, float]:
         """See `Budget.allocate`."""
-        return {site.name: target for site in sites}
+        return {site.name: sparsity for site in sites}

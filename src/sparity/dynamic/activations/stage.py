@@ -60,11 +60,11 @@ class Activations(RuntimeStage):
         tensors, changes = {}, []
         for site, statistics in evidence.sites():
             for projection in self._chosen(site.projections):
-                target = decision["sparsity"].get(projection.name, 0.0)
-                threshold, skipped = threshold_for(statistics, target)
+                sparsity = decision["sparsity"].get(projection.name, 0.0)
+                threshold, skipped = threshold_for(statistics, sparsity)
                 tensors[_key(projection)] = torch.tensor(threshold)
                 zeros = float((projection.weight == 0).sum()) / projection.weight.numel()
-                changes.append(self._change(projection, evidence.block.index, zeros, target, skipped))
+                changes.append(self._change(projection, evidence.block.index, zeros, sparsity, skipped))
         return RuntimeFit(tensors, tuple(changes))
 
     @contextmanager
@@ -79,21 +79,21 @@ class Activations(RuntimeStage):
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
-        shares = decision["sparsity"]
+        allocation = decision["sparsity"]
         changes = [
-            self._change(projection, index, 0.0, shares[projection.name], shares[projection.name])
+            self._change(projection, index, 0.0, allocation[projection.name], allocation[projection.name])
             for index, projection in _projections(model)
-            if projection.name in shares
+            if projection.name in allocation
         ]
         return Estimate(changes=tuple(changes), runtime_bytes=FP32 * len(changes))
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
         """Projections whose recorded share is not the one of the options."""
-        shares = decision["sparsity"]
+        allocation = decision["sparsity"]
         return [
-            f"{projection.name}: recorded to skip {shares.get(projection.name)} of its inputs, not {self.sparsity:g}"
+            f"{projection.name}: recorded to skip {allocation.get(projection.name)} of inputs, not {self.sparsity:g}"
             for projection in self._chosen(block.projections)
-            if shares.get(projection.name) != self.sparsity
+            if allocation.get(projection.name) != self.sparsity
         ]
 
     def _chosen(self, projections: Sequence[Projection]) -> list[Projection]:
@@ -122,7 +122,7 @@ class Activations(RuntimeStage):
                     "part of it) and have one input: name all of them or none"
                 )
 
-    def _change(self, projection: Projection, block: int, zeros: float, target: float, skipped: float) -> Change:
+    def _change(self, projection: Projection, block: int, zeros: float, sparsity: float, skipped: float) -> Change:
         rows, columns = projection.weight.shape
         return Change(
             stage=self.name,
@@ -132,7 +132,7 @@ class Activations(RuntimeStage):
             shape_before=(rows, columns),
             shape_after=(rows, columns),
             zeros=zeros,
-            target=target,
+            target=sparsity,
             skipped=skipped,
         )
 
@@ -155,14 +155,14 @@ class Activations(RuntimeStage):
         return list(found.items())
 
 
-def threshold_for(statistics: Statistics, share: float) -> tuple[float, float]:
+def threshold_for(statistics: Statistics, sparsity: float) -> tuple[float, float]:
     """The least threshold, at the upper end of a bin of the histogram, that skips a share of the inputs; what it skips.
 
     Bins are under 1 % wide. In bfloat16, whose numbers are the bins' lower ends, it is the exact quantile.
     """
-    if share == 0:
+    if sparsity == 0:
         return 0.0, 0.0
-    least = torch.tensor(statistics.magnitude_at(share)).view(torch.int32)
+    least = torch.tensor(statistics.magnitude_at(sparsity)).view(torch.int32)
     number = int(least) >> 16
     greatest = float(torch.tensor(int(least) | 0xFFFF, dtype=torch.int32).view(torch.float32))
     counts = statistics.histogram

@@ -76,7 +76,7 @@ class Trials:
         Raises:
             NumericalError: the edited model's loss is NaN or infinite.
         """
-        changed = {name: share for name, share in sorted(decision["sparsity"].items()) if share > 0}
+        changed = {name: sparsity for name, sparsity in sorted(decision["sparsity"].items()) if sparsity > 0}
         key = sha256(json.dumps([len(self._tokens), changed]).encode()).hexdigest()[:24]
         if key not in self._known:
             self._known[key] = list(self._run(changed))
@@ -172,7 +172,7 @@ class Trials:
     def _edited_weights(self, stage: BlockStage, block: Block, here: Mapping[str, float]) -> Iterator[None]:
         projections = {p.name: p for p in block.projections if p.name in here}
         before = {name: projection.weight.clone() for name, projection in projections.items()}
-        new = {name: share for name, share in here.items() if (name, share) not in self._edited}
+        new = {name: sparsity for name, sparsity in here.items() if (name, sparsity) not in self._edited}
         if new:
             stage.edit(self._decoder, self._evidence(_with_sites_of(block, new)), {"sparsity": new})
             made = {name: projections[name].weight.clone() for name in new}
@@ -189,8 +189,8 @@ class Trials:
             for name, projection in projections.items():
                 projection.write(before[name])
 
-    def _keep(self, name: str, share: float, weight: Tensor) -> None:
-        self._edited[name, share] = weight
+    def _keep(self, name: str, sparsity: float, weight: Tensor) -> None:
+        self._edited[name, sparsity] = weight
         while sum(kept.nbytes for kept in self._edited.values()) > CACHE_BYTES and len(self._edited) > 1:
             self._edited.popitem(last=False)
 

@@ -1,4 +1,4 @@
-"""One threshold for the scores of all matrices: shares for a budget that nobody has to choose."""
+"""One threshold for the scores of all matrices: an allocation that nobody has to choose."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,33 +24,33 @@ Scores = Callable[[], Iterator[tuple[str, Tensor]]]
 class GlobalThreshold(Budget):
     """The lowest scores of the whole model go, whatever matrix they are in.
 
-    Of N scores the `int(N * target)` lowest are pruned, and all that equal the highest of them. `scores` yields every
+    Of N scores the `int(N * sparsity)` lowest are pruned, and all that equal the highest of them. `scores` yields every
     matrix's name and scores, one at a time; it is called twice. Counting the upper halves of the scores' bits finds
     the range that holds the threshold, counting the lower halves within that range finds the threshold itself: exact,
-    without ever holding the scores of two matrices. A matrix without scores gives up the target.
+    without ever holding the scores of two matrices. A matrix without scores gets the sparsity asked for.
     """
 
     scores: Scores
     pattern: Pattern
     name: ClassVar[str] = "global threshold"
 
-    def allocate(self, sites: Sequence[Site], target: float, objective: Objective | None = None) -> dict[str, float]:
+    def allocate(self, sites: Sequence[Site], sparsity: float, objective: Objective | None = None) -> dict[str, float]:
         """See `Budget.allocate`; the mean is met up to one score and the scores that equal it."""
         names = {site.name for site in sites}
         upper = {name: _count(keys >> 16) for name, keys in self._keys(names)}
-        goal = int(target * sum(counts.total for counts in upper.values()))
+        goal = int(sparsity * sum(counts.total for counts in upper.values()))
         if not goal:
             return dict.fromkeys(names, 0.0)
         found, below = _find(upper.values(), goal)
         lower = {name: _count((keys & (HALF - 1))[keys >> 16 == found]) for name, keys in self._keys(names)}
         threshold, _ = _find(lower.values(), goal - below)
-        shares = dict.fromkeys(names, target)
+        allocation = dict.fromkeys(names, sparsity)
         for name, counts in upper.items():
             pruned = counts.below(found) + lower[name].below(threshold + 1)
-            shares[name] = self.pattern.fraction(pruned, counts.total)
-            if shares[name] > COLLAPSED:
-                log.warning("%s: the global threshold removes %.1f %% of it", name, 100 * shares[name])
-        return shares
+            allocation[name] = self.pattern.sparsity_of(pruned, counts.total)
+            if allocation[name] > COLLAPSED:
+                log.warning("%s: the global threshold removes %.1f %% of it", name, 100 * allocation[name])
+        return allocation
 
     def _keys(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
         for name, scores in self.scores():

@@ -62,12 +62,12 @@ class Pruning:
         group = compare_within or chosen_score.compare_within
         if group not in GROUPS:
             raise InvalidInput(f"compare_within {group!r}{suggestion(str(group), GROUPS)} (use {' or '.join(GROUPS)})")
-        target = _sparsity(sparsity, chosen_pattern)
+        asked = _sparsity(sparsity, chosen_pattern)
         if group != "global":
-            return cls(chosen_score, chosen_pattern, chosen_solver, group, target)  # type: ignore[arg-type]
+            return cls(chosen_score, chosen_pattern, chosen_solver, group, asked)  # type: ignore[arg-type]
         if chosen_pattern.sparsity is not None:
             raise InvalidInput(f"compare_within global: {chosen_pattern.words} leaves nothing to compare across layers")
-        return cls(chosen_score, chosen_pattern, chosen_solver, "layer", target, across_layers=True)
+        return cls(chosen_score, chosen_pattern, chosen_solver, "layer", asked, across_layers=True)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -90,14 +90,14 @@ class Pruning:
     def words(self) -> str:
         """The method in words, such as "wanda, 2 of 4 kept"."""
         name = self.method
-        share = "" if self.pattern.sparsity is not None else f", {self.sparsity:.0%}"
+        sparsity = "" if self.pattern.sparsity is not None else f", {self.sparsity:.0%}"
         group = ", one threshold" if self.across_layers else ""
-        return f"{name}{share}, {self.pattern.words}{group}"
+        return f"{name}{sparsity}, {self.pattern.words}{group}"
 
     def apply(
         self, weight: Tensor, statistics: Statistics, sparsity: float, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Prune `weight` [out, in] by the fraction `sparsity`.
+        """Prune `weight` [out, in] at the sparsity given.
 
         Zeros where `mask` (bool [out, in]) is False count among those that are pruned, and stay zero.
 
@@ -128,7 +128,7 @@ class _Choice:
     """Answers a solver: from the fixed mask of a score, or by the pattern from the solver's own scores."""
 
     pruning: Pruning
-    fraction: float
+    sparsity: float
     mask: Tensor | None = field(default=None, repr=False)
     within: Tensor | None = field(default=None, repr=False)  # where the solver's own scores may keep a weight
 
@@ -145,9 +145,9 @@ class _Choice:
             return self.mask[:, columns]
         pattern, group = self.pruning.pattern, self.pruning.compare_within
         if self.within is None:
-            return pattern.keep(scores, self.fraction, group)
+            return pattern.keep(scores, self.sparsity, group)
         within = self.within[:, columns]
-        return pattern.keep(scores.masked_fill(~within, 0.0), self.fraction, group) & within
+        return pattern.keep(scores.masked_fill(~within, 0.0), self.sparsity, group) & within
 
 
 def _sparsity(given: Any, pattern: Pattern) -> float:

@@ -129,27 +129,27 @@ class Prune(BlockStage):
         sites = _sites(model, observed)
         if pruning.pattern.sparsity is None:
             fixed = {**dict.fromkeys(self.dense, 0.0), **self.overrides}
-            targets = allocate(budget, sites, pruning.sparsity, fixed, objective)
+            allocation = allocate(budget, sites, pruning.sparsity, fixed, objective)
         else:
-            targets = self._targets_of_fixed_pattern(pruning, sites)
+            allocation = self._allocation_of_fixed_pattern(pruning, sites)
         for _, projection in _projections(model):
-            if targets[projection.name] > 0:
+            if allocation[projection.name] > 0:
                 rows, columns = projection.weight.shape
                 pruning.pattern.check_shape(rows, columns, projection.name)
-        return {"sparsity": targets}
+        return {"sparsity": allocation}
 
     def edit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> BlockEdit:
         """See `BlockStage.edit`."""
         pruning, changes = self.pruning, []
         for site, statistics in evidence.sites():
             for projection in site.projections:
-                target = decision["sparsity"].get(projection.name, 0.0)
-                if target > 0:
+                sparsity = decision["sparsity"].get(projection.name, 0.0)
+                if sparsity > 0:
                     known = evidence.of(projection, statistics)
                     mask = evidence.masks.get(projection.name)
                     before = projection.weight.clone()
-                    projection.write(self._pruned(pruning, projection.name, before, known, target, mask))
-                changes.append(Change.of(self.name, projection, evidence.block.index, target=target))
+                    projection.write(self._pruned(pruning, projection.name, before, known, sparsity, mask))
+                changes.append(Change.of(self.name, projection, evidence.block.index, target=sparsity))
         return BlockEdit(evidence.block, tuple(changes))
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
@@ -158,10 +158,17 @@ class Prune(BlockStage):
         solving, largest, largest_input = 0.0, 0, 0
         for index, projection in _projections(model):
             rows, columns = projection.weight.shape
-            target = decision["sparsity"].get(projection.name, 0.0)
+            sparsity = decision["sparsity"].get(projection.name, 0.0)
             changes.append(
                 Change(
-                    self.name, projection.name, projection.role, index, (rows, columns), (rows, columns), target, target
+                    self.name,
+                    projection.name,
+                    projection.role,
+                    index,
+                    (rows, columns),
+                    (rows, columns),
+                    sparsity,
+                    sparsity,
                 )
             )
             largest, largest_input = max(largest, rows * columns), max(largest_input, columns)
@@ -191,11 +198,11 @@ class Prune(BlockStage):
         return budget
 
     def _pruned(
-        self, pruning: Pruning, name: str, weight: Tensor, statistics: Statistics, target: float, mask: Tensor | None
+        self, pruning: Pruning, name: str, weight: Tensor, statistics: Statistics, sparsity: float, mask: Tensor | None
     ) -> Tensor:
         """The weight `[out, in]` with the share `target` removed; an expert without tokens as the options say."""
         if not _unseen(statistics):
-            return pruning.apply(weight, statistics, target, mask)[0]
+            return pruning.apply(weight, statistics, sparsity, mask)[0]
         if self.unseen_expert == "error":
             raise NumericalError(
                 f"{name}: no calibration token was routed to this expert; calibrate on more or other text, or set "
@@ -208,7 +215,7 @@ class Prune(BlockStage):
             "score": registry.build("prune.score", "magnitude"),
             "solver": registry.build("prune.solver", "mask_only"),
         }
-        return replace(pruning, **plain).apply(weight, statistics, target, mask)[0]
+        return replace(pruning, **plain).apply(weight, statistics, sparsity, mask)[0]
 
     def _scores(self, pruning: Pruning, evidence: ModelEvidence) -> Iterator[tuple[str, Tensor]]:
         """Every projection with its scores; an expert that saw no token has none."""
@@ -218,10 +225,10 @@ class Prune(BlockStage):
                     if statistics.tokens or not statistics.needs:
                         yield projection.name, pruning.score.score(projection.weight, known.of(projection, statistics))
 
-    def _targets_of_fixed_pattern(self, pruning: Pruning, sites: Sequence[Site]) -> dict[str, float]:
+    def _allocation_of_fixed_pattern(self, pruning: Pruning, sites: Sequence[Site]) -> dict[str, float]:
         """N:M removes the same share wherever it is applied: projections can only be left dense."""
         pattern, budget = pruning.pattern, self._budget()
-        uneven = {glob: share for glob, share in self.overrides.items() if share not in (0, pattern.sparsity)}
+        uneven = {glob: chosen for glob, chosen in self.overrides.items() if chosen not in (0, pattern.sparsity)}
         if uneven or budget.name != "uniform":
             what = f"overrides {uneven}" if uneven else f"budget {budget.name}"
             raise InvalidInput(
@@ -230,7 +237,7 @@ class Prune(BlockStage):
             )
         fixed = {**dict.fromkeys(self.dense, 0.0), **self.overrides}
         allocate(budget, sites, 0.0, dict.fromkeys(fixed, 0.0))  # every glob must match
-        dense = [glob for glob, share in fixed.items() if share == 0]
+        dense = [glob for glob, chosen in fixed.items() if chosen == 0]
         named = {site.name for glob in dense for site in sites if fnmatchcase(site.name, glob)}
         if len(named) == len(sites):
             raise InvalidInput("every projection is to stay dense: nothing is left to prune")
@@ -256,7 +263,7 @@ def _sites(model: Decoder, observed: Mapping[str, float]) -> list[Site]:
 
 
 def _objective(evidence: ModelEvidence) -> Objective:
-    return lambda shares: evidence.trial({"sparsity": dict(shares)})
+    return lambda allocation: evidence.trial({"sparsity": dict(allocation)})
 
 
 def _observed(budget: Budget, evidence: ModelEvidence) -> dict[str, float]:

@@ -55,7 +55,7 @@ class Pattern(ABC):
         """What competes when all matrices of a model are compared: here each score of `[out, in]` by itself."""
         return scores
 
-    def fraction(self, pruned: int, total: int) -> float:
+    def sparsity_of(self, pruned: int, total: int) -> float:
         """The sparsity for which `keep` prunes just the `pruned` lowest of `total` competitors, compared in a layer."""
         return min((pruned + 0.5) / total, 1.0) if pruned else 0.0  # rounded down there: half of one more is nothing
 

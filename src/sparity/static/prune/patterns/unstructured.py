@@ -35,10 +35,10 @@ class Unstructured(Pattern):
             return ~lowest(scores.flatten()[None], rank).reshape(scores.shape)
         return scores > value_at_rank(scores.reshape(1, -1), rank)
 
-    def fraction(self, pruned: int, total: int) -> float:
-        """See `Pattern.fraction`; the reference rule prunes up to and including the score at that rank."""
+    def sparsity_of(self, pruned: int, total: int) -> float:
+        """See `Pattern.sparsity_of`; the reference rule prunes up to and including the score at that rank."""
         if self.count == "exact":
-            return super().fraction(pruned, total)
+            return super().sparsity_of(pruned, total)
         return (pruned - 0.5) / total if pruned else 0.0
 
     @property
