@@ -5,7 +5,6 @@ They have packed weights, run-time stages beside the weights, or both.
 Imported by the hook in `sparity/__init__.py` once transformers' quantizers are there.
 """
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -30,8 +29,9 @@ from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats import Packed, build_format
 from sparity.models.attached_runtime import attach_runtime, save_with_runtime
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @register_quantization_config(METHOD)
