@@ -4,9 +4,7 @@ Those that need no model run in one process with limits of its own: the system e
 """
 
 import json
-import random
 import resource
-import shutil
 import subprocess
 import sys
 
@@ -77,7 +75,6 @@ def test_yaml_is_refused_within_bounds(tmp_path):
     for number, text in enumerate(YAML.values()):
         paths.append(tmp_path / f"{number}.yaml")
         paths[-1].write_text(text)
-    paths[0].read_text()
     command = [sys.executable, "-c", CHILD, *map(str, paths)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, check=False, preexec_fn=limited, stdin=subprocess.DEVNULL
@@ -172,10 +169,10 @@ def test_a_configuration_of_more_than_the_files_hold(recipe, refused, model_copy
         convert(model_copy, model_copy.with_name("packed"))
 
 
-def test_a_configuration_whose_masks_do_not_fit_into_memory(tiny_gpt2_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("sparity.memory.available_memory", lambda: 10**3)
+def test_a_configuration_whose_tables_do_not_fit_into_memory(tiny_llama_folder, monkeypatch):
+    monkeypatch.setattr("sparity.memory.available_memory", lambda: 10)
     with pytest.raises(InvalidInput, match="what the model computes from its configuration would take"):
-        sparity.load(tiny_gpt2_folder)
+        sparity.load(tiny_llama_folder)
 
 
 def test_models_as_they_are_pass(family_models, tmp_path):
@@ -202,13 +199,17 @@ def packed_path(tmp_path):
 
 
 def rewritten(path, edit):
-    header, tensors = mutants.split(path.read_bytes())
+    """The file after `edit(header)`; its tensors stay where they are."""
+    header, _ = mutants.split(content := path.read_bytes())
+    data = content[8 + int.from_bytes(content[:8], "little") :]
     edit(header)
-    path.write_bytes(mutants.joined(header, tensors, random.Random(0)))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def test_very_many_names_of_matrices(packed_path):
-    """Entries without tensors, the last name twice; and a hundred thousand transposed ones."""
+    """Entries without tensors, the last name twice."""
 
     def twice(header):
         about = json.dumps(json.loads(header["__metadata__"]["sparity"])["matrices"]["a"])
@@ -234,7 +235,7 @@ def test_very_many_transposed_names(packed_path):
 def test_very_many_kinds_of_tensors(tiny_llama_folder, tmp_path):
     """Every one would be held against every name of the files while a model is loaded."""
     folder = tmp_path / "packed"
-    convert(tiny_llama_folder, folder)
+    convert(tiny_llama_folder, folder, "int8")
     shard = next(path for path in sorted(folder.glob("sparity-*")) if packed.matrices(path))
     index = json.loads((folder / packed.INDEX).read_text())
 
@@ -251,14 +252,7 @@ def test_very_many_kinds_of_tensors(tiny_llama_folder, tmp_path):
             header[f"{name}.{part}"] = {"dtype": "U8", "shape": [0], "data_offsets": [end, end]}
             index["weight_map"][f"{name}.{part}"] = shard.name
 
-    content = shard.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    more(header)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    shard.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    rewritten(shard, more)
     (folder / packed.INDEX).write_text(json.dumps(index))
     with pytest.raises(CorruptFile, match=r"its matrices have 10[0-9] kinds of tensors"):
         sparity.load(folder)
-    shutil.rmtree(folder)
