@@ -10,7 +10,7 @@ import yaml
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.files import expand
 
-LARGEST_FILE = 4 * 2**20  # bytes of YAML
+LARGEST_FILE = 2**20  # bytes of YAML
 MOST_VALUES = 10_000  # keys and values of one YAML text
 DEEPEST_KEY = 32  # parts of a.b.c
 

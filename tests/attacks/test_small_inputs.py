@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import mutants
 import sparity
@@ -17,6 +18,7 @@ from sparity.calibration.tokens import Windows, draw_windows
 from sparity.checkpoints import packed, packed_file
 from sparity.checkpoints.shards import unique_json
 from sparity.checkpoints.source import CheckpointSource
+from sparity.cli.main import app
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats import build_format
 from sparity.models import size_check
@@ -24,7 +26,7 @@ from sparity.pipeline.run.packing import convert
 from sparity.recipe import Recipe
 from sparity.recipe_file import MOST_VALUES, parse_yaml
 
-SECONDS, MEMORY = 20, 2 * 2**30  # of processor time and address space
+SECONDS, MEMORY = 40, 2 * 2**30  # of processor time and address space
 
 LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
@@ -47,7 +49,8 @@ YAML = {
     "deep mappings": "stages: " + "{a: " * 100_000,
     "a deep block": "- " * 100_000,
     "a file of 100 MB": "# " + "x" * 100_000_000,
-    "a word of 4 MB": "model: " + "x" * 4_000_000 + "\nmodle: 1",
+    "a word of 1 MB": "model: " + "x" * 1_000_000 + "\nmodle: 1",
+    "a million brackets": "[" * 1_000_000,
 }
 CHILD = """
 import sys
@@ -146,6 +149,18 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused_before_anything_runs(r
     monkeypatch.setattr("sparity.memory.available_memory", lambda: 10**6)
     speed = {"batch": [1, 4096], "prompt": 8, "tokens": 4}
     refused({**recipe(), "measure": {"speed": speed}}, InvalidInput, "batch: 4,096 sequences at once would take")
+
+
+def test_plan_says_what_an_allowed_request_would_take(recipe, tmp_path, monkeypatch):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe()))
+    enough = CliRunner().invoke(app, ["plan", str(path)])
+    assert (enough.exit_code, "more than the" in enough.stdout) == (0, False)
+    monkeypatch.setattr("sparity.models.size_check.check_memory", lambda *_: None)
+    monkeypatch.setattr("sparity.memory.available_memory", lambda: 2000)
+    short = CliRunner().invoke(app, ["plan", str(path)])
+    assert short.exit_code == 0
+    assert "that is more than the 2.0 kB of memory that are free here" in short.stdout
 
 
 SIZES = [
