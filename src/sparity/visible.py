@@ -18,6 +18,7 @@ _ACTING = (
 )
 _ANY = re.compile(f"[{_ACTING}]")
 _BUT_LAYOUT = re.compile(f"(?![\n\t])[{_ACTING}]")
+_LINE_ENDS = re.compile(r"[\r\n]+")
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
@@ -32,10 +33,10 @@ def harmless(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text as a message shows it: every acting character escaped, line ends too, long words and the whole cut."""
+    """The text as a message shows it: line ends as spaces, acting characters escaped, long words and the whole cut."""
     if len(text) > 4 * LONGEST_MESSAGE:  # before anything is searched: escapes are no longer than 10 characters
         text = _cut(text, 4 * LONGEST_MESSAGE, LONGEST_MESSAGE)
-    return _cut(_cut_words(_ANY.sub(_escaped, text)), LONGEST_MESSAGE, 4 * ENDS)
+    return _cut(_cut_words(_ANY.sub(_escaped, _LINE_ENDS.sub(" ", text))), LONGEST_MESSAGE, 4 * ENDS)
 
 
 def escape(text: str, quote: bool = True) -> str:
