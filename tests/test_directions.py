@@ -7,8 +7,9 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sparity"
 LEVELS = (
+    ("visible",),
     ("errors",),
-    ("files", "registry", "sections", "zoo"),
+    ("files", "memory", "registry", "sections", "zoo"),
     ("formats",),
     ("checkpoints",),
     ("models",),

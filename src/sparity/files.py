@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -68,8 +69,8 @@ def make_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
+    """Write a UTF-8 text file atomically; half a surrogate pair, which UTF-8 has not, is written as JSON escapes it."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,15 +82,25 @@ def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
     """The JSON object that a file holds.
 
     Raises:
-        CorruptFile: it cannot be read, is not JSON or no object; the message ends with `advice`.
+        CorruptFile: it cannot be read, is not JSON or no object, or a number in it is not finite, which JSON does not
+            have; the message ends with `advice`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFile(f"{path} is not JSON ({error}){advice}") from error
     if not isinstance(content, dict):
         raise CorruptFile(f"{path} must hold a JSON object, not a {type(content).__name__}{advice}")
     return content
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number that JSON has")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_number(digits)
 
 
 def file_hash(path: Path) -> str:

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from sparity import registry
-from sparity.errors import InvalidInput, suggestion
+from sparity.errors import InvalidInput, suggestion, wrong_input
 from sparity.recipe_file import apply_override, read_recipe_file
 from sparity.sections import Number, Section, Spec, Whole
 from sparity.stages import Stage
 from sparity.stages.item import StageItem, stage_class
 
+MOST_SAMPLES, MOST_TOKENS, MOST_ROUNDS, MOST_AT_ONCE = 1_000_000, 1_000_000, 1000, 65_536
+MOST_PROBLEMS = 10  # of a recipe that one message names
 _NOT_DRAWN = ("tokens", "batch", "store")  # keys of calibration that mean something for given tokens too
 
 
@@ -31,8 +33,10 @@ class Calibration(Section):
     documents: Literal["separate", "joined"] = Field(
         "separate", description="cut windows from single documents, or join"
     )
-    samples: Whole = Field(128, ge=1)
-    length: Whole | None = Field(None, ge=2, description="tokens per sample; 2048, or the context if that is less")
+    samples: Whole = Field(128, ge=1, le=MOST_SAMPLES)
+    length: Whole | None = Field(
+        None, ge=2, le=MOST_TOKENS, description="tokens per sample; 2048, or the context if that is less"
+    )
     seed: Whole = 0
     batch: Whole = Field(1, ge=1, description="sequences per forward pass")
     store: str | None = Field(None, description="a folder that keeps the dense model's statistics for other runs")
@@ -71,11 +75,14 @@ class Text(Section):
 class SpeedTest(Section):
     """Decode speed after a prompt, dense and sparse in turns."""
 
-    prompt: Whole = Field(64, ge=1)
-    tokens: Whole = Field(32, ge=1)
-    rounds: Whole = Field(5, ge=1)
-    batch: list[Annotated[Whole, Field(ge=1)]] = Field(
-        default_factory=lambda: [1], min_length=1, description="sequences at once; the first is the one that is judged"
+    prompt: Whole = Field(64, ge=1, le=MOST_TOKENS)
+    tokens: Whole = Field(32, ge=1, le=MOST_TOKENS)
+    rounds: Whole = Field(5, ge=1, le=MOST_ROUNDS)
+    batch: list[Annotated[Whole, Field(ge=1, le=MOST_AT_ONCE)]] = Field(
+        default_factory=lambda: [1],
+        min_length=1,
+        max_length=16,
+        description="sequences at once; the first is the one that is judged",
     )
 
     @classmethod
@@ -163,6 +170,7 @@ class Recipe(Section):
     output: Output = Field(default_factory=Output)
 
     @classmethod
+    @wrong_input()
     def read(
         cls,
         recipe: "str | Path | Mapping[str, Any] | Recipe",
@@ -218,8 +226,11 @@ _BRANCH = re.compile(r"str|(list\[|dict\[|function-).*")  # in a problem's place
 
 
 def _explain(error: ValidationError, where: str) -> str:
-    problems = []
+    problems: list[str] = []
     for problem in error.errors():
+        if len(problems) == MOST_PROBLEMS:
+            problems.append("and more")
+            break
         if problem["loc"] and problem["loc"][-1] == "str" and isinstance(problem["input"], dict):
             continue  # a mapping was meant: what is wrong with it is another problem of the list
         place = ".".join(str(part) for part in problem["loc"] if not _BRANCH.fullmatch(str(part)))

@@ -10,21 +10,44 @@ import yaml
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.files import expand
 
+LARGEST_FILE = 2**20  # bytes of YAML
+MOST_VALUES = 10_000  # keys and values of one YAML text
+DEEPEST_KEY = 32  # parts of a.b.c
+
 
 class _Loader(yaml.SafeLoader):
-    """Numbers as in YAML 1.2 (YAML 1.1 takes `1e-4` for text and `2:4` for 124, in base 60), and no key twice."""
+    """Numbers as in YAML 1.2 (YAML 1.1 takes `1e-4` for text and `2:4` for 124, in base 60), and no key twice.
+
+    No aliases, by which a small text stands for a large value, and no merge keys, which are not in YAML 1.2 either.
+    """
+
+    _values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A key or a value, counted."""
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            said = f"*{event.anchor} is an alias: write the value out, aliases are not read"
+            raise yaml.composer.ComposerError(None, None, said, event.start_mark)
+        self._values += 1
+        if self._values > MOST_VALUES:
+            said = f"more than {MOST_VALUES:,} keys and values: put long lists into files of their own"
+            raise yaml.composer.ComposerError(None, None, said, event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys are all different."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f'the key "{twice}" stands twice', node.start_mark)
+        seen = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                said = f'the key "{key.value}" stands twice'
+                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+            seen.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
 
-_REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+_REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp", "merge")}
 _Loader.yaml_implicit_resolvers = {
     first: [resolver for resolver in resolvers if resolver[0] not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -40,11 +63,23 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; raises `ValueError`, naming the line, when it is not YAML."""
+    """The value of a YAML text; raises `ValueError`, naming the line, when it is not YAML or too large."""
+    if len(text) > LARGEST_FILE:
+        raise ValueError(f"more than {LARGEST_FILE / 2**20:g} MiB: put texts into files of their own")
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except yaml.YAMLError as error:
+        raise ValueError(_said(error)) from error
+
+
+def _said(error: yaml.YAMLError) -> str:
+    """What is wrong and where, on one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def read_recipe_file(file: str | Path, what: str = "recipe") -> dict[str, Any]:
@@ -61,7 +96,8 @@ def read_recipe_file(file: str | Path, what: str = "recipe") -> dict[str, Any]:
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that no file can have
         raise InvalidInput(f"{what} {path} does not exist")
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as opened:  # not more of it than is taken
+            content = parse_yaml(opened.read(LARGEST_FILE + 1).decode())
     except (ValueError, OSError) as error:
         raise CorruptFile(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -78,6 +114,8 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 def parse_override(override: str) -> tuple[str, Any]:
     """The key and the value of `a.b=c`."""
     path, equals, text = override.partition("=")
+    if path.count(".") >= DEEPEST_KEY:
+        raise InvalidInput(f'override "{override}": a key has at most {DEEPEST_KEY} parts')
     if not equals or not path:
         raise InvalidInput(f'override "{override}": write it as key.key=value')
     try:

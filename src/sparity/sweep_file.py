@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from sparity.errors import InvalidInput, suggestion
+from sparity.errors import InvalidInput, suggestion, wrong_input
 from sparity.measure.data.sweep_report import COLUMNS, Axis
 from sparity.recipe import Recipe
 from sparity.recipe_file import parse_override, read_recipe_file, set_key
@@ -59,6 +59,7 @@ class Sweep:
     combinations: tuple[Combination, ...]
 
     @classmethod
+    @wrong_input()
     def read(
         cls,
         sweep: str | Path | Mapping[str, Any],

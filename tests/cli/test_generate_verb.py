@@ -74,6 +74,33 @@ def test_beams_that_the_models_own_file_asks_for_are_not_searched(sparity, tmp_p
     assert sparity("generate", folder, PROMPT, "--tokens", 12).out == f"{expected}\n"
 
 
+@pytest.mark.parametrize("asked", ['{"prompt_lookup_num_tokens": 5}', '{"num_beams": 1000000}'])
+def test_what_the_models_own_file_asks_for_is_obeyed_or_cannot_be_streamed(sparity, tmp_path, expected, asked):
+    """Drafts from the prompt give the text of greedy decoding; beams are not searched."""
+    folder = shutil.copytree(zoo.path("llama"), tmp_path / "asks")
+    (folder / "generation_config.json").write_text(asked)
+    assert sparity("generate", folder, PROMPT, "--tokens", 12).out == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        '{"prompt_lookup_num_tokens": -3}',
+        '{"repetition_penalty": -1.0}',
+        '{"cache_implementation": "none such"}',
+        '{"num_return_sequences": 1000000}',
+        '{"compile_config": 5}',
+    ],
+)
+def test_what_it_asks_for_and_transformers_refuses_is_said_with_its_name(sparity, tmp_path, asked):
+    folder = shutil.copytree(zoo.path("llama"), tmp_path / "asks")
+    (folder / "generation_config.json").write_text(asked)
+    done = sparity("generate", folder, PROMPT, "--tokens", 12)
+    assert done.code == 1
+    assert "generation_config.json" in done.err or "cannot load" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_a_chat_template_is_used(sparity, tmp_path):
     plain = sparity("generate", "zoo:llama", PROMPT, "--chat")
     assert plain.code == 1

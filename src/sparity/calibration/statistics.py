@@ -1,6 +1,5 @@
 """What calibration learns about the input of a projection: raw sums that merge, and what follows from them."""
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,8 +10,9 @@ from sparity.calibration.input_statistics.base import statistic
 from sparity.calibration.input_statistics.histogram import magnitude_at
 from sparity.calibration.inverse_factor import factor_of_inverse
 from sparity.errors import InvalidInput, NumericalError, suggestion
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # Statistics of a projection's own gradient [out, in] over sequences: of the loss its mean and the mean of its squares,
 # of the norm of the block's output the mean of its squares.

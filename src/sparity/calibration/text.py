@@ -1,23 +1,27 @@
 """Documents from files, lists and data sets."""
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sparity.calibration.bundled import bundled_documents, is_bundled
-from sparity.errors import CorruptFile, InvalidInput, suggestion
+from sparity.calibration.text_files import SUFFIXES, read_rows
+from sparity.errors import InvalidInput, suggestion
 from sparity.files import expand
+
+FIELDS_SHOWN = 20  # in a message
 
 
 def read_documents(text: str | Sequence[str], field: str = "text", chat_tokenizer: Any = None) -> list[str]:
     """The documents of a text source.
 
     Args:
-        text: a `.txt` file (one document), a `.jsonl`, `.json` or `.parquet` file (a document per row), a list of
-            documents, the name of a data set as `name[:split]` (a local folder works as a name), or a text that
-            Python brings along: `python-docs:calibration`, `python-docs:held-out`, `python-code:...`.
+        text: a text file (one document), JSON lines under any of their names, a `.json` or `.parquet` file (a document
+            per row), each also compressed with gzip or zstd, a list of documents, the name of a data set as
+            `name[:split]` (a local folder works as a name), or a text that Python brings along:
+            `python-docs:calibration`, `python-docs:held-out`, `python-code:...`.
         field: the column that holds the document, or the list of messages when `chat_tokenizer` is given.
         chat_tokenizer: a tokenizer whose chat template turns each row's messages into a document.
 
@@ -42,14 +46,14 @@ def _read_source(text: str) -> list[Any]:
     if not text.strip():
         raise InvalidInput("the name of the text is empty: give a file, a data set name or a list of texts")
     path = expand(text)  # os.path.isfile, unlike Path.is_file, is False for a name that no file can have
-    return _read_file(path) if os.path.isfile(path) else _read_dataset(text)
+    return read_rows(path) if os.path.isfile(path) else _read_dataset(text)
 
 
 def _document(row: Any, index: int, field: str, chat_tokenizer: Any, where: str) -> str:
     if isinstance(row, dict):
         if field not in row:
             raise InvalidInput(
-                f'{where}, row {index}: no field "{field}"{suggestion(field, row)} (fields: {", ".join(row)})'
+                f'{where}, row {index}: no field "{field}"{suggestion(field, row)} (fields: {_few(row)})'
             )
         row = row[field]
     if chat_tokenizer is not None:
@@ -74,47 +78,14 @@ def _document(row: Any, index: int, field: str, chat_tokenizer: Any, where: str)
     return row
 
 
-def _read_file(path: Path) -> list[Any]:
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CorruptFile(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
-    if path.suffix == ".jsonl":  # not splitlines: a text may hold U+2028 and its like
-        return [_parse(line, f"{path}, line {n}") for n, line in enumerate(content.split("\n"), 1) if line.strip()]
-    if path.suffix == ".json":
-        rows = _parse(content, str(path))
-        if not isinstance(rows, list):
-            raise InvalidInput(f"{path}: expected a list of texts or of objects, got {type(rows).__name__}")
-        return rows
-    return [content]
-
-
-def _parse(content: str, where: str) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{where} is not JSON ({error})") from error
-
-
-def _read_parquet(path: Path) -> list[Any]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import read_table
-    except ImportError as error:
-        raise InvalidInput(f"{path}: reading parquet needs pyarrow: pip install 'sparity[data]'") from error
-    try:
-        return list(read_table(path).to_pylist())
-    except (ArrowException, OSError) as error:
-        raise CorruptFile(f"{path} is not a parquet file, or damaged ({error})") from error
+def _few(fields: Iterable[str]) -> str:
+    names = list(islice(fields, FIELDS_SHOWN + 1))
+    return ", ".join(names[:FIELDS_SHOWN]) + (", ..." if len(names) > FIELDS_SHOWN else "")
 
 
 def _read_dataset(text: str) -> list[Any]:
     name, _, split = text.partition(":")
-    looks_like_file = Path(name).suffix in {".txt", ".json", ".jsonl", ".parquet", ".npy", ".md"}
+    looks_like_file = Path(name).suffix in SUFFIXES
     if looks_like_file and not os.path.exists(name):
         raise InvalidInput(f"text file {name} does not exist")
     try:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.files import expand
+from sparity.memory import check_memory
 
 
 @dataclass(frozen=True)
@@ -34,33 +35,40 @@ def draw_windows(documents: list[str], tokenizer: Any, windows: Windows) -> Tens
     with a blank line between them, for texts shorter than a window.
 
     Raises:
-        InvalidInput: no document is long enough.
+        InvalidInput: no document is long enough, or the windows do not fit into memory.
     """
+    samples, length = windows.samples, windows.length
+    check_memory(
+        f"calibration of {samples:,} samples of {length:,} tokens",
+        samples * length * torch.int64.itemsize,
+        "take fewer or shorter samples",
+    )
     if windows.documents == "joined":
         documents = ["\n\n".join(documents)]
     lengths: dict[int, int] = {}
-    ids: dict[int, list[int]] = {}
+    ids: dict[int, Tensor] = {}
     drawn = random.Random(windows.seed)
-    chosen: list[list[int]] = []
-    while len(chosen) < windows.samples:
+    chosen, filled = torch.empty(samples, length, dtype=torch.int64), 0
+    while filled < samples:
         index = drawn.randint(0, len(documents) - 1)
         if index not in lengths:
             encoded = tokenizer(documents[index], verbose=False)["input_ids"]
             lengths[index] = len(encoded)
-            if len(encoded) > windows.length:
-                ids[index] = encoded
+            if len(encoded) > length:
+                ids[index] = torch.tensor(encoded, dtype=torch.int64)
         if index in ids:
-            start = drawn.randint(0, len(ids[index]) - windows.length - 1)
-            chosen.append(ids[index][start : start + windows.length])
+            start = drawn.randint(0, len(ids[index]) - length - 1)
+            chosen[filled] = ids[index][start : start + length]
+            filled += 1
         elif not ids and len(lengths) == len(documents):
             advice = "take a smaller `length`"
-            if windows.documents == "separate" and sum(lengths.values()) > windows.length:
+            if windows.documents == "separate" and sum(lengths.values()) > length:
                 advice += " or set `documents: joined`"
             raise InvalidInput(
-                f"no document is longer than one window of {windows.length} tokens "
+                f"no document is longer than one window of {length} tokens "
                 f"(documents: {len(documents)}, the longest: {max(lengths.values())} tokens): {advice}"
             )
-    return torch.tensor(chosen, dtype=torch.int64)
+    return chosen
 
 
 def read_tokens(path: str | Path, dimensions: int) -> Tensor:

@@ -112,7 +112,8 @@ def matrices(path: Path) -> dict[str, StoredMatrix]:
         raise CorruptFile(f"{path}: its header makes no sense ({error!r:.200}); fetch the file again") from error
     if not isinstance(transposed, list) or unknown:
         raise CorruptFile(f"{path}: its header calls matrices transposed that are not there; fetch the file again")
-    return {name: StoredMatrix(path, name, entry, name in transposed) for name, entry in entries.items()}
+    turned = set(transposed)
+    return {name: StoredMatrix(path, name, entry, name in turned) for name, entry in entries.items()}
 
 
 def quantization_config(weights: str, runtime: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:

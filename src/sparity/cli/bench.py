@@ -25,7 +25,7 @@ def bench(
     batch: Annotated[str, typer.Option(help="Sequences generated at once.")] = "1,8,32",
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens timed after the first.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements, after one that does not count.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Measurements, after one that does not count.")] = 5,
     threads: Threads = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="A folder for bench.json and bench.html.")
@@ -80,7 +80,7 @@ def _batches(given: str) -> tuple[int, ...]:
     from sparity.errors import InvalidInput
 
     parts = [part.strip() for part in given.split(",")]
-    if not all(re.fullmatch("[1-9][0-9]{0,5}", part) for part in parts):
+    if not all(re.fullmatch("[1-9][0-9]{0,4}", part) for part in parts):
         raise InvalidInput(f"--batch {given}: write whole numbers from 1, such as 1,8,32")
     return tuple(sorted({int(part) for part in parts}))
 

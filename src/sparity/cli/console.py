@@ -1,32 +1,78 @@
 """What the verbs share: the consoles, progress, and errors as one line."""
 
 import json
+import logging
 import sys
-from collections.abc import Iterator
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
-from sparity.errors import SparityError
+from sparity.errors import SparityError, wrong_input
 from sparity.measure.data.report import plain
+from sparity.visible import harmless, visible
 
-out = Console(highlight=False, emoji=False, markup=False)  # what is printed may hold brackets of its own
-err = Console(stderr=True, highlight=False, emoji=False, markup=False)
+
+class VisibleConsole(Console):
+    """A console on which no text acts, whatever file or argument it came from; long words are cut."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, emoji=False, markup=False)  # text may hold brackets of its own
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Texts and the cells of tables, before their widths are measured."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Everything that is printed; what rich itself says to the terminal passes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+
+out = VisibleConsole()
+err = VisibleConsole(stderr=True)
 
 
 def print_json(value: Any) -> None:
     """Print JSON on standard output, for programs."""
-    sys.stdout.write(json.dumps(plain(value), indent=1, default=str, allow_nan=False) + "\n")
+    text = json.dumps(plain(value), indent=1, default=str, allow_nan=False)
+    sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")  # the one control character that JSON lets through
+
+
+def guard_terminal() -> None:
+    """Let no other way to standard error show text that acts: logs and warnings of libraries, and tracebacks."""
+    make, write = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def record(*arguments: Any, **options: Any) -> logging.LogRecord:
+        made = make(*arguments, **options)
+        made.msg, made.args = visible(made.getMessage()), ()
+        return made
+
+    def warning(message: Warning | str, *arguments: Any, **options: Any) -> str:
+        return visible(write(message, *arguments, **options))
+
+    def crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
+
+    logging.setLogRecordFactory(record)
+    warnings.formatwarning = warning
+    sys.excepthook = crash
 
 
 @contextmanager
 def errors_in_one_line(when_interrupted: str | None = None) -> Iterator[None]:
     """Turn Sparity's own errors into one line and exit code 1, an interruption into `when_interrupted` and 130."""
     try:
-        yield
+        with wrong_input():
+            yield
     except SparityError as error:
         err.print(f"error: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from error

@@ -1,12 +1,15 @@
 """`sparity generate MODEL PROMPT`: text from a model, as it is produced."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from sparity.cli import console
 from sparity.cli.options import Json, Threads
+from sparity.visible import harmless
 
 COLDEST = 0.001  # temperatures below overflow what they divide
 
@@ -58,7 +61,7 @@ def generate(
         _check_length(subject.config, len(ids), tokens)
         torch.manual_seed(seed)
         stream = TextStream(tokenizer, (lambda piece: None) if json else _print)
-        with torch.no_grad():
+        with torch.no_grad(), _as_the_model_asks(model):
             subject.generate(
                 input_ids=torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
@@ -134,6 +137,23 @@ def _sampling(temperature: float, top_p: float) -> dict[str, Any]:
     return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
+@contextmanager
+def _as_the_model_asks(model: str) -> Iterator[None]:
+    """What transformers says when the model's own generation_config.json asks for something that cannot be."""
+    from sparity.errors import InvalidInput, SparityError
+    from sparity.models import transformers as hf
+
+    try:
+        yield
+    except (SparityError, OSError):
+        raise
+    except Exception as error:  # the file may ask for anything that transformers can do, with any number
+        raise InvalidInput(
+            f"transformers cannot generate as {model} asks in its generation_config.json: {hf.first_words(error)}; "
+            "change or remove that file"
+        ) from error
+
+
 def _speed(prompt: int, stream: Any) -> dict[str, Any]:
     """Numbers of tokens, seconds to the first one, and tokens per second after it, if there were more."""
     times = stream.times
@@ -146,6 +166,8 @@ def _speed(prompt: int, stream: Any) -> dict[str, Any]:
 
 
 def _print(text: str) -> None:
+    if sys.stdout.isatty():  # a model may say anything; a file gets every character
+        text = harmless(text)
     known = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(known, "replace").decode(known))
     sys.stdout.flush()

@@ -2,10 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import sparity
 from sparity.cli import console
@@ -24,6 +26,7 @@ from sparity.cli.schema import schema
 from sparity.cli.sensitivity import sensitivity
 from sparity.cli.sweep import sweep
 from sparity.cli.verify import verify
+from sparity.visible import one_line
 
 VERBS: dict[str, Callable[..., Any]] = {
     "prune": prune,
@@ -43,8 +46,37 @@ VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
 }
 
+
+# The base of what is said about arguments; typer brings it along, older releases take it from click.
+ArgumentError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class Verbs(TyperGroup):
+    """The verbs; what is wrong with an argument is said in visible text."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Options before the verb."""
+        with _visible_usage():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, context: Any) -> Any:
+        """The verb and what stands behind it."""
+        with _visible_usage():
+            return super().invoke(context)
+
+
+@contextmanager
+def _visible_usage() -> Iterator[None]:
+    try:
+        yield
+    except ArgumentError as error:
+        error.message = one_line(error.message)
+        raise
+
+
 app = typer.Typer(
     name="sparity",
+    cls=Verbs,
     help="Make a causal language model sparse and measure what that changed.",
     no_args_is_help=True,
     add_completion=False,
@@ -74,6 +106,7 @@ def main() -> None:
 
     An output that cannot be written ends it with one line and exit code 1; one that nobody reads any more, silently.
     """
+    console.guard_terminal()
     try:
         try:
             app()

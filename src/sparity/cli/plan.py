@@ -38,6 +38,7 @@ def plan(
 
 def _show(plan: "Plan") -> None:
     from sparity.measure.show import numbers
+    from sparity.memory import available_memory
 
     passes = len({stage.number for stage in plan.stages})
     for place, stage in enumerate(plan.stages):
@@ -53,6 +54,9 @@ def _show(plan: "Plan") -> None:
         console.out.print()
     console.out.print(f"calibration: {plan.samples} samples of {plan.length} tokens")
     console.out.print(f"memory, about {numbers.size(plan.peak_memory)} beside the libraries: {_parts(plan.memory)}")
+    available = available_memory()
+    if available is not None and plan.peak_memory > available:
+        console.out.print(f"that is more than the {numbers.size(available)} of memory that are free here")
     if plan.disk:
         console.out.print(
             f"disk beside the result, at most {numbers.size(sum(plan.disk.values()))}: {_parts(plan.disk)}"

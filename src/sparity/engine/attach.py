@@ -18,11 +18,12 @@ from sparity.engine.modules.linear import DenseLinear, PackedLinear
 from sparity.engine.modules.module_swap import Swap
 from sparity.engine.modules.packed_module import HoldsPacked
 from sparity.engine.saving import save_packed, save_plain
-from sparity.errors import InvalidInput
+from sparity.errors import InvalidInput, wrong_input
 from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding, build_format
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 
 
+@wrong_input()
 def attach(model: Any, form: str = "smallest", values: EncodingSpec = "same") -> Any:
     """Run a causal language model on the engine, in place; the model is returned.
 

@@ -5,7 +5,6 @@ They have packed weights, run-time stages beside the weights, or both.
 Imported by the hook in `sparity/__init__.py` once transformers' quantizers are there.
 """
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -30,8 +29,11 @@ from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats import Packed, build_format
 from sparity.models.attached_runtime import attach_runtime, save_with_runtime
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
+
+MOST_PARTS = 64  # kinds of tensors of packed matrices; all formats and encodings together have fewer
 
 
 @register_quantization_config(METHOD)
@@ -98,7 +100,10 @@ class SparityQuantizer(HfQuantizer):
         apart = {name for module in self._experts.values() for expert in module.names for name in expert}
         found = self._source.matrices.values()
         self._waiting = [_replace(model, matrix.name, matrix) for matrix in found if matrix.name not in apart]
-        parts = "|".join(sorted({part for matrix in found for part in matrix.entry["hashes"]}))
+        named = {part for matrix in found for part in matrix.entry["hashes"]}
+        if len(named) > MOST_PARTS:  # every name of the files is held against every one of these
+            raise CorruptFile(f"{self._folder}: its matrices have {len(named):,} kinds of tensors; fetch it again")
+        parts = "|".join(sorted(named))
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         ignored |= {rf"\.({parts})$", *(rf"(^|\.){re.escape(path)}\." for path in self._experts)}
         model._keys_to_ignore_on_load_unexpected = ignored  # they are read behind the others

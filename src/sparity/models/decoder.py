@@ -1,7 +1,6 @@
 """A Hugging Face causal language model, opened so that one block at a time is in memory."""
 
 import copy
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,11 @@ from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.block_stubs import Recorder, Replay, Stub, Watcher
 from sparity.models.dimensions import Dimension
 from sparity.models.families.base import Family, family_of
+from sparity.models.size_check import check_sizes
 from sparity.models.stored_names import StoredNames
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 PIECE = 1 << 24  # numbers that are checked at once
 
@@ -60,10 +61,12 @@ class Decoder:
             if not hasattr(model, "config"):
                 raise UnsupportedModel(f"{type(model).__name__} has no Hugging Face configuration (`model.config`)")
             config: Any = copy.deepcopy(model.config)
+            config.return_dict = True
             source: Source = ModuleSource(model)
         else:
             folder = hf.locate(model)
             config, source = hf.read_config(folder), CheckpointSource(folder)
+            check_sizes(folder, config, source.shapes())
         chosen = _main_dtype(source) if dtype == "auto" else hf.named_dtype(dtype)
         return cls(hf.empty_model(config, chosen), source, torch.device(device), chosen)
 

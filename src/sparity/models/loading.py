@@ -8,11 +8,13 @@ import torch
 
 from sparity.checkpoints.packed import runtime_of
 from sparity.checkpoints.source import CheckpointSource
-from sparity.errors import CorruptFile, InvalidInput, SparityError
+from sparity.errors import CorruptFile, InvalidInput, SparityError, wrong_input
 from sparity.models import transformers as hf
 from sparity.models.attached_runtime import without_runtime
+from sparity.models.size_check import check_sizes
 
 
+@wrong_input()
 def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime: bool = True) -> Any:
     """A transformers model from a folder; its shards are checked first.
 
@@ -36,6 +38,7 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime:
 
     folder = hf.locate(path)
     config, source = hf.read_config(folder), CheckpointSource(folder)
+    check_sizes(folder, config, source.shapes())
     if source.packed and torch.device(device).type != "cpu":
         raise InvalidInput(
             f"{folder} is packed, and packed weights are multiplied on the CPU: convert it to plain first"
@@ -65,6 +68,7 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime:
             f"{folder} lacks {len(unfit)} tensors of the model or has them in another shape, {unfit[0]} among them: "
             "it is incomplete or belongs to another configuration"
         )
+    model.config.return_dict = True  # as in `read_config`
     return model.to(device).eval()
 
 
@@ -80,6 +84,7 @@ def _from_tensors(config: Any, source: CheckpointSource, options: dict[str, Any]
     return model, found
 
 
+@wrong_input()
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model folder, or None when it has none.
 

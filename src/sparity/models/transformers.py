@@ -14,7 +14,7 @@ from sparity import zoo
 from sparity.checkpoints import legacy_sparse
 from sparity.checkpoints.packed import QUANTIZATION_KEYS
 from sparity.errors import InvalidInput, UnsupportedModel
-from sparity.files import expand
+from sparity.files import expand, read_json_object
 
 
 def locate(model: str | Path) -> Path:
@@ -60,12 +60,14 @@ def read_config(folder: Path) -> Any:
     if not path.is_file():
         raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder")
     layout = legacy_sparse.layout_of(folder)
+    read_json_object(path)  # numbers that are none would go on into everything that is computed and written
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a wrong value can break transformers anywhere
         raise UnsupportedModel(f"{path}: {first_words(error)}") from error
     for key in QUANTIZATION_KEYS if layout else ():  # the weights are read as plain ones
         config.__dict__.pop(key, None)
+    config.return_dict = True  # in what form outputs come is no property of a model, and tuples have no names
     return config
 
 
@@ -92,11 +94,21 @@ def resized_config(config: Any, changes: Mapping[str, Any]) -> Any:
 
 def empty_model(config: Any, dtype: torch.dtype) -> nn.Module:
     """A causal language model without memory for its parameters; buffers such as rotary tables are real."""
+    with _parameters_on_meta():
+        return _built(config, dtype)
+
+
+def outline_model(config: Any) -> nn.Module:
+    """The same without memory for anything, whatever the sizes: shapes only. `config` stays as it is."""
+    with torch.device("meta"):
+        return _built(copy.deepcopy(config), torch.float32)
+
+
+def _built(config: Any, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _parameters_on_meta():
-            model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # a wrong value can break transformers anywhere
         raise UnsupportedModel(
             f"this transformers release cannot build a causal language model from the configuration of type "
@@ -129,6 +141,17 @@ def check_vocabulary(tokens: Tensor, config: Any, where: str = "calibration") ->
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= size:
         raise InvalidInput(f"{where}: token ids run from {low} to {high}, but the model's vocabulary has {size} tokens")
+
+
+@contextmanager
+def named_outputs(model: Any) -> Iterator[None]:
+    """Within the context the outputs of a model have names, whatever its configuration says."""
+    own = getattr(model.config, "return_dict", True)
+    model.config.return_dict = True
+    try:
+        yield
+    finally:
+        model.config.return_dict = own
 
 
 @contextmanager

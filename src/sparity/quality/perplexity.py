@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparity.errors import InvalidInput
+from sparity.errors import InvalidInput, wrong_input
+from sparity.models import transformers as hf
 
 
+@wrong_input()
 def perplexity(model: Any, token_ids: Any, window: int = 2048) -> float:
     """exp of the mean token loss over independent windows of `token_ids`; nothing is prepended, the tail is dropped.
 
@@ -66,7 +68,7 @@ def exp(loss: float) -> float:
 def window_logits(model: Any, ids: Tensor) -> Tensor:
     """Logits `[window, vocabulary]` of one window, in float32."""
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), hf.named_outputs(model):
         logits: Tensor = model(input_ids=ids[None].to(device), use_cache=False).logits[0]
     return logits.float()
 

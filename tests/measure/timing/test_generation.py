@@ -55,6 +55,39 @@ def test_beams_that_the_models_own_file_asks_for_are_not_timed(llama, monkeypatc
     assert time_generation(llama, torch.arange(4)[None], 1).token > 0
 
 
+ASKED = [
+    {"num_beams": 10**6},
+    {"num_return_sequences": 10**6},
+    {"prompt_lookup_num_tokens": 5},
+    {"prompt_lookup_num_tokens": -3},
+    {"num_assistant_tokens": -1, "assistant_early_exit": 900},
+    {"do_sample": True, "temperature": 100.0},
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"min_new_tokens": 10**9},
+    {"max_time": 1e-9},
+    {"cache_implementation": "quantized"},
+    {"stop_strings": ["a"]},
+    {"guidance_scale": 3.0},
+    {"use_cache": False},
+    {"suppress_tokens": [10**9]},
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=str)
+def test_whatever_the_models_own_file_asks_for_plain_greedy_decoding_is_timed(monkeypatch, asked):
+    model = build(tiny_configs()["llama"])
+    ids = torch.arange(8).view(2, 4)
+    seen, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: seen.append(tuple(k["input_ids"].shape)) or forward(*a, **k))
+    for key, value in asked.items():
+        setattr(model.generation_config, key, value)
+    own = model.generation_config
+    time_generation(model, ids, 2)
+    assert seen == [(2, 4), (2, 1), (2, 1)]  # the prompt, then two tokens, each in one step from the cache
+    assert model.generation_config is own
+    assert all(getattr(own, key) == value for key, value in asked.items())
+
+
 def test_prompts_are_windows_of_the_text_from_the_start_again_where_it_ends():
     assert prompts(torch.arange(5), 3, 3).tolist() == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
     assert prompts(torch.arange(9), 1, 2).tolist() == [[0, 1]]

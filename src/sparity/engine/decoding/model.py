@@ -7,7 +7,6 @@
   `fallbacks` says how often, and why.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, wraps
@@ -24,8 +23,9 @@ from sparity.engine.decoding.fast_path import Step
 from sparity.engine.modules.linear import DenseLinear
 from sparity.engine.modules.packed_module import NOT_PICKLED, HoldsPacked
 from sparity.errors import InvalidInput
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def enable_fast_path(model: Any) -> Any:

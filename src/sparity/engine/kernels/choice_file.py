@@ -6,7 +6,6 @@ A file that cannot be read or written costs new timings, nothing else; it is sai
 """
 
 import hashlib
-import logging
 import math
 import os
 from collections.abc import Mapping
@@ -22,8 +21,9 @@ from sparity.engine.kernels import native
 from sparity.engine.kernels.processor import processor_name
 from sparity.errors import SparityError
 from sparity.files import expand, make_folder, read_json_object, write_json
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FORMAT = 1
 PATIENCE = 2.0  # seconds to wait for another writer

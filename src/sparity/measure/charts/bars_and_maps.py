@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from sparity.measure.charts.drawing import (
     CHARACTER,
@@ -21,6 +20,7 @@ from sparity.measure.charts.drawing import (
 )
 from sparity.measure.data.report import Spread
 from sparity.measure.show import numbers
+from sparity.visible import escape
 
 LOG_BEYOND = 10.0  # a change, or a multiple of the smallest one, from where a linear axis would hide the rest
 LINEAR_WITHIN = 0.01  # a logarithmic axis of changes is linear around zero, so that it can show none at all

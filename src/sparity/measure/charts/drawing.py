@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from html import escape
 
 from sparity.measure.show import numbers
+from sparity.visible import escape
 
 WIDTH = 840
 FONT = 13

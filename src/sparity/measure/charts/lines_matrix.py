@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 
 from sparity.measure.charts.bars_and_maps import LOG_BEYOND
@@ -22,6 +21,7 @@ from sparity.measure.charts.drawing import (
     strength,
     svg,
 )
+from sparity.visible import escape
 
 COLOURS = tuple(
     f"var(--line-{number}, {colour})"

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import yaml
@@ -10,6 +9,7 @@ import yaml
 from sparity.formats import build_encoding
 from sparity.measure.data.report import Candidate, Report
 from sparity.measure.show import numbers, sentences
+from sparity.visible import escape
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 KEPT = "`kept_indices.json` says which of the dense model's channels, heads and blocks are left."

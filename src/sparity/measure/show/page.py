@@ -1,11 +1,11 @@
 """The frame of a page: self-contained, no script, nothing fetched, light and dark."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from importlib import resources
 from typing import Any
 
 from sparity.measure.show import sentences
+from sparity.visible import escape
 
 
 def page(title: str, sections: Iterable[str], machine: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """A benchmark as one self-contained page: a table and bars for each batch size."""
 
 from collections.abc import Callable
-from html import escape
 
 from sparity.measure.charts import bars_and_maps
 from sparity.measure.data.bench_report import BenchReport, Ratio
@@ -9,6 +8,7 @@ from sparity.measure.data.report import Spread
 from sparity.measure.show import numbers, sentences, sentences_bench
 from sparity.measure.show.page import figure, page, table
 from sparity.measure.show.page_run import DIRECTIONS
+from sparity.visible import escape
 
 OURS = ("this model, decoding", "this model, first token")  # what stands in an opponent's row is not the opponent's
 HEADS = ("model", "time to first token", "per token", "tokens/s", "peak memory", *OURS)

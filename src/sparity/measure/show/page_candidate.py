@@ -1,13 +1,13 @@
 """One sparse model on a run's page: what its stages did, as words, tiles, heat maps and a table of projections."""
 
 from collections.abc import Iterable, Iterator
-from html import escape
 
 from sparity.measure.charts.bars_and_maps import heat_map
 from sparity.measure.data.outcome import Outcome, mean_by_cell
 from sparity.measure.data.report import Candidate, Report
 from sparity.measure.show import numbers, sentences
 from sparity.measure.show.page import column_table, details, figure
+from sparity.visible import escape
 
 NARROWEST_SCALE = 0.1  # of shares: smaller differences between projections should look small
 

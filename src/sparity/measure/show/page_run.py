@@ -1,13 +1,13 @@
 """The report as one self-contained web page: no script, nothing fetched, light and dark."""
 
 from collections.abc import Callable, Sequence
-from html import escape
 
 from sparity.measure.charts import bars_and_maps
 from sparity.measure.data.report import Candidate, Quality, Report, Speed, Spread
 from sparity.measure.show import numbers, sentences
 from sparity.measure.show.page import column_table, figure, page, table
 from sparity.measure.show.page_candidate import candidate_section, change_tiles, verdict_mark
+from sparity.visible import escape
 
 GRADES = {"excellent": "good", "good": "good", "acceptable": "fair", "poor": "bad"}
 DIRECTIONS = {"faster": "good", "on par": "fair", "slower": "bad"}

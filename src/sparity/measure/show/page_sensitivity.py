@@ -1,13 +1,13 @@
 """What sparsity costs in each part of a model, as one self-contained page."""
 
 from collections.abc import Sequence
-from html import escape
 
 from sparity.measure.charts.bars_and_maps import heat_map
 from sparity.measure.charts.lines_matrix import Line, line_plot
 from sparity.measure.data.sensitivity_report import Sensitivity, SensitivityReport
 from sparity.measure.show import numbers, sentences
 from sparity.measure.show.page import details, figure, page, table
+from sparity.visible import escape
 
 
 def render_sensitivity(report: SensitivityReport) -> str:

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable
-from html import escape
 
 from sparity.measure.charts.lines_matrix import Line, line_plot, matrix_chart
 from sparity.measure.data.report import Quality
@@ -11,6 +10,7 @@ from sparity.measure.data.sweep_report import Row, SweepReport, quality_of
 from sparity.measure.show import numbers, sentences
 from sparity.measure.show.page import details, figure, page, table
 from sparity.measure.show.page_run import GRADES
+from sparity.visible import escape
 
 Value = Callable[[Quality], float]
 

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,31 +54,38 @@ class Stamps:
 
 
 def time_generation(model: Any, ids: Tensor, tokens: int) -> Timed:
-    """Greedy generation of `tokens` tokens after the first one; no token ends it earlier.
+    """Greedy generation of `tokens` tokens after the first one; no token ends it earlier, whatever the model asks for.
 
     Args:
         model: a transformers causal language model.
         ids: prompts of one length [batch, prompt].
         tokens: number of tokens after the first, at least 1.
     """
-    never = model.config.get_text_config().vocab_size  # the id of no token
     device = next(model.parameters()).device
     stamps = Stamps()
-    with torch.no_grad():
+    with torch.no_grad(), hf.named_outputs(model), _plain_greedy(model, tokens + 1):
         model.generate(
             input_ids=ids.to(device),
             attention_mask=torch.ones_like(ids, device=device),
-            max_new_tokens=tokens + 1,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=never,
-            pad_token_id=0,
             streamer=stamps,
-            **STREAMED,
         )
     return stamps.timed()
+
+
+@contextmanager
+def _plain_greedy(model: Any, tokens: int) -> Iterator[None]:
+    """Within the context the model generates so many tokens greedily; its own configuration asks for nothing."""
+    from transformers import GenerationConfig
+
+    never = model.config.get_text_config().vocab_size  # the id of no token
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=tokens, do_sample=False, eos_token_id=never, pad_token_id=0, use_cache=True, **STREAMED
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def prompts(ids: Tensor, batch: int, prompt: int) -> Tensor:

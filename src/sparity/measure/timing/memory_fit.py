@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sparity.measure.data.bench_report import Skipped
 from sparity.measure.show import numbers
+from sparity.memory import available_memory
+
+__all__ = ["Fit", "available_memory", "fit", "working_bytes"]
 
 USABLE = 0.9  # of the available memory: other processes move, and the estimate leaves out small things
 BFLOAT16, FLOAT32 = 2, 4  # bytes
@@ -60,13 +62,3 @@ def working_bytes(config: Any, batch: int, prompt: int, tokens: int) -> int:
     activations = prompt * (3 * mlp + 4 * text.hidden_size) * BFLOAT16
     logits = text.vocab_size * (BFLOAT16 + 2 * FLOAT32)
     return int(batch * (cache + activations + logits))
-
-
-def available_memory() -> int | None:
-    """Bytes that a process can still take without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return int(found.split()[1]) * 1024 if found else None

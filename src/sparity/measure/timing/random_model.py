@@ -10,8 +10,8 @@ from sparity.engine.kernels import native
 from sparity.measure.data.report import LargerModel
 from sparity.measure.show import numbers
 from sparity.measure.timing.contenders import held_bytes
-from sparity.measure.timing.memory_fit import available_memory
 from sparity.measure.timing.speed import compare_speed
+from sparity.memory import available_memory
 from sparity.models import transformers as hf
 
 SHAPE = {

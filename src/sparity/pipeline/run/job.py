@@ -14,6 +14,8 @@ from sparity.errors import InvalidInput
 from sparity.files import expand, file_hash
 from sparity.measure.data.machine import package_version
 from sparity.measure.timing.generation import check_context
+from sparity.measure.timing.memory_fit import working_bytes
+from sparity.memory import check_memory
 from sparity.models import Decoder
 from sparity.models import transformers as hf
 from sparity.models.attached_runtime import runtime_attached
@@ -107,6 +109,9 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
     texts = tuple(measured_texts(recipe.measure, tokenizer, decoder.skeleton))
     if test := recipe.measure.speed:
         check_context("measure.speed", decoder.config, test.prompt, test.tokens)
+        for size in test.batch:
+            needed = working_bytes(decoder.config, size, test.prompt, test.tokens)
+            check_memory(f"measure.speed.batch: {size:,} sequences at once", needed, "take fewer")
     identity = {
         **_identity(recipe, decoder, device, tokens),
         "calibration": None if recipe.calibration is None else recipe.calibration.batch,

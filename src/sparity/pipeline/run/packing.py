@@ -14,7 +14,7 @@ from sparity.checkpoints.shards import LazyTensors, write_tensors
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.fastest import Fastest, fastest_format
 from sparity.engine.kernels.smallest import smallest_format
-from sparity.errors import InvalidInput
+from sparity.errors import InvalidInput, wrong_input
 from sparity.files import read_json_object, write_atomically, write_json
 from sparity.formats import EncodingSpec, Format, build_encoding
 from sparity.models import Decoder
@@ -32,6 +32,7 @@ OTHER_WEIGHTS = (
 )  # fmt: skip
 
 
+@wrong_input()
 def convert(
     source: str | Path,
     target: str | Path,

@@ -1,5 +1,6 @@
 """Where a result goes: a named folder, or a temporary one that lives as long as the result."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -12,13 +13,22 @@ def named_folder(output: str | Path) -> Path:
     """The folder that the user named for a result, with its `~` replaced.
 
     Raises:
-        InvalidInput: the name is empty, which would be the current folder, or that of a model of the zoo.
+        InvalidInput: the name is empty, which would be the current folder, no name that a folder can have, the root of
+            the file system, or that of a model of the zoo.
     """
     if not str(output).strip():
         raise InvalidInput("the name of the output is empty: name a folder, or . for the current one")
     if str(output).startswith(zoo.PREFIX):
         raise InvalidInput(f"output {output}: that is a model of the zoo, which is not written to: name a folder")
-    return expand(output)
+    path = expand(output)
+    try:
+        if b"\0" in str(path).encode():
+            raise InvalidInput(f"output {output}: no name of a folder holds a NUL")
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"output {output}: safetensors writes only to names in UTF-8") from error
+    if not Path(os.path.abspath(path)).name:  # "." and "x/.." have names then
+        raise InvalidInput(f"output {output} is the root of the file system: name a folder")
+    return path
 
 
 def output_folder(

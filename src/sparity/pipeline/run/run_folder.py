@@ -5,7 +5,6 @@ end. What it replaces is moved into the run's state first, from where a run that
 puts it back, and is removed last. Earlier passes have folders of their own, see `passes`.
 """
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,9 @@ import torch
 from sparity.errors import CorruptFile, InvalidInput, RunConflict, SparityError
 from sparity.files import flush_folder, lock, make_folder, write_json
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder, read_state
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 STATE = ".sparity"
 REPLACED = "replaced"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparity.errors import InvalidInput
+from sparity.errors import InvalidInput, wrong_input
 from sparity.formats import build_encoding
 from sparity.measure.data.machine import watch_peak_memory
 from sparity.measure.data.report import Effort, Report
@@ -53,6 +53,7 @@ class Result:
         return self.report.accepted
 
 
+@wrong_input()
 def run(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,

@@ -1,5 +1,6 @@
 """From a recipe's text sections to token ids."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -57,7 +58,7 @@ def calibration_tokens(calibration: Calibration, tokenizer: Any, config: Any) ->
         documents = read_documents(calibration.text or "", calibration.field, tokenizer if calibration.chat else None)
         return draw_windows(documents, tokenizer, windows)
 
-    tokens = _once(tokenizer, calibration.model_dump_json(exclude={"batch"}) + str(length), draw)
+    tokens = _once(tokenizer, _key(calibration, "batch") + str(length), draw)
     hf.check_vocabulary(tokens, config, "this model's tokenizer")
     return tokens
 
@@ -85,7 +86,7 @@ def measured_text(
     else:
         if tokenizer is None:
             raise InvalidInput("the model has no tokenizer: measure on token ids (a .npy file)")
-        ids = _once(tokenizer, text.model_dump_json(exclude={"name"}), lambda: _whole_text(text, tokenizer))
+        ids = _once(tokenizer, _key(text, "name"), lambda: _whole_text(text, tokenizer))
         name = text.text if isinstance(text.text, str) else "text"
     cut = split_windows(model, ids, window)[:windows]
     return MeasuredText(text.name or name, cut.flatten(), window)
@@ -94,6 +95,11 @@ def measured_text(
 def _whole_text(text: Text, tokenizer: Any) -> Tensor:
     documents = read_documents(text.text or "", text.field)
     return torch.tensor(tokenizer("\n\n".join(documents), verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def _key(section: Calibration | Text, left_out: str) -> str:
+    """What a section says but for one key; pydantic's own JSON cannot hold half a surrogate pair."""
+    return json.dumps(section.model_dump(exclude={left_out}), sort_keys=True)
 
 
 def _once(tokenizer: Any, source: str, read: Callable[[], Tensor]) -> Tensor:

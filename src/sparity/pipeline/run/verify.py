@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sparity import registry
-from sparity.errors import CorruptFile, InvalidInput, SparityError
+from sparity.errors import CorruptFile, InvalidInput, SparityError, wrong_input
 from sparity.files import expand, file_hash, read_json_object
 from sparity.models import Decoder
 from sparity.models.block import Projection
@@ -41,6 +41,7 @@ class Verification:
     problems: tuple[str, ...]
 
 
+@wrong_input()
 def verify(path: str | Path) -> Verification:
     """Read every file of a folder that Sparity wrote and hold it against `sparity.json`.
 
@@ -69,7 +70,7 @@ def verify(path: str | Path) -> Verification:
             for stage, decision in stages:
                 try:
                     problems += stage.verify(block, decision)
-                except (KeyError, TypeError, AttributeError) as error:
+                except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                     raise CorruptFile(f"{folder / RECORD} is damaged (what {stage.name} decided)") from error
     absent = sorted(known.keys() - {found.name for found in checked})
     problems += [f"{name}: recorded, but not a projection of this model" for name in absent]

@@ -11,7 +11,7 @@ from torch import nn
 
 from sparity.calibration.store import StatisticsStore
 from sparity.calibration.tokens import token_hash
-from sparity.errors import InvalidInput
+from sparity.errors import InvalidInput, wrong_input
 from sparity.files import write_json, write_text
 from sparity.measure.data import machine
 from sparity.measure.data.sensitivity_report import BlockFacts, Sensitivity, SensitivityReport
@@ -40,6 +40,7 @@ class SensitivityResult:
     _keep_alive: Any = field(default=None, repr=False)  # the temporary folder, when no output was named
 
 
+@wrong_input()
 def sensitivity(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     ratios: Sequence[float] = RATIOS,

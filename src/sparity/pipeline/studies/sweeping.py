@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from sparity.calibration.tokens import token_hash
-from sparity.errors import CorruptFile, InvalidInput, NumericalError, SparityError, UnsupportedModel
+from sparity.errors import CorruptFile, InvalidInput, NumericalError, SparityError, UnsupportedModel, wrong_input
 from sparity.files import write_json, write_text
 from sparity.measure.data import machine
 from sparity.measure.data.report import plain
@@ -26,8 +25,9 @@ from sparity.pipeline.run.run_folder import RunFolder
 from sparity.pipeline.run.runner import check_output, execute
 from sparity.pipeline.run.tokens import tokenised_once
 from sparity.sweep_file import Combination, Sweep
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # What is wrong with one combination. Anything else, a full disk above all, would be every later combination's end too.
 OF_ONE = (InvalidInput, NumericalError, UnsupportedModel, torch.OutOfMemoryError, MemoryError)
@@ -43,6 +43,7 @@ class SweepResult:
     _keep_alive: Any = field(default=None, repr=False)  # the temporary folder, when no output was named
 
 
+@wrong_input()
 def sweep(
     sweep: str | Path | Mapping[str, Any],
     *,

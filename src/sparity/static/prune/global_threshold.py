@@ -1,6 +1,5 @@
 """One threshold for the scores of all matrices: an allocation that nobody has to choose."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,8 +10,9 @@ from torch import Tensor
 from sparity.budgets.base import Budget, Objective, Site
 from sparity.errors import NumericalError
 from sparity.static.prune.patterns.base import Pattern
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 HALF = 1 << 16
 COLLAPSED = 0.99  # of a matrix: worth a warning

@@ -8,11 +8,12 @@ from torch import Tensor
 from sparity import registry
 from sparity.calibration import Statistics
 from sparity.calibration.statistics import GRADIENTS, REGIONAL
-from sparity.errors import InvalidInput, NumericalError, suggestion
+from sparity.errors import InvalidInput, NumericalError, suggestion, wrong_input
 from sparity.static.prune.patterns.base import build_pattern
 from sparity.static.prune.pruning import DEFAULT_SCORE, Pruning
 
 
+@wrong_input()
 def prune_weight(
     weight: Tensor,
     inputs: Tensor | None = None,

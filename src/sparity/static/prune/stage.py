@@ -1,6 +1,5 @@
 """Prune: zeros by a score, in a pattern, shared out by a budget; a solver corrects what stays."""
 
-import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +23,9 @@ from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
 from sparity.static.prune.global_threshold import GlobalThreshold
 from sparity.static.prune.pruning import Pruning
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 FP32 = 4
 WORKSPACE = 6  # float32 copies of the largest matrix alive at once: weight, scores, order (int64), mask, result
