@@ -20,6 +20,7 @@ from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.block_stubs import Recorder, Replay, Stub, Watcher
 from sparity.models.dimensions import Dimension
 from sparity.models.families.base import Family, family_of
+from sparity.models.packed_layers import check_packed
 from sparity.models.stored_names import StoredNames
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Decoder:
         self.family = _family(skeleton)
         self._names = StoredNames(skeleton, source, self.family)
         self._used = self._names.stored()
+        check_packed(source, self._used, self.config, self.linear_weights)
         self._warn_of_more_blocks()
 
     @classmethod
@@ -169,6 +171,10 @@ class Decoder:
         config = hf.resized_config(self.config, self.config_changes(sizes))
         skeleton = hf.empty_model(config, self.dtype)
         return Decoder(skeleton, OutlineSource(skeleton), self.device, self.dtype)
+
+    def unused(self) -> set[str]:
+        """The stored names of tensors that the model has no use for."""
+        return self.source.shapes().keys() - self._used
 
     def stored_names(self, index: int) -> set[str]:
         """The names under which block `index` is stored."""

@@ -11,6 +11,8 @@ from sparity.checkpoints.source import CheckpointSource
 from sparity.errors import CorruptFile, InvalidInput, SparityError
 from sparity.models import transformers as hf
 from sparity.models.attached_runtime import without_runtime
+from sparity.models.families.base import family_of
+from sparity.models.stored_names import check_kinds
 
 
 def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime: bool = True) -> Any:
@@ -65,6 +67,7 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime:
             f"{folder} lacks {len(unfit)} tensors of the model or has them in another shape, {unfit[0]} among them: "
             "it is incomplete or belongs to another configuration"
         )
+    check_kinds(model, source, family_of(model.config))
     return model.to(device).eval()
 
 
