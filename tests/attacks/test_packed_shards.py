@@ -94,7 +94,7 @@ SHARDS = {
     ),
     "transposed names that are an object": (
         lambda _, header, __: header["__metadata__"].update(transposed="{}"),
-        "transposed that are not there",
+        "has no list of names under 'transposed'",
     ),
     "deep transposed names": (
         lambda _, header, __: header["__metadata__"].update(transposed="[" * 9000 + "]" * 9000),

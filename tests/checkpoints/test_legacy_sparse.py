@@ -242,6 +242,38 @@ def test_a_weight_behind_the_last_column_is_refused():
         restore(TWO_OF_FOUR, (8,), parts(torch.ones(1, 8), TWO_OF_FOUR))
 
 
+def uneven(masks):
+    """A bit of the first four goes to the second: 1 and 3 are kept, and the number stays right."""
+    byte = int(masks.view(-1)[0])
+    one, free = (
+        next(bit for bit in range(4) if byte >> bit & 1),
+        next(bit for bit in range(4, 8) if not byte >> bit & 1),
+    )
+    return first(masks, byte ^ (1 << one) ^ (1 << free))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("bitmask", uneven, "does not keep exactly two of every four"),
+        ("compressed", lambda values: values.flatten(), "cannot be the values"),
+        ("compressed", lambda values: values.reshape(values.shape[1], -1), "cannot be the values"),
+        ("compressed", lambda values: values[None], "cannot be the values"),
+    ],
+    ids=["one and three of neighbouring fours", "flat", "turned", "one side more"],
+)
+def test_two_of_four_is_read_in_its_own_layout_only(sparse, tmp_path, part, change, words):
+    folder = orphan(sparse, tmp_path / "old", TWO_OF_FOUR)
+    shard = folder / "model-00001-of-00001.safetensors"
+    tensors = load_file(shard)
+    tensors[f"{NAME}.{part}"] = change(tensors[f"{NAME}.{part}"]).contiguous()
+    save_file(tensors, shard)
+    for use in (sparity.load, read, lambda folder: convert(folder, tmp_path / "out")):
+        with pytest.raises(CorruptFile, match=words):
+            use(folder)
+    assert not list(tmp_path.glob("out*"))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("part", ["shape", "compressed", "bitmask", "row_offsets"])
 def test_a_part_too_few_or_too_many_is_refused(sparse, tmp_path, layout, part):

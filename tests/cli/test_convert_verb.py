@@ -3,6 +3,7 @@
 import pytest
 
 from orphaned_folders import orphan
+from sparity.pipeline.run.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -49,3 +50,26 @@ def test_what_is_refused(sparity, plain, tmp_path):
         assert words in done.err
         assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_conversion_that_was_stopped_after_its_result_is_finished(sparity, model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_remove_state", lambda self: None)  # as if the process had ended here
+        assert sparity("convert", model, tmp_path / "out").code == 0
+    assert (tmp_path / "out" / ".sparity").is_dir()
+    done = sparity("convert", model, tmp_path / "out")
+    assert done.code == 0
+    assert done.out.startswith(f"{tmp_path / 'out'}: packed, weights ")
+    assert not (tmp_path / "out" / ".sparity").exists()
+    assert sparity("convert", model, tmp_path / "out").code == 1
+
+
+def test_a_run_that_was_stopped_after_its_result_is_finished(sparity, recipe_file, tmp_path, monkeypatch):
+    arguments = ("run", recipe_file(), "-o", tmp_path / "out", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_remove_state", lambda self: None)
+        first = sparity(*arguments)
+    done = sparity(*arguments, "--resume")
+    assert done.code == 0
+    assert done.json == first.json
+    assert not (tmp_path / "out" / ".sparity").exists()

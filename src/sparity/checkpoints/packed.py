@@ -26,7 +26,9 @@ from sparity.formats.storage.values import DTYPE_NAMES
 
 INDEX = "sparity.safetensors.index.json"
 TRANSPOSED = "transposed"  # metadata: names of matrices whose tensor is stored as [in, out], as GPT-2's are
+UNUSED = "unused"  # metadata: names of tensors that the model has no use for, carried along as they are
 METHOD = "sparity"
+NAMED_WEIGHTS = "transformers_weights"  # of config.json: the file or index that transformers loads in place of its own
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")  # of config.json; the second in old ones
 VERSION = 2  # of what config.json says
 READABLE = (1, VERSION)  # version 1 has packed weights and nothing at run time
@@ -36,20 +38,6 @@ WEIGHTS = ("plain", "packed")
 def packed_shard(number: int, total: int) -> str:
     """The file of packed shard `number` of `total`, counted from 1."""
     return shard_name(METHOD, number, total)
-
-
-def is_read_packed(folder: Path) -> bool:
-    """Whether a folder's weights are the packed ones: where plain ones lie beside them, config.json decides."""
-    if not (folder / INDEX).exists():
-        return False
-    plain = any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
-    config = folder / "config.json"
-    if not plain or not config.is_file():
-        return True
-    quantization = read_json_object(config).get("quantization_config")
-    if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
-        return False
-    return bool(quantization.get("weights", "packed") != "plain")
 
 
 @dataclass(frozen=True)
@@ -103,17 +91,33 @@ def matrices(path: Path) -> dict[str, StoredMatrix]:
         CorruptFile: truncated, of a later version, or without a readable header.
     """
     entries = packed_file.read_entries(path)
-    with safe_open(path, framework="pt") as shard:
-        said = (shard.metadata() or {}).get(TRANSPOSED, "[]")
-    try:
-        transposed = json.loads(said)
-        unknown = [name for name in transposed if name not in entries]
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path}: its header makes no sense ({error!r:.200}); fetch the file again") from error
-    if not isinstance(transposed, list) or unknown:
+    transposed = _listed(path, TRANSPOSED)
+    if not transposed <= entries.keys():
         raise CorruptFile(f"{path}: its header calls matrices transposed that are not there; fetch the file again")
     turned = set(transposed)
     return {name: StoredMatrix(path, name, entry, name in turned) for name, entry in entries.items()}
+
+
+def unused(path: Path) -> set[str]:
+    """The tensors of a shard that the model has no use for, as its header names them.
+
+    Raises:
+        CorruptFile: the header makes no sense.
+    """
+    return _listed(path, UNUSED)
+
+
+def _listed(path: Path, key: str) -> set[str]:
+    """The names in a list of a shard's metadata."""
+    with safe_open(path, framework="pt") as shard:
+        said = (shard.metadata() or {}).get(key, "[]")
+    try:
+        found = json.loads(said)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: its header makes no sense ({error!r:.200}); fetch the file again") from error
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise CorruptFile(f"{path}: its header has no list of names under {key!r}; fetch the file again")
+    return set(found)
 
 
 def quantization_config(weights: str, runtime: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -160,10 +164,16 @@ def runtime_entries(quantization: Mapping[str, Any], where: str) -> tuple[Runtim
 
 
 def write_shard(
-    path: Path, found: Mapping[str, Packed], others: Mapping[str, Tensor], transposed: Collection[str]
+    path: Path,
+    found: Mapping[str, Packed],
+    others: Mapping[str, Tensor],
+    transposed: Collection[str],
+    unused: Collection[str] = (),
 ) -> None:
     """Write one shard: packed matrices by name, and other tensors by theirs."""
     metadata = {"format": "pt", TRANSPOSED: json.dumps(sorted(set(transposed) & set(found)))}
+    if extra := sorted(set(unused) & set(others)):
+        metadata[UNUSED] = json.dumps(extra)
     packed_file.write(path, found, others, metadata)
 
 
@@ -184,7 +194,7 @@ def mark(folder: Path, is_packed: bool, entries: Iterable[RuntimeEntry] | None =
     """
     runtime = [asdict(entry) for entry in (runtime_of(folder) if entries is None else entries)]
     config = read_json_object(folder / "config.json")
-    for key in QUANTIZATION_KEYS:
+    for key in (*QUANTIZATION_KEYS, NAMED_WEIGHTS):
         config.pop(key, None)
     if is_packed or runtime:
         config["quantization_config"] = quantization_config("packed" if is_packed else "plain", runtime)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sparity.checkpoints import legacy_sparse, packed
-from sparity.checkpoints.shards import CODES, check_header, unique_json
+from sparity.checkpoints.shards import CODES, check_header
+from sparity.checkpoints.weight_files import weight_files
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats.conversions.compressed_tensors import PARTS
 from sparity.formats.storage.values import aligned
@@ -98,9 +98,9 @@ class OutlineSource(Source):
 
 
 class CheckpointSource(Source):
-    """A Hugging Face folder with `model.safetensors`, whole or in shards, or a packed one. Files are open only while
-    they are read. A packed matrix NAME shows as the dense tensor NAME.weight, unpacked when it is read, and so does a
-    weight in an orphaned layout.
+    """The weights of a Hugging Face folder, plain or packed, see `weight_files`. Files are open only while they are
+    read. A packed matrix NAME shows as the dense tensor NAME.weight, unpacked when it is read, and so does a weight in
+    an orphaned layout.
 
     Attributes:
         rescued: the orphaned layout that config.json names, see `legacy_sparse.layout_of`.
@@ -108,16 +108,16 @@ class CheckpointSource(Source):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.packed = packed.is_read_packed(folder)
+        files = weight_files(folder)
+        self.packed, listed, self._shards = files.packed, files.listed, files.shards
         layout = legacy_sparse.layout_of(folder)
         self.rescued = None if self.packed else layout
         self.matrices: dict[str, packed.StoredMatrix] = {}  # of a packed folder, by the name that each stands for
+        self.unused: set[str] = set()  # of a packed folder, what it names as of no use for the model
         self._made: dict[str, packed.StoredMatrix | legacy_sparse.Rescued] = {}  # what is not stored as it is shown
         self._homes: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        listed = _index(folder / (packed.INDEX if self.packed else "model.safetensors.index.json"))
-        self._shards = _shard_paths(folder, listed)
         for path in self._shards:
             for name, shape, dtype in read_header(path):
                 if self.packed and (name in self._homes or (listed or {}).get(name) != path.name):
@@ -133,6 +133,7 @@ class CheckpointSource(Source):
             for path in self._shards:
                 self._stand_in(found := {matrix.stored: matrix for matrix in packed.matrices(path).values()})
                 self.matrices.update(found)
+                self.unused |= packed.unused(path)
         elif self.rescued in PARTS:
             headers = {name: (self._shapes[name], self._dtypes[name]) for name in self._homes}
             self._stand_in(legacy_sparse.find(self.rescued, self._homes, headers))
@@ -178,35 +179,6 @@ class CheckpointSource(Source):
         return digest.hexdigest()
 
 
-def _index(path: Path) -> dict[str, str] | None:
-    folder = path.parent
-    if not path.is_file():
-        return None
-    try:
-        listed = dict(unique_json(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise CorruptFile(f"{path} is not a shard index ({error}); fetch or save the model again") from error
-    for shard in listed.values():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
-            raise CorruptFile(f"{folder}: the shard index names {shard!r}, which is not a file of this folder")
-    return listed
-
-
-def _shard_paths(folder: Path, listed: dict[str, str] | None) -> list[Path]:
-    if listed is None:
-        whole = folder / "model.safetensors"
-        if whole.is_file():
-            return [whole]
-        others = sorted(path.name for path in folder.glob("*.bin"))
-        found = f" (it holds {', '.join(others)}: only safetensors are read, save the model again)" if others else ""
-        raise InvalidInput(f"{folder} has no model.safetensors and no model.safetensors.index.json{found}")
-    paths = [folder / name for name in sorted(set(listed.values()))]
-    missing = [path.name for path in paths if not os.path.isfile(path)]  # False for a name that no file can have
-    if missing:
-        raise CorruptFile(f"{folder}: missing shards {', '.join(missing)}; fetch them again")
-    return paths
-
-
 def read_header(path: Path) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
     """Name, shape and type of each tensor of a safetensors file.
 
@@ -231,3 +203,14 @@ def _dtype(code: str, path: Path, name: str) -> torch.dtype:
     if code not in known:
         raise InvalidInput(f"{path}: {name} is stored as {code}; start from the model's unquantised weights")
     return known[code]
+
+
+def main_dtype(source: Source) -> torch.dtype:
+    """The floating type that most stored numbers have."""
+    shapes, counts = source.shapes(), dict[torch.dtype, int]()
+    for name, dtype in source.dtypes().items():
+        if dtype.is_floating_point:
+            counts[dtype] = counts.get(dtype, 0) + torch.Size(shapes[name]).numel()
+    if not counts:
+        raise InvalidInput("the model holds no floating-point tensors")
+    return max(counts, key=lambda dtype: counts[dtype])

@@ -28,11 +28,11 @@ def convert(
     sparse-bitmask and sparse-24-bitmask of compressed-tensors are read too.
     """
     with console.errors_in_one_line():
+        from sparity.checkpoints.weight_files import weight_bytes
         from sparity.errors import InvalidInput
         from sparity.formats import build_encoding
         from sparity.measure.show.numbers import size
         from sparity.models import transformers as hf
-        from sparity.pipeline.run.export import weight_bytes
         from sparity.pipeline.run.format_choices import dense_words
         from sparity.pipeline.run.packing import convert as run
         from sparity.pipeline.run.result_folder import named_folder
@@ -46,9 +46,9 @@ def convert(
             raise InvalidInput(f"--prefer {prefer}: memory or speed")
         if to not in ("auto", "packed", "plain"):
             raise InvalidInput(f"--to {to}: packed, plain or auto")
-        before, place = weight_bytes(hf.locate(source)), named_folder(target)
+        place = named_folder(target)
         layout = run(source, place, encoding, force, None if to == "auto" else to, prefer)  # type: ignore[arg-type]
-        after, reason = weight_bytes(place), dense_words(place)
+        before, after, reason = weight_bytes(hf.locate(source)), weight_bytes(place), dense_words(place)
     if json:
         console.print_json(
             {"target": str(place), "layout": layout, "bytes_before": before, "bytes_after": after, "note": reason}

@@ -23,7 +23,7 @@ def evaluate(
 ) -> None:
     """Measure perplexity on texts; with --against also KL, top-1 agreement and speed, the two taking turns."""
     with console.errors_in_one_line():
-        from sparity.checkpoints.packed import is_read_packed
+        from sparity.checkpoints.weight_files import is_read_packed
         from sparity.measure.timing.speed import compare_speed
         from sparity.models import transformers as hf
         from sparity.models.loading import load, load_tokenizer

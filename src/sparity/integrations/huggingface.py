@@ -7,7 +7,7 @@ Imported by the hook in `sparity/__init__.py` once transformers' quantizers are 
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats import Packed, build_format
 from sparity.models.attached_runtime import attach_runtime, save_with_runtime
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
+from sparity.models.families.base import family_of
+from sparity.models.packed_layers import check_nothing_else
+from sparity.models.stored_names import StoredNames
 from sparity.visible import logger
 
 log = logger(__name__)
@@ -95,7 +98,7 @@ class SparityQuantizer(HfQuantizer):
         if not self._packed:
             return model
         _check_complete(shards)
-        self._source = CheckpointSource(self._folder)
+        self._source, state = CheckpointSource(self._folder), model.state_dict()
         self._experts = _replace_experts(model, self._source)
         apart = {name for module in self._experts.values() for expert in module.names for name in expert}
         found = self._source.matrices.values()
@@ -103,6 +106,7 @@ class SparityQuantizer(HfQuantizer):
         named = {part for matrix in found for part in matrix.entry["hashes"]}
         if len(named) > MOST_PARTS:  # every name of the files is held against every one of these
             raise CorruptFile(f"{self._folder}: its matrices have {len(named):,} kinds of tensors; fetch it again")
+        _check_contents(model, self._source, state)
         parts = "|".join(sorted(named))
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         ignored |= {rf"\.({parts})$", *(rf"(^|\.){re.escape(path)}\." for path in self._experts)}
@@ -219,6 +223,12 @@ def _folder_of(shards: list[Path], model: str) -> Path:
     if outside or any(path.parent != folder for path in shards):
         raise CorruptFile(f"{model}: the index names shards outside the model's folder")
     return folder
+
+
+def _check_contents(model: Any, source: CheckpointSource, state: Mapping[str, Tensor]) -> None:
+    """All that the model, whose tensors were `state`, reads is there in its shape and kind, and nothing else is."""
+    used = StoredNames(model, source, family_of(model.config), state).stored()
+    check_nothing_else(source, used, model.config)
 
 
 def _check_complete(shards: list[Path]) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from sparity import registry
 from sparity.checkpoints.shards import LazyTensors
-from sparity.checkpoints.source import CheckpointSource, ModuleSource, OutlineSource, Source
-from sparity.errors import InvalidInput, NumericalError, UnsupportedModel
+from sparity.checkpoints.source import CheckpointSource, ModuleSource, OutlineSource, Source, main_dtype
+from sparity.errors import NumericalError, UnsupportedModel
 from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.block_stubs import Recorder, Replay, Stub, Watcher
 from sparity.models.dimensions import Dimension
 from sparity.models.families.base import Family, family_of
+from sparity.models.packed_layers import check_packed
 from sparity.models.size_check import check_sizes
 from sparity.models.stored_names import StoredNames
 from sparity.visible import logger
@@ -43,6 +44,7 @@ class Decoder:
         self.family = _family(skeleton)
         self._names = StoredNames(skeleton, source, self.family)
         self._used = self._names.stored()
+        check_packed(source, self._used, self.config, self.linear_weights)
         self._warn_of_more_blocks()
 
     @classmethod
@@ -67,7 +69,7 @@ class Decoder:
             folder = hf.locate(model)
             config, source = hf.read_config(folder), CheckpointSource(folder)
             check_sizes(folder, config, source.shapes())
-        chosen = _main_dtype(source) if dtype == "auto" else hf.named_dtype(dtype)
+        chosen = main_dtype(source) if dtype == "auto" else hf.named_dtype(dtype)
         return cls(hf.empty_model(config, chosen), source, torch.device(device), chosen)
 
     def __len__(self) -> int:
@@ -173,6 +175,10 @@ class Decoder:
         skeleton = hf.empty_model(config, self.dtype)
         return Decoder(skeleton, OutlineSource(skeleton), self.device, self.dtype)
 
+    def unused(self) -> set[str]:
+        """The stored names of tensors that the model has no use for."""
+        return self.source.shapes().keys() - self._used
+
     def stored_names(self, index: int) -> set[str]:
         """The names under which block `index` is stored."""
         return self._names.stored((f"{self.block_name(index)}.",)) & self.source.shapes().keys()
@@ -276,17 +282,6 @@ def _family(skeleton: nn.Module) -> Family:
 def _base_prefix(skeleton: nn.Module) -> str:
     """`model.` or `transformer.`: where the model without its head lies, which some checkpoints leave out."""
     return f"{skeleton.base_model_prefix}."
-
-
-def _main_dtype(source: Source) -> torch.dtype:
-    """The floating type that most stored numbers have."""
-    shapes, counts = source.shapes(), dict[torch.dtype, int]()
-    for name, dtype in source.dtypes().items():
-        if dtype.is_floating_point:
-            counts[dtype] = counts.get(dtype, 0) + torch.Size(shapes[name]).numel()
-    if not counts:
-        raise InvalidInput("the model holds no floating-point tensors")
-    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def _count_not_finite(tensor: Tensor) -> int:

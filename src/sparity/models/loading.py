@@ -11,7 +11,9 @@ from sparity.checkpoints.source import CheckpointSource
 from sparity.errors import CorruptFile, InvalidInput, SparityError, wrong_input
 from sparity.models import transformers as hf
 from sparity.models.attached_runtime import without_runtime
+from sparity.models.families.base import family_of
 from sparity.models.size_check import check_sizes
+from sparity.models.stored_names import check_kinds
 
 
 @wrong_input()
@@ -69,6 +71,7 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime:
             "it is incomplete or belongs to another configuration"
         )
     model.config.return_dict = True  # as in `read_config`
+    check_kinds(model, source, family_of(model.config))
     return model.to(device).eval()
 
 

@@ -16,6 +16,12 @@ from sparity.checkpoints.packed import QUANTIZATION_KEYS
 from sparity.errors import InvalidInput, UnsupportedModel
 from sparity.files import expand, read_json_object
 
+FETCHED = (  # of a repository; names in capitals are those of licences and the like
+    "*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.spm", "bpe.codes", "*[Ll]icen[cs]e*",
+    "*LICEN[CS]E*", "*NOTICE*", "*COPYING*", "*COPYRIGHT*", "*POLICY*", "*TERMS*", "*PATENTS*", "*ATTRIBUTION*",
+    "*THIRD*PARTY*",
+)  # fmt: skip
+
 
 def locate(model: str | Path) -> Path:
     """The folder of a model: a local path, one of the zoo (`zoo:llama`), or a Hugging Face name that is fetched.
@@ -39,9 +45,7 @@ def locate(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
-        )
+        return Path(snapshot_download(str(model), allow_patterns=list(FETCHED)))
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"model {model}: no such folder here, and fetching it failed: {error}") from error
 

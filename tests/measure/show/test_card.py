@@ -156,3 +156,11 @@ def test_loading_needs_sparity_where_something_is_done_at_run_time(kinds):
     assert both in model_card(kinds["all"], packed)
     assert "sparity.load" not in model_card(kinds["cut"], kinds["cut"].candidates[0])
     assert "import sparity" not in model_card(kinds["cut"], kinds["cut"].candidates[0])
+
+
+def test_it_lists_what_was_copied_from_the_dense_model(report):
+    names = ("LICENSE", "additional_chat_templates/tool_use.jinja", "NOTICE [x](y)")
+    _, body = split(model_card(report, report.candidates[0], names))
+    assert "## From the dense model" in body
+    assert "\n- LICENSE\n- additional_chat_templates/tool_use.jinja\n- NOTICE \\[x\\](y)\n" in body
+    assert "From the dense model" not in model_card(report, report.candidates[0])

@@ -5,9 +5,12 @@ import dataclasses
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sparity.errors import CorruptFile
+from sparity.files import read_json_object
+from sparity.measure.data.read_back import read_back
 from sparity.measure.data.report import Quality, Report, Verdict, plain
 
 FORMAT = 2
@@ -111,6 +114,21 @@ class SweepReport:
     rows: tuple[Row, ...]
     machine: dict[str, Any]
     format: int = FORMAT
+
+    @classmethod
+    def read(cls, path: Path) -> "SweepReport":
+        """The report that a finished sweep left in `sweep.json`.
+
+        Raises:
+            CorruptFile: it is damaged.
+        """
+        content = read_json_object(path)
+        try:
+            rows = [{**row, "labels": list(row["labels"].values())} for row in content["rows"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CorruptFile(f"{path} is damaged ({error})") from error
+        found = read_back(cls, {**content, "rows": []}, path)
+        return dataclasses.replace(found, rows=tuple(Row.from_dict(row, str(path)) for row in rows))
 
     @property
     def failed(self) -> tuple[Row, ...]:

@@ -16,8 +16,8 @@ KEPT = "`kept_indices.json` says which of the dense model's channels, heads and 
 SPECIAL = re.compile(r"([\\`*\[\]|])")
 
 
-def model_card(report: Report, candidate: Candidate) -> str:
-    """A Hugging Face model card in Markdown with YAML front matter."""
+def model_card(report: Report, candidate: Candidate, copied: Sequence[str] = ()) -> str:
+    """A Hugging Face model card in Markdown with YAML front matter; `copied` names the files of the dense model."""
     sections = [
         f"# {_inline(report.model)}, {sentences.shorten_changes(report, candidate)}",
         _inline(f"Made with Sparity by the recipe below from {report.model} ({sentences.describe_model(report)})."),
@@ -28,6 +28,7 @@ def model_card(report: Report, candidate: Candidate) -> str:
         _acceptance(candidate),
         _loading(candidate),
         f"## Recipe\n\n{_fence(numbers.recipe_yaml(candidate.recipe), 'yaml')}",
+        _copied(copied),
         _machine(report),
     ]
     return _front_matter(report, candidate) + "\n\n".join(filter(None, sections)) + "\n"
@@ -148,6 +149,13 @@ def _loading(candidate: Candidate) -> str:
             "`sparity.load(name, runtime=False)` gives the model without it."
         )
     return "\n\n".join(parts)
+
+
+def _copied(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    listed = "\n".join(f"- {_inline(name)}" for name in names)
+    return f"## From the dense model\n\nThese files are copies of its own, and its licence holds here too:\n\n{listed}"
 
 
 def _machine(report: Report) -> str:

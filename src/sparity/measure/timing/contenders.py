@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sparity.checkpoints.packed import is_read_packed
 from sparity.checkpoints.source import CheckpointSource
+from sparity.checkpoints.weight_files import is_read_packed, weight_files
 from sparity.engine.attach import attach
 from sparity.engine.decoding.model import declines, disable_fast_path
 from sparity.engine.modules.experts import PackedExperts
@@ -81,7 +81,7 @@ def stored_bytes(contender: Contender) -> int:
     """About how many bytes of weights a contender will hold, before it is loaded."""
     source = CheckpointSource(contender.folder)
     if contender.how == "engine" and source.packed:
-        return sum(path.stat().st_size for path in contender.folder.glob("sparity-*.safetensors"))
+        return sum(path.stat().st_size for path in weight_files(contender.folder).shards)
     return sum(torch.Size(shape).numel() * torch.bfloat16.itemsize for shape in source.shapes().values())
 
 

@@ -2,16 +2,16 @@
 
 import json
 import math
-import shutil
-from functools import partial
 from pathlib import Path
 
 from sparity import __version__
-from sparity.checkpoints.packed import QUANTIZATION_KEYS, quantization_config
+from sparity.checkpoints.companions import ROOMS, copy_files
+from sparity.checkpoints.packed import NAMED_WEIGHTS, QUANTIZATION_KEYS, quantization_config
 from sparity.checkpoints.runtime_data import FOLDER
 from sparity.checkpoints.shards import shard_name, write_index
 from sparity.checkpoints.source import CheckpointSource, read_header
-from sparity.files import file_hash, write_atomically, write_json, write_text
+from sparity.files import file_hash, read_json_object, write_json, write_text
+from sparity.measure.data.read_back import read_back
 from sparity.measure.data.report import Candidate, Report
 from sparity.measure.show.card import model_card
 from sparity.measure.show.page_run import render_html
@@ -22,10 +22,6 @@ from sparity.stages.change import Change, last_of_each
 FORMAT = 2
 KEPT = "kept_indices.json"
 RECORD = "sparity.json"
-COMPANIONS = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json", "LICENSE*",
-)  # fmt: skip
 
 
 def write_config(job: Job, done: Done, folder: Path) -> None:
@@ -37,7 +33,7 @@ def write_config(job: Job, done: Done, folder: Path) -> None:
         config = json.loads(job.decoder.config.to_json_string(use_diff=False))
         config["architectures"] = [type(job.module).__name__]
     config.pop("torch_dtype", None)
-    for key in QUANTIZATION_KEYS:  # of a packed model: what is written here is plain
+    for key in (*QUANTIZATION_KEYS, NAMED_WEIGHTS):  # of another layout: what is written here is plain
         config.pop(key, None)
     config["dtype"] = str(job.decoder.dtype).removeprefix("torch.")
     config |= done.config
@@ -47,12 +43,9 @@ def write_config(job: Job, done: Done, folder: Path) -> None:
 
 
 def write_companions(job: Job, done: Done, folder: Path) -> None:
-    """Everything beside the shards that transformers needs: index, configuration, tokenizer, chat template."""
+    """Everything beside the shards: index, configuration, tokenizer, chat templates, licences."""
     if job.folder is not None:
-        for pattern in COMPANIONS:
-            for source in sorted(job.folder.glob(pattern)):
-                if source.is_file():
-                    write_atomically(folder / source.name, partial(shutil.copyfile, source))
+        copy_files(job.folder, job.companions, folder)
     else:
         generation = getattr(job.module, "generation_config", None)
         if generation is not None:
@@ -65,7 +58,7 @@ def write_companions(job: Job, done: Done, folder: Path) -> None:
 def write_results(job: Job, done: Done, changes: tuple[Change, ...], folder: Path, report: Report) -> None:
     """The model card, the report as a page and, last, `sparity.json` with the report and every other file's hash."""
     candidate: Candidate = report.candidates[0]
-    write_text(folder / "README.md", model_card(report, candidate))
+    write_text(folder / "README.md", model_card(report, candidate, job.companions))
     write_text(folder / "report.html", render_html(report))
     content = {
         "format": FORMAT,
@@ -86,16 +79,21 @@ def write_results(job: Job, done: Done, changes: tuple[Change, ...], folder: Pat
     write_json(folder / RECORD, content)
 
 
+def finished_report(folder: Path) -> Report:
+    """The report that a finished run left in its folder.
+
+    Raises:
+        CorruptFile: the record is damaged.
+    """
+    return read_back(Report, read_json_object(folder / RECORD).get("report"), folder / RECORD)
+
+
 def file_hashes(folder: Path) -> dict[str, str]:
     """Every file of a checkpoint but its record, with its hash; the state of a run is none of them."""
     paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD]
-    paths += sorted(path for path in (folder / FOLDER).glob("*") if path.is_file())
+    rooms = [path for path in sorted(folder.iterdir()) if path.name.lower() in ROOMS]
+    paths += [path for room in (folder / FOLDER, *rooms) for path in sorted(room.glob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): file_hash(path) for path in paths}
-
-
-def weight_bytes(folder: Path) -> int:
-    """The size of a folder's weight files, with the data of run-time stages."""
-    return sum(path.stat().st_size for path in (*folder.glob("*.safetensors"), *(folder / FOLDER).glob("*")))
 
 
 def plain_shard(number: int, total: int) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparity.calibration.gradients import check_length
 from sparity.calibration.tokens import token_hash
+from sparity.checkpoints.companions import companions
 from sparity.checkpoints.packed import runtime_of
 from sparity.checkpoints.source import CheckpointSource
 from sparity.errors import InvalidInput
@@ -41,6 +42,7 @@ class Job:
     name: str
     folder: Path | None  # of the dense model, when it lies on disk
     module: nn.Module | None = field(repr=False, default=None)  # the dense model, when it was given in memory
+    companions: tuple[str, ...] = ()  # files of the dense model's folder that the result needs too
 
     @property
     def stages(self) -> tuple[PlannedStage, ...]:
@@ -118,7 +120,8 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
         "layer_loss": loss,
     }
     passes = tuple(planned.keyed(identity) for planned in passes)
-    job = Job(recipe, decoder, passes, tokens, texts, device, name, folder, module)
+    beside = () if folder is None else companions(folder)
+    job = Job(recipe, decoder, passes, tokens, texts, device, name, folder, module, beside)
     _check_store(job)
     return job
 

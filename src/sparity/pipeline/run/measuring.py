@@ -13,6 +13,7 @@ from torch import Tensor
 from sparity.checkpoints.packed import StoredMatrix
 from sparity.checkpoints.packed_file import encoding_of
 from sparity.checkpoints.source import CheckpointSource
+from sparity.checkpoints.weight_files import weight_bytes
 from sparity.engine.decoding import model as decoding
 from sparity.engine.kernels.native_weight import declines
 from sparity.formats import build_encoding
@@ -21,7 +22,6 @@ from sparity.measure.data.outcome import Totals
 from sparity.measure.data.report import Candidate, Effort, Quality, Report, Speed, Verdict
 from sparity.measure.timing.speed import compare_speed, engine_declines
 from sparity.models.loading import load
-from sparity.pipeline.run.export import weight_bytes
 from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
 from sparity.quality.agreement import compare, grade

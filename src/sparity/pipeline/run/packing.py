@@ -1,6 +1,5 @@
 """Checkpoints from plain to packed and back: shard by shard, every tensor bit for bit."""
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from sparity.checkpoints import packed
+from sparity.checkpoints.companions import copy_files, everything
 from sparity.checkpoints.packed import INDEX
 from sparity.checkpoints.shards import LazyTensors, write_tensors
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.fastest import Fastest, fastest_format
 from sparity.engine.kernels.smallest import smallest_format
 from sparity.errors import InvalidInput, wrong_input
-from sparity.files import read_json_object, write_atomically, write_json
+from sparity.files import read_json_object, write_json
 from sparity.formats import EncodingSpec, Format, build_encoding
 from sparity.models import Decoder
 from sparity.models import transformers as hf
@@ -27,9 +27,6 @@ from sparity.pipeline.run.runtime_files import carry_runtime
 
 Layout = Literal["plain", "packed"]
 Prefer = Literal["memory", "speed"]
-OTHER_WEIGHTS = (
-    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack"
-)  # fmt: skip
 
 
 @wrong_input()
@@ -47,7 +44,8 @@ def convert(
     the format of each: the smallest, or the fastest on this machine.
 
     Raises:
-        InvalidInput: no such model or encoding, an architecture that Sparity does not know, or no name for the target.
+        InvalidInput: no such model or encoding, an architecture that Sparity does not know, no name for the target, or
+            a file in the source's folder that is a link to elsewhere.
         CorruptFile: the checkpoint is damaged.
         RunConflict: the target exists.
     """
@@ -66,15 +64,16 @@ def convert(
     if to == "plain" and asked:
         raise InvalidInput(f"{asked} is for packed matrices, and a plain checkpoint has none")
     identity = {"convert": decoder.source.fingerprint(), "to": to, "values": encoding.spec, "prefer": prefer}
-    with RunFolder.open(place, identity, force, resume=True) as work:
+    names = [name for name in everything(folder) if name != CHOICES]
+    with RunFolder.open(place, identity, force, resume=True, in_one_go=True) as work:
+        if work.finished:
+            return to
         if to == "packed":
             pack_weights(decoder, work.path, encoding, prefer)
         else:
             _unpack_weights(decoder, work.path)
         carry_runtime(folder, work.path)
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.name.endswith((*OTHER_WEIGHTS, CHOICES)):
-                write_atomically(work.path / path.name, partial(shutil.copyfile, path))
+        copy_files(folder, names, work.path)
         packed.mark(work.path, to == "packed")
         _rewrite_record(work.path, to, recount=not encoding.exact)
         work.publish()
@@ -124,7 +123,7 @@ def pack_weights(decoder: Decoder, target: Path, values: EncodingSpec = "same", 
             else:
                 found[name.removesuffix(".weight")] = form.pack(matrix, encoding)
         transposed = [name.removesuffix(".weight") for name, turned in linear.items() if turned]
-        packed.write_shard(shard, found, LazyTensors(others, partial(_read, decoder)), transposed)
+        packed.write_shard(shard, found, LazyTensors(others, partial(_read, decoder)), transposed, decoder.unused())
     if prefer == "speed":
         write_choices(target, chosen)
     packed.write_packed_index(target, shards)

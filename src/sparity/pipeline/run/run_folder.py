@@ -2,9 +2,12 @@
 
 A run works in `OUT.partial`, where its last pass writes the checkpoint; `OUT` appears, complete, by one rename at the
 end. What it replaces is moved into the run's state first, from where a run that was stopped between the two renames
-puts it back, and is removed last. Earlier passes have folders of their own, see `passes`.
+puts it back, and is removed last. Earlier passes have folders of their own, see `passes`. A state that a killed process
+left in a published output is removed when its run is resumed, which then is finished.
 """
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,10 +27,16 @@ log = logger(__name__)
 STATE = ".sparity"
 REPLACED = "replaced"
 PASSES = "passes"
+OF_EVERY_RUN = ("lock", "manifest.json")  # a state that holds no more is that of a run which has done nothing yet
 
 
 class RunFolder(PassFolder):
-    """The working folder of one run, locked while it is used."""
+    """The working folder of one run, locked while it is used.
+
+    Attributes:
+        resumed: whether an unfinished run is continued.
+        finished: whether the output is that of this run already, complete: there is nothing to do.
+    """
 
     def __init__(self, output: Path, force: bool = False) -> None:
         self.output = Path(os.path.abspath(output))  # "." and "x/.." have names then
@@ -39,29 +48,49 @@ class RunFolder(PassFolder):
             raise InvalidInput(f"output {output!r}: safetensors writes only to names in UTF-8") from error
         path = self.output.with_name(self.output.name + ".partial")
         super().__init__(path, path / STATE)
-        self.resumed = False
+        self.resumed = self.finished = self._complete = False
         self._force = force
+        self._identity: dict[str, Any] = {}
 
     @classmethod
     @contextmanager
     def open(
-        cls, output: Path, identity: dict[str, Any], force: bool, resume: bool, chain: Sequence[str] = ()
+        cls,
+        output: Path,
+        identity: dict[str, Any],
+        force: bool,
+        resume: bool,
+        chain: Sequence[str] = (),
+        in_one_go: bool = False,
     ) -> Iterator["RunFolder"]:
         """Create or continue the working folder for `output`; `chain` names the passes of the run before its last.
 
         An unfinished run of another recipe is continued when only later stages differ: when it left a pass of `chain`.
+        What a run that fails has made stays, unless it is nothing, or is made `in_one_go` and never continued.
 
         Raises:
             RunConflict: the output exists, another run holds the folder, or the folder belongs to another run.
         """
         folder = cls(output, force)
-        folder._refuse_existing()
-        make_folder(folder.state)
-        with lock(folder.state / "lock"):
-            folder._put_back()
-            folder._refuse_existing()
-            folder._claim(identity, resume, chain)
+        folder._identity = identity
+        if resume and folder._is_published():
+            folder.finished = True
             yield folder
+            return
+        folder._refuse_existing()
+        made = [place for place in (folder.state, *folder.state.parents) if not os.path.lexists(place)]
+        claimed = False
+        try:
+            make_folder(folder.state)
+            with lock(folder.state / "lock"):
+                folder._put_back()
+                folder._refuse_existing()
+                folder._claim(identity, resume, chain)
+                claimed = True
+                yield folder
+        except Exception:
+            folder._leave_nothing(made, claimed, in_one_go)
+            raise
 
     @classmethod
     @contextmanager
@@ -72,6 +101,9 @@ class RunFolder(PassFolder):
         threads = torch.get_num_threads()
         try:
             with cls.open(output, identity, force, resume, chain) as folder:
+                if folder.finished:
+                    yield folder
+                    return
                 torch.set_num_threads(folder.threads)
                 yield folder
                 folder.publish()
@@ -98,6 +130,7 @@ class RunFolder(PassFolder):
             RunConflict: an output appeared while the run worked, and it was not to be replaced.
             SparityError: the folder cannot be renamed; it stays complete under its working name.
         """
+        self._complete = True
         self._refuse_existing()
         try:
             if os.path.lexists(self.output):
@@ -110,10 +143,52 @@ class RunFolder(PassFolder):
                 f"{self.path} cannot be renamed to {self.output}: {error.strerror or error}; "
                 "the result in it is complete, run again with --resume to try once more"
             ) from error
+        self._remove_state()
+
+    def _is_published(self) -> bool:
+        """Whether the output is this run's, and only its state was not removed any more; then that is done."""
+        left = self.output / STATE
+        if (left / "manifest.json").is_file():
+            with lock(left / "lock"):  # whoever published it may not be dead
+                try:
+                    if _differences(read_state(left / "manifest.json").get("identity"), self._identity):
+                        return False
+                except CorruptFile:
+                    return False
+                self._remove_state()
+        elif self._going.is_dir():
+            self._remove_state()
+        else:
+            return False
+        log.warning("%s is finished: the process that made it was stopped while it cleaned up", self.output)
+        return True
+
+    @property
+    def _going(self) -> Path:
+        """The name of a published run's state while it is removed: it tells whose it was until the folder is gone."""
+        digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
+        return self.output / f"{STATE}-{digest[:16]}"
+
+    def _remove_state(self) -> None:
+        going = self._going
         try:
-            shutil.rmtree(self.output / STATE)
+            if not going.exists():
+                (self.output / STATE).rename(going)
+            shutil.rmtree(going)
         except OSError as error:
-            log.warning("%s could not be removed (%s): it can be deleted", self.output / STATE, error)
+            log.warning("the state of the run in %s could not be removed (%s): it can be deleted", self.output, error)
+
+    def _leave_nothing(self, made: Sequence[Path], claimed: bool, in_one_go: bool) -> None:
+        """Remove the working folder of a run that failed, where nothing is lost by it, and folders made for it."""
+        if claimed and not self._complete and self.state.is_dir():
+            idle = all(entry.name in OF_EVERY_RUN for entry in self.state.iterdir())
+            if idle and (in_one_go or all(entry == self.state for entry in self.path.iterdir())):
+                shutil.rmtree(self.path)
+        elif not claimed and self.state in made and self.state.is_dir():
+            shutil.rmtree(self.state)
+        for place in made:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
 
     def _refuse_existing(self) -> None:
         if os.path.lexists(self.output) and not self._force:

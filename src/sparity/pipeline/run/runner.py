@@ -20,7 +20,7 @@ from sparity.models import Decoder
 from sparity.models.loading import load
 from sparity.pipeline.evidence.opened import Opened
 from sparity.pipeline.run import finished_pass
-from sparity.pipeline.run.export import write_companions, write_config, write_results
+from sparity.pipeline.run.export import finished_report, write_companions, write_config, write_results
 from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.job import Job, prepare
 from sparity.pipeline.run.measuring import measure
@@ -118,6 +118,8 @@ def execute(
     check_output(job, path)
     chain = tuple(planned.name for planned in job.passes[:-1])
     with RunFolder.working(path, job.identity(), force, resume, chain) as folder:
+        if folder.finished:
+            return Result(finished_report(path), path, job.measured_on, temporary)
         if resume and not folder.resumed:
             progress.phase("nothing to resume, beginning")
         report = _work(job, folder, progress, keep_passes)

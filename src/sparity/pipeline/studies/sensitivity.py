@@ -12,8 +12,9 @@ from torch import nn
 from sparity.calibration.store import StatisticsStore
 from sparity.calibration.tokens import token_hash
 from sparity.errors import InvalidInput, wrong_input
-from sparity.files import write_json, write_text
+from sparity.files import read_json_object, write_json, write_text
 from sparity.measure.data import machine
+from sparity.measure.data.read_back import read_back
 from sparity.measure.data.sensitivity_report import BlockFacts, Sensitivity, SensitivityReport
 from sparity.measure.show.page_sensitivity import render_sensitivity
 from sparity.models.model_parts import model_flops, parts
@@ -104,10 +105,17 @@ def execute_sensitivity(
     check_output(job, path)
     identity = {"sensitivity": job.identity(), "measured": [token_hash(text.ids) for text in job.texts]}
     with RunFolder.working(path, identity, force, resume) as folder:
+        if folder.finished:
+            return SensitivityResult(_finished(path / "sensitivity.json"), path, temporary)
         report = _measure(job, tried, folder, progress)
         write_json(folder.path / "sensitivity.json", report.to_dict())
         write_text(folder.path / "sensitivity.html", render_sensitivity(report))
     return SensitivityResult(report, path, temporary)
+
+
+def _finished(path: Path) -> SensitivityReport:
+    content = {key: value for key, value in read_json_object(path).items() if key != "format"}
+    return read_back(SensitivityReport, content, path)
 
 
 def _stage(job: Job) -> Stage:

@@ -101,6 +101,8 @@ def execute_sweep(
         progress.phase(f"checking {len(sweep.combinations)} combinations")
         identity = _check(sweep, path, module, device)
         with RunFolder.working(path, identity, force, resume) as folder:
+            if folder.finished:
+                return SweepResult(SweepReport.read(path / "sweep.json"), path, temporary)
             rows = []
             for number, combination in enumerate(sweep.combinations, 1):
                 place = _Place(progress, f"{number} of {len(sweep.combinations)}, {combination.words}")
@@ -175,7 +177,7 @@ def _row(
 
 
 def _run(combination: Combination, run: Path, progress: Progress, module: nn.Module | None, device: str) -> Row:
-    recipe, unfinished = plain(combination.recipe.summary()), _partial(run).exists()
+    recipe, unfinished = plain(combination.recipe.summary()), _partial(run).exists() or run.exists()
     try:
         result = execute(
             combination.recipe, progress, model=module, output=run, device=device, force=True, resume=unfinished
@@ -185,7 +187,9 @@ def _run(combination: Combination, run: Path, progress: Progress, module: nn.Mod
         if not unfinished:
             raise
         log.warning("%s: what a stopped run left is damaged, so it is run anew (%s)", combination.words, error)
-        _delete(_partial(run))
+        for left in (run, _partial(run)):
+            if left.exists():
+                _delete(left)
         return _run(combination, run, progress, module, device)
     except OF_ONE as error:
         said = str(error) if isinstance(error, SparityError) else f"out of memory: {error}"
