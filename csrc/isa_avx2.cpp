@@ -166,7 +166,26 @@ struct Avx2 {
   }
 };
 
+#include "avx2_tables.h"
+#include "avx2_tiles.h"
+
+void spread_gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
+                 int64_t end) {
+  if (weight.format == SPARITY_BITMASK)
+    spread_tiles<MaskedRows>(weight, in, out, tokens, begin, end);
+  else if (weight.format == SPARITY_TWO_OF_FOUR)
+    spread_tiles<PairedRows>(weight, in, out, tokens, begin, end);
+  else
+    gemv<Avx2>(weight, in, out, tokens, begin, end);
+}
+
+constexpr sparity::Kernels avx2() {
+  sparity::Kernels all = kernels<Avx2>();
+  all.gemv = spread_gemv;
+  return all;
+}
+
 }  // namespace
 
-const sparity::Kernels sparity::avx2_kernels = kernels<Avx2>();
+const sparity::Kernels sparity::avx2_kernels = avx2();
 const sparity::DecodeKernels sparity::avx2_decode = decode_kernels();
