@@ -17,9 +17,11 @@ inline __m128i load_eight(const void* at) { return _mm_loadl_epi64(static_cast<c
 // The values of a bitmask, one after another.
 template <class Value>
 struct MaskedRows {
+  static constexpr int kVector = 16;  // values that may be read at once
   const uint8_t* masks;
   const Value *values, *end;
-  Value copy[kTileRows * kGroup + 16];
+  Value copies[kTileRows * kGroup + 2 * kVector];
+  Value* copy = copies;
 
   MaskedRows(const SparityMatrix& weight, int64_t tile)
       : masks(weight.masks + tile * ((weight.columns + kGroup - 1) / kGroup) * kTileRows * 8),
@@ -34,9 +36,10 @@ struct MaskedRows {
       rows[row] = at;
       at += __builtin_popcountll(load_word(masks + 8 * row));
     }
-    if (__builtin_expect(end - at < 16, 0)) {  // they would reach beyond the last value
+    if (__builtin_expect(end - at < kVector, 0)) {  // they would reach beyond the last value
       memcpy(copy, values, size_t(at - values) * sizeof(Value));
       for (int row = 0; row < kTileRows; ++row) rows[row] = copy + (rows[row] - values);
+      copy += at - values;  // fewer than kVector values are left, so there is room for all that follow
     }
     masks += kTileRows * 8;
     values = at;
@@ -165,46 +168,59 @@ struct ByteProducts {
   }
 };
 
-// `Rows` rows of a group, from `row` on.
+constexpr int64_t kBlock = 8;  // groups whose inputs stay in the first cache for all rows of a tile
+
+// `Rows` rows of `count` groups, from `row` on: their sums are in registers.
 template <int Rows, int Tokens, class Products, class Source>
-inline void multiply_rows(const uint8_t* masks, Starts<typename Products::Value>& starts, int row,
+inline void multiply_rows(const uint8_t* masks, Starts<typename Products::Value>* starts, int64_t count, int row,
                           const typename Products::X* x, int64_t stride, typename Products::Sum (*sums)[Tokens]) {
-  uint64_t words[Rows];
   typename Products::Sum now[Rows][Tokens];
   const typename Products::X* inputs[Tokens];
 #pragma GCC unroll 4
   for (int t = 0; t < Tokens; ++t) {
     inputs[t] = x + t * stride;
-    if (Tokens > 1) asm volatile("" : "+r"(inputs[t]));  // else the compiler loads every row's inputs before any row begins
-  }
 #pragma GCC unroll 2
-  for (int i = 0; i < Rows; ++i) {
-    words[i] = load_word(masks + 8 * (row + i));
-#pragma GCC unroll 4
-    for (int t = 0; t < Tokens; ++t) now[i][t] = sums[row + i][t];
+    for (int i = 0; i < Rows; ++i) now[i][t] = sums[i][t];
   }
-  Products::template multiply<Rows, Tokens, Source>(words, starts + row, inputs, now);
+  for (int64_t group = 0; group < count; ++group, masks += kTileRows * 8) {
+    uint64_t words[Rows];
 #pragma GCC unroll 2
-  for (int i = 0; i < Rows; ++i)
+    for (int i = 0; i < Rows; ++i) words[i] = load_word(masks + 8 * (row + i));
+    Products::template multiply<Rows, Tokens, Source>(words, starts[group] + row, inputs, now);
 #pragma GCC unroll 4
-    for (int t = 0; t < Tokens; ++t) sums[row + i][t] = now[i][t];
+    for (int t = 0; t < Tokens; ++t) inputs[t] += kGroup;
+  }
+#pragma GCC unroll 4
+  for (int t = 0; t < Tokens; ++t)
+#pragma GCC unroll 2
+    for (int i = 0; i < Rows; ++i) sums[i][t] = now[i][t];
 }
 
+// A tile's next `count` groups, at most kBlock.
 template <int Tokens, class Products, class Source>
-inline void multiply_group(Source& source, const typename Products::X* x, int64_t stride,
-                           typename Products::Sum (*sums)[Tokens]) {
-  fetch_ahead(source.masks, source.values, sizeof(typename Products::Value));
-  const uint8_t* masks = source.masks;
-  Starts<typename Products::Value> starts;
-  source.next(starts);
+inline void multiply_groups(Source& source, int64_t count, const typename Products::X* x, int64_t stride,
+                            typename Products::Sum (*sums)[Tokens]) {
+  using Value = typename Products::Value;
   if constexpr (Tokens == 1) {  // all rows' sums stay in registers
+    for (int64_t group = 0; group < count; ++group) {
+      fetch_ahead(source.masks, source.values, sizeof(Value));
+      const uint8_t* masks = source.masks;
+      Starts<Value> starts;
+      source.next(starts);
 #pragma GCC unroll 4
-    for (int row = 0; row < kTileRows; ++row)
-      multiply_rows<1, 1, Products, Source>(masks, starts, row, x, stride, sums);
+      for (int row = 0; row < kTileRows; ++row)
+        multiply_rows<1, 1, Products, Source>(masks, &starts, 1, row, x + group * kGroup, stride, sums + row);
+    }
   } else {  // those of two rows, which share the loaded inputs
+    const uint8_t* masks = source.masks;
+    Starts<Value> starts[kBlock];
+    for (int64_t group = 0; group < count; ++group) {
+      fetch_ahead(source.masks, source.values, sizeof(Value));
+      source.next(starts[group]);
+    }
 #pragma GCC unroll 1
     for (int row = 0; row < kTileRows; row += 2)
-      multiply_rows<2, Tokens, Products, Source>(masks, starts, row, x, stride, sums);
+      multiply_rows<2, Tokens, Products, Source>(masks, starts, count, row, x, stride, sums + row);
   }
 }
 
@@ -215,8 +231,9 @@ inline void spread_tile_floats(const SparityMatrix& weight, const Inputs& in, co
   const float* x = static_cast<const float*>(in.x) + token * in.stride;
   Source source(weight, tile);
   __m256 sums[kTileRows][Tokens] = {};
-  for (int64_t group = 0; group < groups; ++group)
-    multiply_group<Tokens, FloatProducts>(source, x + group * kGroup, in.stride, sums);
+  for (int64_t group = 0; group < groups; group += kBlock)
+    multiply_groups<Tokens, FloatProducts>(source, groups - group < kBlock ? groups - group : kBlock,
+                                           x + group * kGroup, in.stride, sums);
   float results[kTileRows][Tokens];
 #pragma GCC unroll 4
   for (int row = 0; row < kTileRows; ++row)
@@ -237,8 +254,9 @@ inline void spread_tile_bytes(const SparityMatrix& weight, const Inputs& in, con
   for (int64_t begin = 0; begin < groups; begin += kSafe) {
     const int64_t end = begin + kSafe < groups ? begin + kSafe : groups;
     __m256i sums[kTileRows][Tokens] = {};
-    for (int64_t group = begin; group < end; ++group)
-      multiply_group<Tokens, ByteProducts>(source, x + group * kGroup, in.stride, sums);
+    for (int64_t group = begin; group < end; group += kBlock)
+      multiply_groups<Tokens, ByteProducts>(source, end - group < kBlock ? end - group : kBlock, x + group * kGroup,
+                                            in.stride, sums);
 #pragma GCC unroll 4
     for (int row = 0; row < kTileRows; ++row)
 #pragma GCC unroll 4
