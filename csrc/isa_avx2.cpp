@@ -166,7 +166,37 @@ struct Avx2 {
   }
 };
 
+#include "avx2_tables.h"
+#include "avx2_tiles.h"
+
+// Always two rows at a time: the sums of one alone wait for each other longer than memory takes.
+void dense_tiles(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
+                 int64_t end) {
+  const int64_t last = end * kTileRows < weight.rows ? end * kTileRows : weight.rows;
+  int64_t row = begin * kTileRows;
+  for (; row + 2 <= last; row += 2) dense_all_tokens<Avx2, 2>(weight, in, out, tokens, row);
+  if (row < last) dense_all_tokens<Avx2, 1>(weight, in, out, tokens, row);
+}
+
+void avx2_gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
+               int64_t end) {
+  if (weight.format == SPARITY_BITMASK)
+    spread_tiles<MaskedRows>(weight, in, out, tokens, begin, end);
+  else if (weight.format == SPARITY_TWO_OF_FOUR)
+    spread_tiles<PairedRows>(weight, in, out, tokens, begin, end);
+  else if (weight.format == SPARITY_DENSE && !weight.scales)
+    dense_tiles(weight, in, out, tokens, begin, end);
+  else
+    gemv<Avx2>(weight, in, out, tokens, begin, end);
+}
+
+constexpr sparity::Kernels avx2() {
+  sparity::Kernels all = kernels<Avx2>();
+  all.gemv = avx2_gemv;
+  return all;
+}
+
 }  // namespace
 
-const sparity::Kernels sparity::avx2_kernels = kernels<Avx2>();
+const sparity::Kernels sparity::avx2_kernels = avx2();
 const sparity::DecodeKernels sparity::avx2_decode = decode_kernels();
