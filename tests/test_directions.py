@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sparity"
 LEVELS = (
     ("errors",),
-    ("files", "registry", "sections", "zoo"),
+    ("files", "products", "registry", "sections", "zoo"),
     ("formats",),
     ("checkpoints",),
     ("models",),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sparity.errors import InvalidInput
+from sparity.products.float32 import float32_products
 
 
 def perplexity(model: Any, token_ids: Any, window: int = 2048) -> float:
@@ -66,7 +67,7 @@ def exp(loss: float) -> float:
 def window_logits(model: Any, ids: Tensor) -> Tensor:
     """Logits `[window, vocabulary]` of one window, in float32."""
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), float32_products():
         logits: Tensor = model(input_ids=ids[None].to(device), use_cache=False).logits[0]
     return logits.float()
 
