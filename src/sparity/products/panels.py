@@ -9,9 +9,10 @@ from torch import Tensor
 
 from sparity.products.choice import emulated
 
-PANEL = 8 << 20  # bytes of a weight in float32 at a time: still in the cache
+PANEL = 2 << 20  # bytes of a weight in float32 at a time: still in the cache
 FEWEST = 128  # rows of a panel, and its step: fewer make PyTorch's product slow
 FEW = 8  # inputs up to which a product in its own type is as fast: the weight's conversion takes most of the time
+TURNED = 256  # inputs up to which PyTorch is faster at the transposed product
 EXACT = 1024  # columns whose sums of int8 products float32 holds exactly: 2^7 * 2^7 * 2^10 = 2^24
 
 
@@ -39,7 +40,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     step = panel_rows(weight.shape[0], torch.float32.itemsize, PANEL)
     for begin in range(0, rows, step):
         part = slice(begin, begin + step)
-        sums = wide @ weight[:, part].float()
+        sums = _product(wide, weight[:, part].T.float())
         out[:, part] = sums if bias is None else sums.add_(bias[..., part])
     return out
 
@@ -53,8 +54,13 @@ def multiply_bytes(x: Tensor, weight: Tensor) -> Tensor:
         return torch._int_mm(x, weight.T)
     sums = torch.zeros(len(x), len(weight), dtype=torch.int32)
     for inputs, panel in zip(torch.split(x.float(), EXACT, 1), torch.split(weight.float(), EXACT, 1), strict=True):
-        sums += (inputs @ panel.T).to(torch.int32)
+        sums += _product(inputs, panel).to(torch.int32)
     return sums
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` [tokens, columns] times `weight` [rows, columns], both float32 -> `[tokens, rows]`."""
+    return (weight @ x.T).T if len(x) <= TURNED else x @ weight.T
 
 
 def panel_rows(columns: int, itemsize: int, nbytes: int) -> int:
