@@ -21,8 +21,8 @@ def timed(monkeypatch):
 def test_what_is_slow_is_emulated(timed):
     assert [emulated(dtype) for dtype in (torch.bfloat16, torch.float16, torch.int8)] == [True, False, True]
     assert emulated_types() == {torch.bfloat16}
-    assert words(torch.bfloat16) == "float32: emulated here, 1.5x the time of float32"
-    assert words(torch.float16) == "their own type: 1.5x the time of float32"
+    assert words(torch.bfloat16) == "float32 (own type: 1.5x the time of float32)"
+    assert words(torch.float16) == "own type (1.5x the time of float32)"
 
 
 def test_the_answer_may_be_told(timed, monkeypatch):
@@ -30,7 +30,7 @@ def test_the_answer_may_be_told(timed, monkeypatch):
         monkeypatch.setenv("SPARITY_PRODUCTS", told)
         assert emulated_types() == types
     monkeypatch.setenv("SPARITY_PRODUCTS", "own")
-    assert words(torch.bfloat16) == "their own type: SPARITY_PRODUCTS=own"
+    assert words(torch.bfloat16) == "own type (SPARITY_PRODUCTS=own)"
     monkeypatch.setenv("SPARITY_PRODUCTS", "fast")
     with pytest.raises(InvalidInput, match="SPARITY_PRODUCTS: float32, own or measured, not 'fast'"):
         emulated(torch.bfloat16)
@@ -39,7 +39,7 @@ def test_the_answer_may_be_told(timed, monkeypatch):
 def test_by_the_rules_nothing_is_timed(monkeypatch):
     monkeypatch.setattr(choice, "slowdown", lambda dtype: pytest.fail("timed"))
     assert not any(emulated(dtype) for dtype in (*SIXTEEN_BITS, torch.int8))
-    assert words(torch.bfloat16) == "their own type: not timed, SPARITY_CHOICE=rules"
+    assert words(torch.bfloat16) == "own type (not timed: SPARITY_CHOICE=rules)"
     monkeypatch.setenv("SPARITY_PRODUCTS", "float32")
     assert emulated_types() == BOTH
 

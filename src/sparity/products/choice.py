@@ -22,11 +22,13 @@ _settled: list[frozenset[torch.dtype]] = []  # what `settled` says, the last one
 
 
 def emulated(dtype: torch.dtype) -> bool:
-    """Whether products in bfloat16, float16 or int8 are to be computed in float32 on this processor.
+    """Whether products in bfloat16, float16 or int8 are to be computed in float32 on this processor; others never.
 
     Raises:
         InvalidInput: `SPARITY_PRODUCTS` says something unknown.
     """
+    if dtype not in (*SIXTEEN_BITS, torch.int8):
+        return False
     if _settled and dtype in SIXTEEN_BITS:
         return dtype in _settled[-1]
     asked = _asked()
@@ -50,13 +52,12 @@ def settled(types: Collection[torch.dtype]) -> Iterator[None]:
 
 def words(dtype: torch.dtype) -> str:
     """What products in `dtype` are computed in where Sparity has the choice, and why."""
-    how = "float32" if emulated(dtype) else "their own type"
-    asked = _asked()
+    asked, told = _asked(), os.environ.get("SPARITY_PRODUCTS")
     if asked == "measured":
-        return f"{how}: {'emulated here, ' if how == 'float32' else ''}{slowdown(dtype):.1f}x the time of float32"
-    if os.environ.get("SPARITY_PRODUCTS"):
-        return f"{how}: SPARITY_PRODUCTS={asked}"
-    return f"{how}: not timed, SPARITY_CHOICE=rules"
+        why = f"{slowdown(dtype):.1f}x the time of float32"
+    else:
+        why = f"SPARITY_PRODUCTS={told}" if told else "not timed: SPARITY_CHOICE=rules"
+    return f"float32 (own type: {why})" if emulated(dtype) else f"own type ({why})"
 
 
 @cache

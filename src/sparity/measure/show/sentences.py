@@ -193,9 +193,9 @@ def describe_products(dtype: torch.dtype) -> str | None:
         return None
     name = str(dtype).removeprefix("torch.")
     return (
-        f"This processor has no fast products in {name} ({name} products: {choice.words(dtype)}). Calibration and "
-        f"quality were computed with float32 products, rounded to {name}, for the dense and the sparse model alike; "
-        "transformers was timed with its own products."
+        f"Products of {name} are computed in {choice.words(dtype)} here: calibration and quality were measured so, "
+        f"each product rounded to {name}, for the dense and the sparse model alike. transformers was timed with "
+        "its own."
     )
 
 

@@ -29,9 +29,9 @@ def describe_products() -> str | None:
     if not choice.emulated(torch.bfloat16):
         return None
     return (
-        f"This processor has no fast products in bfloat16 (bfloat16 products: {choice.words(torch.bfloat16)}). "
-        "transformers was timed with them; the engine reads prompts with float32 products, so part of its lead to the "
-        "first token is what transformers would gain in float32."
+        f"Products of bfloat16 are computed in {choice.words(torch.bfloat16)} here where the engine reads prompts; "
+        "transformers was timed with its own. Part of the engine's lead to the first token is what transformers would "
+        "gain in float32."
     )
 
 
