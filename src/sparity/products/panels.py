@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparity.products.choice import emulated
 
-PANEL = 2 << 20  # bytes of a weight in float32 at a time: still in the cache
+PANEL = 8 << 20  # bytes of a weight in float32 at a time: still in the cache, and threads meet seldom
 FEWEST = 128  # rows of a panel, and its step: fewer make PyTorch's product slow
 FEW = 8  # inputs up to which a product in its own type is as fast: the weight's conversion takes most of the time
 TURNED = 256  # inputs up to which PyTorch is faster at the transposed product
