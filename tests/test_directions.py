@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sparity"
 LEVELS = (
     ("visible",),
     ("errors",),
-    ("files", "memory", "registry", "sections", "zoo"),
+    ("files", "memory", "products", "registry", "sections", "zoo"),
     ("formats",),
     ("checkpoints",),
     ("models",),

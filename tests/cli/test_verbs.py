@@ -157,6 +157,7 @@ def test_doctor(sparity, monkeypatch):
     assert found.code == 0
     assert found.json["bundled model"] == "works"
     assert found.json["sparity"] == package.__version__
+    assert found.json["bfloat16 products"] == "own type (not timed: SPARITY_CHOICE=rules)"
     assert "bundled model" in sparity("doctor").out
     monkeypatch.setattr("sparity.cli.doctor.EXTRAS", {"data": ("no_such_package",)})
     assert "pip install 'sparity[data]'" in " ".join(sparity("doctor").out.split())

@@ -18,6 +18,7 @@ from sparity.calibration.statistics import GRADIENTS
 from sparity.checkpoints.shards import write_tensors
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.models import Block, BlockInputs, Decoder
+from sparity.products.float32 import float32_products
 
 FP32 = 4
 MIN_LENGTH = 3
@@ -25,6 +26,7 @@ REMEDY = "use a wider dtype (float32) or other text"
 
 
 @torch.enable_grad()
+@float32_products()
 def gather_gradients(decoder: Decoder, tokens: Tensor, needs: Collection[str], folder: Path) -> None:
     """Write the gradient statistics of every projection into `folder`, a file per block, for `read_gradients`.
 

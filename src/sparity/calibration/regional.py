@@ -6,9 +6,11 @@ from torch import Tensor
 from sparity.calibration.gradients import projection_gradients
 from sparity.errors import NumericalError
 from sparity.models import Block, BlockInputs
+from sparity.products.float32 import float32_products
 
 
 @torch.enable_grad()
+@float32_products()
 def regional_gradients(block: Block, inputs: BlockInputs, hidden: Tensor) -> dict[str, Tensor]:
     """The mean over sequences of the squared gradient of ||block output||_2, by projection, `[out, in]` in float32.
 

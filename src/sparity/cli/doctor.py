@@ -96,6 +96,7 @@ def examine() -> dict[str, Any]:
 
     found: dict[str, Any] = machine.describe()
     found["memory"] = size(found.pop("memory_bytes"))
+    found["bfloat16 products"] = found.pop("bfloat16_products")
     found["free in temporary folder"] = size(shutil.disk_usage(tempfile.gettempdir()).free)
     for extra, packages in EXTRAS.items():
         absent = [name for name in packages if importlib.util.find_spec(name) is None]

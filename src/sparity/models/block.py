@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparity.errors import InvalidInput
+from sparity.products.float32 import float32_products
 
 FEATURES = (("out_features", "in_features"), ("nf", "nx"))  # what nn.Linear and Conv1D call their two sizes
 
@@ -165,7 +166,7 @@ class Block:
     def run(self, inputs: BlockInputs, hidden: Tensor, into: Tensor | None = None) -> None:
         """Send `hidden` [samples, tokens, hidden] through the block; outputs go to `into`, which may be `hidden`."""
         device = next(self.module.parameters()).device
-        with torch.no_grad():
+        with torch.no_grad(), float32_products():
             for start in range(0, len(hidden), inputs.batch):
                 part = hidden[start : start + inputs.batch].to(device)
                 output = self.output(inputs, part)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparity.errors import InvalidInput, wrong_input
 from sparity.models import transformers as hf
+from sparity.products.float32 import float32_products
 
 
 @wrong_input()
@@ -68,7 +69,7 @@ def exp(loss: float) -> float:
 def window_logits(model: Any, ids: Tensor) -> Tensor:
     """Logits `[window, vocabulary]` of one window, in float32."""
     device = next(model.parameters()).device
-    with torch.no_grad(), hf.named_outputs(model):
+    with torch.no_grad(), hf.named_outputs(model), float32_products():
         logits: Tensor = model(input_ids=ids[None].to(device), use_cache=False).logits[0]
     return logits.float()
 

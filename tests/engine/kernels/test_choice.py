@@ -249,3 +249,9 @@ def test_where_the_file_lies(monkeypatch):
     assert str(choice_file.path()) == "/else/sparity/kernels.json"
     monkeypatch.setenv("SPARITY_CACHE", "~/mine")
     assert str(choice_file.path()) == "/someone/mine/kernels.json"
+
+
+def test_timings_hold_for_the_products_that_prompts_are_read_with(monkeypatch):
+    own = choice_file.machine()
+    monkeypatch.setenv("SPARITY_PRODUCTS", "float32")
+    assert choice_file.machine() == f"{own}, float32 products"

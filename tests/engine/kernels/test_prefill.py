@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernel_inputs import FORMATS, inputs, weight_for
 from sparity.engine.kernels import native, prepare
@@ -27,7 +28,9 @@ def test_unpacked_tiles_are_the_weight(isa, name, values, shape):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("tokens", [17, 64])
-def test_prefill(isa, name, tokens, monkeypatch):
+@pytest.mark.parametrize("products", ["own", "float32"])
+def test_prefill(isa, name, tokens, products, monkeypatch):
+    monkeypatch.setenv("SPARITY_PRODUCTS", products)
     monkeypatch.setattr(cpu, "PANEL", 64 * 200 * 2)  # several panels
     weight, x = weight_for(name, 150, 200), inputs(tokens, 200)
     packed = build_format(name).pack(weight)
@@ -41,3 +44,35 @@ def test_prefill(isa, name, tokens, monkeypatch):
         result = prepare(quantized)(x)
         assert result.dtype == torch.bfloat16
         assert ((result.double() - wanted).abs() <= wanted.abs() * 2**-8).all()
+
+
+@pytest.mark.parametrize("values", ["same", "int8"])
+def test_a_prompt_by_way_of_float32_goes_through_no_product_of_another_type(values, monkeypatch):
+    monkeypatch.setenv("SPARITY_PRODUCTS", "float32")
+    for name in ("dense", "bitmask", "two_of_four"):
+        packed = build_format(name).pack(weight_for(name, 150, 200), values)
+        with RecordedProducts() as seen:
+            prepare(packed)(inputs(64, 200))
+        assert seen.types == {torch.float32}
+
+
+class RecordedProducts(TorchDispatchMode):
+    """The types of all products within the context."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "mm" in str(func):
+            self.types.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_int8_prompts_have_the_same_bits_either_way(monkeypatch):
+    packed = build_format("bitmask").pack(weight_for("bitmask", 70, 2100), "int8")
+    found = []
+    for products in ("own", "float32"):
+        monkeypatch.setenv("SPARITY_PRODUCTS", products)
+        found.append(prepare(packed)(inputs(20, 2100)))
+    assert torch.equal(*found)

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from sparity.measure.show import sentences
+from sparity.measure.show import sentences, sentences_bench
 
 ZEROS = "50.0 % of the weights in 8 projections are zero (target 50.0 %), 28.0 % of all parameters."
 SHAPES = "6 projections are smaller: 352 of 400 parameters are left."
@@ -80,3 +81,16 @@ def test_a_model_without_parameters_has_no_share_of_them(kinds):
     assert empty.left(empty.candidates[0]) is None
     assert kinds["cut"].left(kinds["cut"].candidates[0]) == 0.88
     assert kinds["pruned"].left(kinds["pruned"].candidates[0]) is None
+
+
+def test_emulated_products_are_told(monkeypatch):
+    assert sentences.describe_products(torch.bfloat16) is None
+    assert sentences_bench.describe_products() is None
+    monkeypatch.setenv("SPARITY_PRODUCTS", "float32")
+    assert sentences.describe_products(torch.float32) is None
+    assert sentences.describe_products(torch.float16) == (
+        "Products of float16 are computed in float32 (own type: SPARITY_PRODUCTS=float32) here: calibration and "
+        "quality were measured so, each product rounded to float16, for the dense and the sparse model alike. "
+        "transformers was timed with its own."
+    )
+    assert "Part of the engine's lead to the first token" in sentences_bench.describe_products()

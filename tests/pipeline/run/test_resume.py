@@ -1,5 +1,6 @@
 """A run that is killed at any moment resumes, and its files are those of an uninterrupted run, bit for bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,10 @@ import torch
 
 import sparity
 from interruptions import Killed, dies_at, weight_files
+from sparity.errors import CorruptFile
+from sparity.pipeline.run import runner
+from sparity.products import panels
+from sparity.products.choice import emulated_types
 from sparity.recipe import Recipe
 
 SCRIPT = """
@@ -96,11 +101,50 @@ def test_resume_uses_the_thread_count_of_the_start(tiny_llama_folder, token_file
         torch.set_num_threads(before)
 
 
+def test_resume_goes_on_with_the_products_of_the_start(tiny_llama_folder, token_files, tmp_path, monkeypatch):
+    multiply = panels.multiply
+    monkeypatch.setattr(panels, "FEW", 0)
+    monkeypatch.setattr(panels, "multiply", lambda *a: multiply(*a) * 1.25)  # so that bits tell which products ran
+    plan = recipe(token_files, tiny_llama_folder).model_copy(update={"dtype": "bfloat16"})
+    bits = {}
+    for begun, later in (("float32", "own"), ("own", "float32")):
+        monkeypatch.setenv("SPARITY_PRODUCTS", begun)
+        bits[begun] = weight_files(sparity.run(plan, output=tmp_path / f"whole-{begun}").path)
+        with pytest.MonkeyPatch.context() as patch:
+            dies_at(5, patch)
+            with pytest.raises(Killed):
+                sparity.run(plan, output=tmp_path / begun)
+        monkeypatch.setenv("SPARITY_PRODUCTS", later)
+        assert weight_files(sparity.run(plan, output=tmp_path / begun, resume=True).path) == bits[begun]
+    assert bits["float32"] != bits["own"]
+
+
+def test_an_unfinished_run_that_knew_no_products_goes_on_with_its_own(tiny_llama_folder, token_files, tmp_path):
+    manifest = tmp_path / "out.partial" / ".sparity" / "manifest.json"
+    with pytest.MonkeyPatch.context() as patch:
+        dies_at(5, patch)
+        with pytest.raises(Killed):
+            sparity.run(recipe(token_files, tiny_llama_folder), output=tmp_path / "out")
+    written = json.loads(manifest.read_text())
+    assert written.pop("emulated_products") == []
+    manifest.write_text(json.dumps({**written, "emulated_products": ["int3"]}))
+    with pytest.raises(CorruptFile, match=r"emulated_products: \['int3'\].*start again with --force"):
+        sparity.run(recipe(token_files, tiny_llama_folder), output=tmp_path / "out", resume=True)
+    manifest.write_text(json.dumps(written))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARITY_PRODUCTS", "float32")
+        seen = []
+        monitored = runner._work
+        patch.setattr(runner, "_work", lambda *a: seen.append(emulated_types()) or monitored(*a))
+        sparity.run(recipe(token_files, tiny_llama_folder), output=tmp_path / "out", resume=True)
+    assert seen == [frozenset()]
+
+
 def test_a_real_process_killed_at_random_moments(tiny_llama_folder, token_files, tmp_path):
     plan = recipe(token_files, tiny_llama_folder)
     expected = weight_files(sparity.run(plan, output=tmp_path / "whole").path)
     path, output = tmp_path / "recipe.yaml", tmp_path / "out"
-    path.write_text(__import__("json").dumps(plan.model_dump(mode="json")))
+    path.write_text(json.dumps(plan.model_dump(mode="json")))
     command = [sys.executable, "-c", SCRIPT, str(path), str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     for wanted, delay in (("prune", 0.02), ("block", 0.1), ("block", 0.0)):

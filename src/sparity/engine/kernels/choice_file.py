@@ -21,6 +21,7 @@ from sparity.engine.kernels import native
 from sparity.engine.kernels.processor import processor_name
 from sparity.errors import SparityError
 from sparity.files import expand, make_folder, read_json_object, write_json
+from sparity.products.choice import emulated
 from sparity.visible import logger
 
 log = logger(__name__)
@@ -45,7 +46,9 @@ def machine() -> str:
     isa = "no compiled kernels"
     if native.unavailable() is None:
         isa = f"{native.instruction_set()}, library {_library_hash()}"
-    return f"{processor_name()}, {os.cpu_count()} cores, {isa}, sparity {__version__}, torch {torch.__version__}"
+    products = ["float32 products"] if emulated(torch.bfloat16) else []  # with which prefill is another
+    versions = f"sparity {__version__}", f"torch {torch.__version__}"
+    return ", ".join((processor_name(), f"{os.cpu_count()} cores", isa, *versions, *products))
 
 
 def remembered(case: str) -> dict[str, float] | None:

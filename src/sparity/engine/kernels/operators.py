@@ -14,6 +14,7 @@ from sparity.engine.kernels.gemv.cpu import MOST_TOKENS
 from sparity.engine.kernels.prepared import prepared_at
 from sparity.engine.kernels.step import cpu
 from sparity.formats import unpack
+from sparity.products import panels as products
 
 
 @torch.library.custom_op("sparity::multiply", mutates_args=())
@@ -70,7 +71,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """
     tokens, (rows, columns) = x.numel() // max(x.shape[-1], 1), weight.shape
     if native.unavailable() or not 0 < tokens <= MOST_TOKENS or not weight.is_contiguous():
-        return torch.nn.functional.linear(x, weight)
+        return products.linear(x, weight)
     x, out = x.contiguous(), x.new_empty((*x.shape[:-1], rows))
     matrix = native.Matrix(rows=rows, columns=columns, values=weight.data_ptr(), kept=weight.numel())
     native.library().sparity_gemv(

@@ -15,6 +15,7 @@ from sparity.engine.kernels.prefill.cpu import prefill
 from sparity.engine.kernels.timing import Call, Timer
 from sparity.errors import InvalidInput
 from sparity.formats import Packed, format_of
+from sparity.products.panels import linear
 
 GEMV, PREFILL, PYTORCH = "gemv", "prefill", "pytorch"
 BATCHES = (1, 4, cpu.MOST_TOKENS)  # where timings are made; a batch in between goes by the next one above
@@ -93,7 +94,7 @@ class Prepared:
         if weight is not None and name == PREFILL:
             return lambda x: prefill(weight, x)
         if packed.plain:
-            return lambda x: torch.nn.functional.linear(x, packed.tensors["values"])
+            return lambda x: linear(x, packed.tensors["values"])
         return lambda x: pytorch.gemv(packed, x)
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from sparity.engine.kernels.processor import processor_name
+from sparity.products import choice
 
 PACKAGES = ("sparity", "torch", "transformers", "safetensors", "numpy")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, memory, device and versions."""
+    """Processor, memory, device, versions, and what products of bfloat16 are computed in."""
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -26,6 +27,7 @@ def describe() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
         "python": platform.python_version(),
+        "bfloat16_products": choice.words(torch.bfloat16),
         **{name: package_version(name) for name in PACKAGES},
     }
 

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from sparity.measure.data.report import Baseline, Candidate, Quality, Report, Speed
 from sparity.measure.show import numbers
+from sparity.products import choice
 
 SHARE = "The ratio to dense on our kernels is what sparsity gives; the one to transformers also holds faster kernels."
 
@@ -181,6 +184,18 @@ def describe_protocol(speed: Speed) -> str:
         f"Prompt of {count(speed.prompt, 'token')}, then {count(speed.tokens, 'token')} one by one, batch "
         f"{speed.batch}; median of {count(speed.rounds, 'round')} [lowest-highest], dense and sparse in turns. "
         f"A ratio above 1x is faster than dense.{f' {SHARE}' if speed.engine_dense else ''}"
+    )
+
+
+def describe_products(dtype: torch.dtype) -> str | None:
+    """What calibration and quality were computed with where products of the model's type are emulated, else None."""
+    if not choice.emulated(dtype):
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"Products of {name} are computed in {choice.words(dtype)} here: calibration and quality were measured so, "
+        f"each product rounded to {name}, for the dense and the sparse model alike. transformers was timed with "
+        "its own."
     )
 
 

@@ -1,7 +1,10 @@
 """What a benchmark found, as sentences: the same in the terminal and on the page."""
 
+import torch
+
 from sparity.measure.data.bench_report import BenchReport, Ratio
 from sparity.measure.show import numbers, sentences
+from sparity.products import choice
 
 MEMORY = (
     "Weights are what a contender holds while it runs; peak memory is the whole resident memory of a process of its "
@@ -18,6 +21,17 @@ def describe_protocol(report: BenchReport) -> str:
         f"{prompt}, one token, then {tokens} that are timed one by one; median of "
         f"{sentences.count(report.rounds, 'round')} [lowest-highest], {turns}. A ratio above 1x means that "
         f"{report.model} is faster."
+    )
+
+
+def describe_products() -> str | None:
+    """What prompts were read with where bfloat16 products are emulated, else None."""
+    if not choice.emulated(torch.bfloat16):
+        return None
+    return (
+        f"Products of bfloat16 are computed in {choice.words(torch.bfloat16)} here where the engine reads prompts; "
+        "transformers was timed with its own. Part of the engine's lead to the first token is what transformers would "
+        "gain in float32."
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparity.errors import InvalidInput
 from sparity.measure.data import machine
 from sparity.measure.data.bench_report import BenchReport, Ratio, Runner, Timing
+from sparity.measure.show.sentences_bench import describe_products
 from sparity.measure.timing import memory_fit, peak_memory
 from sparity.measure.timing.contenders import Contender, held_bytes, slow_note, stored_bytes
 from sparity.measure.timing.generation import Timed, check_context, prompts, time_generation
@@ -52,7 +53,7 @@ def bench(every: Sequence[Contender], ids: Tensor, protocol: Protocol, phase: Ca
         check_context(f"bench, {contender.name}", config, protocol.prompt, protocol.tokens)
         hf.check_vocabulary(ids, config, "bench")
     chosen = _fit(every, configs, protocol)
-    notes = [] if chosen.together else [IN_TURNS]
+    notes = [*filter(None, [describe_products()]), *([] if chosen.together else [IN_TURNS])]
     peaks = {}
     for contender in every:
         phase(f"measuring the memory of {contender.name}")

@@ -19,6 +19,7 @@ from sparity.calibration.mapped import create_tensor
 from sparity.errors import InvalidInput, NumericalError
 from sparity.models import Block, Decoder
 from sparity.pipeline.run.pass_folder import PassFolder
+from sparity.products.float32 import float32_products
 from sparity.quality.perplexity import exp
 from sparity.stages import BlockStage, Decision, RuntimeStage, Stage
 
@@ -136,7 +137,8 @@ class Trials:
     def _logits(self, sample: int, hidden: Tensor) -> Tensor:
         """Predictions `[length - 1, vocabulary]` in float32."""
         part = hidden[sample : sample + 1].to(self._decoder.device)
-        return self._head(self._tokens[sample : sample + 1], part)[0, :-1].float()
+        with float32_products():
+            return self._head(self._tokens[sample : sample + 1], part)[0, :-1].float()
 
     @contextmanager
     def _block(self, index: int) -> Iterator[Block]:

@@ -20,6 +20,7 @@ from sparity.formats import build_encoding
 from sparity.measure.data import machine
 from sparity.measure.data.outcome import Totals
 from sparity.measure.data.report import Candidate, Effort, Quality, Report, Speed, Verdict
+from sparity.measure.show.sentences import describe_products
 from sparity.measure.timing.speed import compare_speed, engine_declines
 from sparity.models.loading import load
 from sparity.pipeline.run.format_choices import dense_words
@@ -132,6 +133,8 @@ def _notes(job: Job, folder: Path, totals: Totals) -> Iterator[str]:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         exported = str(job.decoder.dtype).removeprefix("torch.")
         yield f"The model was stored as {names} and exported as {exported}: only that changes the size."
+    if torch.device(job.device).type == "cpu" and (products := describe_products(job.decoder.dtype)):
+        yield products
 
 
 def judge(accept: Accept, quality: tuple[Quality, ...], speed: Speed | None) -> list[Verdict]:

@@ -20,6 +20,7 @@ import torch
 from sparity.errors import CorruptFile, InvalidInput, RunConflict, SparityError
 from sparity.files import flush_folder, lock, make_folder, write_json
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder, read_state
+from sparity.products.choice import SIXTEEN_BITS, emulated_types, settled
 from sparity.visible import logger
 
 log = logger(__name__)
@@ -28,6 +29,7 @@ STATE = ".sparity"
 REPLACED = "replaced"
 PASSES = "passes"
 OF_EVERY_RUN = ("lock", "manifest.json")  # a state that holds no more is that of a run which has done nothing yet
+EMULATED = "emulated_products"
 
 
 class RunFolder(PassFolder):
@@ -65,6 +67,8 @@ class RunFolder(PassFolder):
     ) -> Iterator["RunFolder"]:
         """Create or continue the working folder for `output`; `chain` names the passes of the run before its last.
 
+        Within the context products are of the types that they were of when the run began.
+
         An unfinished run of another recipe is continued when only later stages differ: when it left a pass of `chain`.
         What a run that fails has made stays, unless it is nothing, or is made `in_one_go` and never continued.
 
@@ -87,7 +91,8 @@ class RunFolder(PassFolder):
                 folder._refuse_existing()
                 folder._claim(identity, resume, chain)
                 claimed = True
-                yield folder
+                with settled(folder.emulated_types):
+                    yield folder
         except Exception:
             folder._leave_nothing(made, claimed, in_one_go)
             raise
@@ -118,6 +123,16 @@ class RunFolder(PassFolder):
         if type(threads) is not int or threads < 1:
             raise CorruptFile(f"{path} is damaged (threads: {threads!r}): {START_OVER}")
         return threads
+
+    @property
+    def emulated_types(self) -> list[torch.dtype]:
+        """The types whose products counted as emulated when the run began; it goes on with the same products."""
+        path = self.state / "manifest.json"
+        names = read_state(path).get(EMULATED, [])  # releases that knew of none did not write it
+        known = {_name(dtype): dtype for dtype in SIXTEEN_BITS}
+        if not isinstance(names, list) or any(name not in known for name in names):
+            raise CorruptFile(f"{path} is damaged ({EMULATED}: {names!r}): {START_OVER}")
+        return [known[name] for name in names]
 
     def passes(self, keep: bool) -> Path:
         """Where the folders of finished passes lie: in the run's state, or beside the output when they are kept."""
@@ -212,7 +227,8 @@ class RunFolder(PassFolder):
                 return
             kept = [name for name in chain if (self.state / PASSES / name).is_dir()]
             if differing == ["recipe.stages"] and kept:
-                self._start_after(kept, {"identity": identity, "threads": self.threads})
+                same = {EMULATED: [_name(dtype) for dtype in self.emulated_types]}
+                self._start_after(kept, {"identity": identity, "threads": self.threads, **same})
                 return
             if not force:
                 raise RunConflict(
@@ -234,7 +250,8 @@ class RunFolder(PassFolder):
         for entry in self.state.iterdir():
             if entry.name != "lock":
                 _remove(entry)
-        write_json(manifest, {"identity": identity, "threads": torch.get_num_threads()})
+        emulated = sorted(_name(dtype) for dtype in emulated_types())
+        write_json(manifest, {"identity": identity, "threads": torch.get_num_threads(), EMULATED: emulated})
 
     def _start_after(self, kept: Sequence[str], manifest: dict[str, Any]) -> None:
         """Keep the passes of an unfinished run that this one would repeat, and remove all else of it."""
@@ -262,6 +279,10 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
             for found in _differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
         ]
     return [] if old == new else [place]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _remove(path: Path) -> None:

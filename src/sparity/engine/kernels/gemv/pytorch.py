@@ -1,10 +1,10 @@
 """GEMV in PyTorch: any format, type and number of inputs; unpacks the weight for each call, so it is slow."""
 
-import torch
 from torch import Tensor
 
 from sparity.engine.kernels.gemv.reference import quantize_tokens
 from sparity.formats import Packed, format_of
+from sparity.products.panels import linear
 
 
 def gemv(packed: Packed, x: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def gemv(packed: Packed, x: Tensor) -> Tensor:
     """
     form = format_of(packed)
     if not packed.encoding.integer_products:
-        return torch.nn.functional.linear(x, form.unpack(packed))
+        return linear(x, form.unpack(packed))
     form.check(packed)
     quantized, token_scales = quantize_tokens(x)
     # exact: a product is at most 127 * 127, and float64 holds whole numbers up to 2^53

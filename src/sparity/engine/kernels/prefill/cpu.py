@@ -11,16 +11,17 @@ from torch import Tensor
 from sparity.engine.kernels import native
 from sparity.engine.kernels.native_weight import NativeWeight
 from sparity.formats import format_of
+from sparity.products.panels import linear, multiply, multiply_bytes, panel_rows, worthwhile
 
 UNPACKS = frozenset(product(("bitmask", "two_of_four"), ("same", "int8")))  # (format, encoding): panel by panel
 PANEL = 3 << 20  # bytes of unpacked weight at a time: still in the cache
-FEWEST_ROWS = 128  # of a panel, and its step: fewer make PyTorch's product slow
 
 
 def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
     """`x` bfloat16 `[tokens, columns]` -> bfloat16 `[tokens, rows]`, by PyTorch's product of the unpacked weight.
 
     int8 weights meet inputs quantised per token, as in `gemv.reference.gemv_int8`; exact sums are scaled in float32.
+    Where the processor has no products of the weight's type, a panel is turned into float32, and sums are rounded once.
     """
     packed = weight.packed
     rows, columns = packed.shape
@@ -30,20 +31,25 @@ def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
     if packed.pair not in UNPACKS:
         whole = packed.tensors["values"] if packed.format == "dense" else format_of(packed).decode(packed)
         if not packed.encoding.integer_products:
-            return x @ whole.T
-        return _scaled(torch._int_mm(x, whole.T), token_scales, packed.tensors["scales"]).to(torch.bfloat16)
+            return linear(x, whole)
+        return _scaled(multiply_bytes(x, whole), token_scales, packed.tensors["scales"]).to(torch.bfloat16)
     out = torch.empty(x.shape[0], rows, dtype=torch.bfloat16)
-    step = max(1, PANEL // (columns * stored.itemsize) // FEWEST_ROWS) * FEWEST_ROWS
+    step = panel_rows(columns, stored.itemsize, PANEL)
     panel = torch.empty(min(step, rows), columns, dtype=stored)
+    widened = worthwhile(x, panel)
+    if widened:
+        x = x.float()
     for begin in range(0, rows, step):
         end = min(begin + step, rows)
         native.library().sparity_unpack(weight.address, begin, end, panel.data_ptr(), native.threads())
-        rows_of_panel = panel[: end - begin].T
+        rows_of_panel = panel[: end - begin]
         if packed.encoding.integer_products:
-            sums = torch._int_mm(x, rows_of_panel)
+            sums = multiply_bytes(x, rows_of_panel)
             out[:, begin:end] = _scaled(sums, token_scales, packed.tensors["scales"][begin:end])
+        elif widened:
+            out[:, begin:end] = multiply(x, rows_of_panel.T)
         else:
-            torch.mm(x, rows_of_panel, out=out[:, begin:end])
+            torch.mm(x, rows_of_panel.T, out=out[:, begin:end])
     return out
 
 

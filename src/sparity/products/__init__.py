@@ -1,0 +1,1 @@
+"""Matrix products in a type that the processor is fast in."""
