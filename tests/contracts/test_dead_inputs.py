@@ -99,7 +99,7 @@ def test_thresholds_of_dead_parts_skip_what_is_zero_and_nothing_else(switched_of
     stages = [{"activations": {"sparsity": sparsity}}]
     chosen = Recipe.read({"calibration": calibration, "stages": stages, "measure": {"speed": None}})
     result = sparity.run(chosen, model=switched_off, output=tmp_path / "out", device="cpu")
-    skipped = {change.name: change.skipped for change in result.report.changes}
+    skipped = {change.name: change.skipped for change in result.report.candidates[0].changes}
     assert skipped["model.layers.0.self_attn.o_proj"] == skipped["model.layers.1.mlp.down_proj"] == 1.0
     assert sparsity <= skipped["model.layers.0.mlp.down_proj"] < 1
 

@@ -149,7 +149,8 @@ class Prune(BlockStage):
                     known = evidence.of(projection, statistics)
                     mask = evidence.masks.get(projection.name)
                     before = projection.weight.clone()
-                    projection.write(self._pruned(pruning, projection, before, known, target, mask))
+                    unseen = _unseen(evidence, projection, known)
+                    projection.write(self._pruned(pruning, projection, before, known, target, mask, unseen))
                     if known.silent or known.without_effect:
                         without_effect.append(projection.name)
                 changes.append(Change.of(self.name, projection, evidence.block.index, target=target))
@@ -206,9 +207,10 @@ class Prune(BlockStage):
         statistics: Statistics,
         target: float,
         mask: Tensor | None,
+        unseen: bool,
     ) -> Tensor:
         """The weight `[out, in]` with the share `target` removed; an expert without tokens as the options say."""
-        if projection.expert is None or not _unseen(statistics):
+        if not unseen:
             return pruning.apply(weight, statistics, target, mask)[0]
         or_silent = "" if statistics.needs else ", or none that makes a difference"
         why = f"{projection.name}: no calibration token was routed to this expert{or_silent}"
@@ -286,6 +288,10 @@ def _observed(budget: Budget, evidence: ModelEvidence) -> dict[str, float]:
     return found
 
 
-def _unseen(statistics: Statistics) -> bool:
-    """Whether no token reached an expert: where tokens were not counted, its gradient, zero throughout, tells."""
-    return not statistics.tokens if statistics.needs else statistics.without_effect
+def _unseen(evidence: BlockEvidence, projection: Projection, known: Statistics) -> bool:
+    """Whether no token reached an expert; where none were counted, all gradients of its matrices are zero then."""
+    if projection.expert is None or known.needs:
+        return projection.expert is not None and not known.tokens
+    expert = (p for p in evidence.block.projections if (p.module, p.expert) == (projection.module, projection.expert))
+    gradients = [found for p in expert for found in evidence.gradients.get(p.name, {}).values()]
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
