@@ -164,6 +164,13 @@ def test_a_draft_that_the_fast_path_does_not_take_is_read_at_once(scaled):
     assert sum(fallbacks(model).values()) == 2
 
 
+def test_another_model_in_the_place_of_the_one_that_was_attached_is_not_told(scaled):
+    model, other = sparity.attach(scaled("default")), scaled("default")
+    wanted = other(text(9), logits_to_keep=3).logits
+    model.model = other.model
+    torch.testing.assert_close(model(text(9), logits_to_keep=3).logits, wanted, rtol=0.05, atol=0.05)
+
+
 def test_nothing_is_left_of_it_on_a_model_that_is_taken_off(scaled):
     model = scaled("default")
     with sparity.attached(model):

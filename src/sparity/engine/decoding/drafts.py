@@ -21,7 +21,8 @@ def mark(model: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple
     kept = named.get("logits_to_keep")
     if torch.compiler.is_compiling() or type(kept) is not int or not 1 < kept <= MOST_DRAFTED + 1:
         return None
-    return (arguments, {**named, MARK: kept - 1}) if model.base_model.checks_drafts() else None
+    checks = getattr(model.base_model, "checks_drafts", None)  # another model may have been put in its place
+    return (arguments, {**named, MARK: kept - 1}) if checks is not None and checks() else None
 
 
 def watch(model: nn.Module) -> None:
