@@ -237,7 +237,6 @@ INPUTS = torch.ones(3, 8)
         ({"sparsity": True}, InvalidInput, "sparsity True"),
         ({"sparsity": "abc"}, InvalidInput, "sparsity 'abc'"),
         ({"sparsity": float("nan")}, InvalidInput, "sparsity nan"),
-        ({"inputs": INPUTS * 0, "solver": "sparsegpt"}, NumericalError, "weight: the Gram matrix is zero"),
     ],
     ids=lambda value: " ".join(str(value).split())[:40],
 )

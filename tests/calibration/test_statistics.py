@@ -104,6 +104,14 @@ def test_a_dead_channel_has_a_diagonal_of_one():
     assert float(factor[2, 2]) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 1e-30])
+def test_where_no_channel_fired_every_one_is_dead(damping, scale):
+    factor, dead = gathered(torch.full((2, 20, 4), scale)).inverse_factor(damping)
+    assert dead.all()
+    torch.testing.assert_close(factor, torch.eye(4) / (1 + damping) ** 0.5)
+
+
 def test_errors():
     with pytest.raises(
         InvalidInput, match=r"unknown statistics \['colum_norm'\]; did you mean \"column_norm\"\? \(known: "

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from sparity import registry
@@ -21,6 +22,7 @@ REGIONAL = "regional_gradient_square"
 
 DAMPING = 0.01  # share of the mean diagonal that is added to it before a factorisation
 MAX_DAMPING = 1.0
+WEAKEST = torch.finfo(torch.float32).tiny  # of the Hessian's diagonal: less has no inverse in float32
 
 
 @dataclass
@@ -155,6 +157,16 @@ class Statistics:
         """`[32768]`, int64: how many |x| share the upper 16 bits of a float32, so each bin is under 1 % wide."""
         return self["histogram"]
 
+    @property
+    def silent(self) -> bool:
+        """Whether tokens reached the site and all of its inputs were zero, as far as its statistics can tell."""
+        return self.tokens > 0 and any(statistic(name).is_silent(total) for name, total in self.sums.items())
+
+    @property
+    def without_effect(self) -> bool:
+        """Whether gradients are known and one of them is zero throughout."""
+        return any(not bool(gradient.any()) for gradient in self.gradients.values())
+
     def magnitude_at(self, share: float) -> float:
         """The |x| below which the given share of all inputs lies, in [0, 1], within 1 %; from the histogram."""
         return magnitude_at(self.histogram, share)
@@ -168,11 +180,12 @@ class Statistics:
         """The upper Cholesky factor `[in, in]` of the inverse damped Hessian, and the dead channels `[in]`.
 
         The squared diagonal entry j is the j-th entry of the inverse Hessian of the channels from j on. A channel
-        that never fired counts as dead: its diagonal is set to 1. When the matrix cannot be factorised the damping
-        is raised, at least doubled each time, up to 1, and the step is logged.
+        that never fired, or too weakly for float32 to invert its entry, counts as dead: the row and column of an
+        identity take the place of its own. All may be dead. When the matrix cannot be factorised the damping is raised,
+        at least doubled each time, up to 1, and the step is logged.
 
         Raises:
-            NumericalError: no input reached the site, or no damping up to 1 makes the matrix definite.
+            NumericalError: no token reached the site, or no damping up to 1 makes the matrix definite.
         """
         if damping not in self._factors:
             self._factors[damping] = self._factorise(damping)
@@ -180,9 +193,9 @@ class Statistics:
 
     def _factorise(self, damping: float) -> tuple[Tensor, Tensor]:
         hessian = self._sum("gram") * (2.0 / self.sequences)  # its upper triangle, which is all that is read
-        dead = hessian.diagonal() == 0
-        if bool(dead.all()):
-            raise NumericalError(f"{self.site}: the Gram matrix is zero: no calibration token gave it an input")
+        dead = hessian.diagonal() < WEAKEST
+        hessian[dead] = 0.0
+        hessian[:, dead] = 0.0
         hessian.diagonal()[dead] = 1.0
         diagonal = hessian.diagonal().clone()
         strength = damping

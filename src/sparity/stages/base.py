@@ -164,11 +164,13 @@ class BlockEdit:
         block: the block after the edit; its projections are found anew where shapes changed.
         changes: one per projection that the stage had to do with.
         kept: dimension -> the indices of its units that stay, where the stage cut it.
+        notes: sentences about what the stage met, which a run logs; trials of edits do not.
     """
 
     block: Block
     changes: tuple[Change, ...]
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class BlockStage(Stage):

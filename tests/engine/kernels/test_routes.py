@@ -54,6 +54,18 @@ def test_what_competes(name, values, few, many):
 
 
 @NATIVE
+@pytest.mark.parametrize("name", ["dense", "bitmask"])
+@pytest.mark.parametrize("count", [1, 4, 5, 17, 128])
+def test_inputs_that_must_not_notice_each_other_take_one_kernel_whatever_is_faster(name, count):
+    prepared = prepare(packed(name), Clock(gemv=2.0, prefill=1.0, pytorch=1.0))
+    assert prepared.choice(4).winner != "gemv"
+    x = inputs(count, SHAPE[1])
+    together = prepared.each_alone(x[None])
+    assert together.shape == (1, count, SHAPE[0])
+    assert torch.equal(together[0], torch.cat([prepared.each_alone(row) for row in x.split(1)]))
+
+
+@NATIVE
 def test_one_timing_serves_the_batches_up_to_its_own():
     clock = Clock(gemv=1.0, prefill=2.0)
     prepared = prepare(packed("bitmask"), clock)

@@ -104,6 +104,20 @@ def test_an_expert_without_tokens_is_treated_as_the_recipe_says(family_models, t
     assert sorted(round(s, 1) for s in share) == [0.0] * 6 + [0.5] * 6
 
 
+@pytest.mark.parametrize("score", ["gradient", "taylor", "gblm", "wanda", "obs"])
+def test_an_expert_that_sees_tokens_and_does_nothing_with_them_is_pruned(
+    family_models, token_files, tmp_path, caplog, score
+):
+    model = copy.deepcopy(family_models["mixtral"])
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.gate_up_proj[:, 64:] = 0  # up, so that down sees only zeros
+    chosen = recipe(token_files, {"score": score, "sparsity": 0.5})
+    result = sparity.run(chosen, model=model, output=tmp_path / "out", device="cpu")
+    assert all((w == 0).float().mean() >= 0.45 for w in weights_of(result.model()).values())
+    assert caplog.text.count("layers.1.block_sparse_moe.experts.0.w2: ") == 1
+    assert "no calibration token" not in caplog.text
+
+
 def test_the_plan_tells_the_bytes_and_short_samples_are_refused(family_models, token_files):
     model = family_models["llama"]
     job = prepare(recipe(token_files, {"score": "taylor"}), model, "cpu")

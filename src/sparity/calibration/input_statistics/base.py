@@ -36,6 +36,10 @@ class Statistic(ABC):
         """Whether all inputs were finite, and not too large to be counted."""
         return bool(torch.isfinite(total).all())
 
+    def is_silent(self, total: Tensor) -> bool:
+        """Whether it is certain that all inputs were zero, or too small to be counted; not every statistic can tell."""
+        return False
+
     @abstractmethod
     def value(self, total: Tensor, sequences: int, tokens: int) -> Tensor:
         """What the raw sum over so many sequences and tokens stands for.

@@ -23,6 +23,10 @@ class ColumnNorm(Statistic):
         """See `Statistic.add`."""
         total.add_(x.square().sum(0))
 
+    def is_silent(self, total: Tensor) -> bool:
+        """See `Statistic.is_silent`."""
+        return not bool(total.any())
+
     def value(self, total: Tensor, sequences: int, tokens: int) -> Tensor:
         """`[in]`: sqrt(sum of squares / sequences)."""
         return (total / sequences).sqrt()

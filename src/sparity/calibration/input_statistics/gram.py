@@ -34,6 +34,10 @@ class Gram(Statistic):
         """An input that is not finite, or too large to be squared, shows on the diagonal."""
         return bool(torch.isfinite(total.diagonal()).all())
 
+    def is_silent(self, total: Tensor) -> bool:
+        """See `Statistic.is_silent`."""
+        return not bool(total.diagonal().any())
+
     def value(self, total: Tensor, sequences: int, tokens: int) -> Tensor:
         """`[in, in]`: `total` with the part that `add` leaves out filled in place."""
         for start in range(0, len(total), PANEL):

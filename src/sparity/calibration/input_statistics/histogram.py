@@ -31,6 +31,10 @@ class Histogram(Statistic):
         """See `Statistic.is_finite`."""
         return not bool(total[INFINITE:].any())
 
+    def is_silent(self, total: Tensor) -> bool:
+        """See `Statistic.is_silent`."""
+        return not bool(total[1:].any())
+
     def value(self, total: Tensor, sequences: int, tokens: int) -> Tensor:
         """`[32768]`: the counts as they are."""
         return total

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparity.engine.decoding.change_detector import Snapshot
 from sparity.engine.decoding.llama_layout import library_blocks, shape_of_heads
+from sparity.engine.decoding.rotary import tables as rotary_tables
 from sparity.engine.kernels import native
 from sparity.engine.runtime import CacheLayer, CacheShape
 
@@ -85,14 +86,16 @@ class Step:
         positions: Tensor,
         mask: Tensor | None,
         layers: Sequence[CacheLayer],
+        length: int,
     ) -> Tensor | str:
         """`embeddings` [batch, new, hidden] -> the same after all blocks and the last norm; the cache grows by `new`.
 
-        `positions` [batch, new] or [1, new]; `mask` [batch, length + new] is 0 where a token is not seen, or None. A
-        sentence is returned, and nothing was done, for embeddings or rotary tables that the library cannot read.
+        `positions` [batch, new] or [1, new]; `mask` [batch, length + new] is 0 where a token is not seen, or None;
+        `length` tokens are in the cache. A sentence is returned, and nothing was done, for embeddings or rotary tables
+        that the library cannot read.
         """
         base, (batch, fresh) = self.base, embeddings.shape[:2]
-        tables = base.rotary_emb(embeddings, position_ids=positions)
+        tables = rotary_tables(base.rotary_emb, embeddings, positions, behind=length > 0)
         hidden, width = base.norm.weight.shape[0], self._heads[0][1]
         turned = ((batch, fresh, width), (1, fresh, width))
         if not _is(embeddings, (batch, fresh, hidden)):

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sparity.engine.decoding import cache as cache_layers
-from sparity.engine.decoding import llama_layout
+from sparity.engine.decoding import drafts, llama_layout
 from sparity.engine.decoding.change_detector import Snapshot
-from sparity.engine.decoding.fast_path import Step
-from sparity.engine.modules.linear import DenseLinear
+from sparity.engine.decoding.fast_path import MOST_TOKENS, Step
+from sparity.engine.decoding.rotary import by_length, forget
+from sparity.engine.modules.linear import DenseLinear, Head
 from sparity.engine.modules.packed_module import NOT_PICKLED, HoldsPacked
 from sparity.errors import InvalidInput
 from sparity.visible import logger
@@ -30,9 +31,11 @@ log = logger(__name__)
 
 def enable_fast_path(model: Any) -> Any:
     """Make a causal language model decode faster, in place; the model is returned."""
+    head = model.get_output_embeddings()
     for layer in model.modules():
         if type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16:
-            DenseLinear.adopt(layer)
+            (Head if layer is head else DenseLinear).adopt(layer)
+    drafts.watch(model)
     base = model.base_model
     if not isinstance(base, FastPath):
         base.__class__ = _fast_path_class(type(base))  # type: ignore[arg-type]  # classes are hashable
@@ -51,6 +54,7 @@ def disable_fast_path(model: Any) -> None:
     if isinstance(base, FastPath):
         del base.engine, base.fallbacks
         base.__class__ = type(base).__mro__[2]
+    drafts.unwatch(model)
     for layer in model.modules():
         if isinstance(layer, DenseLinear):
             layer.release()
@@ -98,6 +102,10 @@ class FastPath:
     engine: Engine | None
     fallbacks: Counter[str]
 
+    def checks_drafts(self) -> bool:
+        """Whether calls may be marked with the number of their tokens that are a draft."""
+        return _engine(self).step is not None
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for module in self.modules():  # type: ignore[attr-defined]
             if isinstance(module, HoldsPacked):
@@ -128,9 +136,14 @@ def _fast_path_class(cls: Any) -> Any:
     def forward(self: Any, *arguments: Any, **named: Any) -> Any:
         if torch.compiler.is_compiling():
             return cls.forward(self, *arguments, **named)
+        drafted = named.pop(drafts.MARK, 0)
+        if drafted and (calls := _calls(self, arguments, named, drafted)):
+            hidden = torch.cat([forward(self, **call).last_hidden_state for call in calls], 1)
+            return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=named["past_key_values"])
         found = "gradients are recorded" if torch.is_grad_enabled() else _on_fast_path(self, arguments, named)
         if isinstance(found, str):
             self.fallbacks[found] += 1
+            forget(getattr(self, "rotary_emb", None))
             return cls.forward(self, *arguments, **named)
         return BaseModelOutputWithPast(last_hidden_state=found, past_key_values=named["past_key_values"])
 
@@ -151,8 +164,35 @@ def _on_fast_path(base: Any, arguments: tuple[Any, ...], named: dict[str, Any]) 
     return _decode(base, engine.step, layers, **named)
 
 
-def _decode(
-    base: Any,
+def _calls(base: Any, arguments: tuple[Any, ...], named: dict[str, Any], drafted: int) -> list[dict[str, Any]]:
+    """The calls that check a draft as single steps would; none where one call does, or where there is no fast path."""
+    layers, step = cache_layers.use_growing_layers(named.get("past_key_values")), _engine(base).step
+    given = named.get("inputs_embeds") if named.get("input_ids") is None else named["input_ids"]
+    if torch.is_grad_enabled() or arguments or layers is None or step is None or not isinstance(given, Tensor):
+        return []
+    (rows, fresh), length = given.shape[:2], layers[0].get_seq_length() if layers else 0
+    if not 0 < rows <= MOST_TOKENS or drafted >= fresh:
+        return []
+    sizes = drafts.parts(fresh, drafted, length, MOST_TOKENS // rows, by_length(base.rotary_emb))
+    calls = drafts.cut(named, sizes, length) if len(sizes) > 1 else []
+    alike = drafts.cut(named, [1, fresh - 1], length) if calls else []  # a step now would be taken as one then
+    return [] if alike and _declines(step, layers, **alike[0]) else calls
+
+
+def _decode(base: Any, step: Step, layers: list[Any], **named: Any) -> Tensor | str:
+    """Hidden states `[batch, new, hidden]` after the last norm, or why the model's own code must run."""
+    if reason := _declines(step, layers, **named):
+        return reason
+    embeddings, positions = named.get("inputs_embeds"), named.get("position_ids")
+    if embeddings is None:
+        embeddings = base.embed_tokens(named["input_ids"])
+    length = layers[0].get_seq_length() if layers else 0
+    if positions is None:
+        positions = torch.arange(length, length + embeddings.shape[1])[None]
+    return step(embeddings, positions, named.get("attention_mask"), layers, length)
+
+
+def _declines(
     step: Step,
     layers: list[Any],
     input_ids: Tensor | None = None,
@@ -161,8 +201,8 @@ def _decode(
     inputs_embeds: Tensor | None = None,
     use_cache: bool | None = None,
     **options: Any,
-) -> Tensor | str:
-    """Hidden states `[batch, new, hidden]` after the last norm, or why the model's own code must run."""
+) -> str | None:
+    """Why a call must run the model's own code, or None."""
     given = input_ids if inputs_embeds is None else inputs_embeds
     if (input_ids is None) == (inputs_embeds is None):
         return "either ids or embeddings are needed"
@@ -172,9 +212,4 @@ def _decode(
         return "the call asks for no cache"
     length = layers[0].get_seq_length() if layers else 0
     rows, fresh = given.shape[:2]
-    if reason := step.declines(rows, fresh, attention_mask, position_ids, layers, length, options):
-        return reason
-    if position_ids is None:
-        position_ids = torch.arange(length, length + fresh)[None]
-    embeddings = base.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-    return step(embeddings, position_ids, attention_mask, layers)
+    return step.declines(rows, fresh, attention_mask, position_ids, layers, length, options)

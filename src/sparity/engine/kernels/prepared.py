@@ -50,6 +50,14 @@ class Prepared:
         out = self._decided(len(rows))[1](rows)
         return out.reshape(*x.shape[:-1], self.packed.shape[0])
 
+    def each_alone(self, x: Tensor) -> Tensor:
+        """The same, and up to `MANY` inputs each give the bits that they give alone: by `gemv`, whatever is faster."""
+        rows = x.reshape(-1, x.shape[-1])
+        if self.native is None or len(rows) > MANY:
+            return self(x)
+        out = torch.cat([cpu.gemv(self.native, part) for part in torch.split(rows, cpu.MOST_TOKENS)])
+        return out.reshape(*x.shape[:-1], self.packed.shape[0])
+
     def choice(self, batch: int) -> Choice:
         """What multiplies so many inputs (`gemv`, `prefill` or `pytorch`), and why; timed at the first call."""
         return self._decided(batch)[0]

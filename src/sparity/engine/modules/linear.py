@@ -144,8 +144,18 @@ class DenseLinear(nn.Linear):
         prepared = None if torch.is_grad_enabled() or x.dtype != torch.bfloat16 else self.prepared
         if prepared is None or x.device.type != "cpu":
             return super().forward(x)
-        out = prepared(x)
+        out = self._product(prepared, x)
         return out if self.bias is None else out + self.bias
+
+    def _product(self, prepared: Prepared, x: Tensor) -> Tensor:
+        return prepared(x)
+
+
+class Head(DenseLinear):
+    """A model's head: up to `prepared.MANY` inputs each get the product that they would get alone, bit for bit."""
+
+    def _product(self, prepared: Prepared, x: Tensor) -> Tensor:
+        return prepared.each_alone(x)
 
 
 class _Held:

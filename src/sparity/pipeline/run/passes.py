@@ -1,5 +1,6 @@
 """One pass over a model: its stages decide, then every block in turn is edited and committed before the next begins."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,8 @@ from sparity.pipeline.run.progress import Progress
 from sparity.pipeline.run.runtime_files import carry_runtime, publish_fitted, save_fitted
 from sparity.stages import BlockEdit, BlockStage, Decision, RuntimeStage, Stage
 from sparity.stages.order import needs_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,8 @@ def _edit_block(
         if isinstance(stage, BlockStage):
             edit = stage.edit(model, evidence, decision)
             visit.block = edit.block
+            for note in edit.notes:
+                log.warning("%s", note)
             if masked and "mask" in stage.preserves:
                 _check_masks(stage, edit, evidence.masks, model.dimensions(visit.block.index))
             record["changes"] += [asdict(_with_loss(change, losses or {})) for change in edit.changes]

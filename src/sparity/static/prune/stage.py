@@ -140,17 +140,26 @@ class Prune(BlockStage):
 
     def edit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> BlockEdit:
         """See `BlockStage.edit`."""
-        pruning, changes = self.pruning, []
+        pruning, changes, notes = self.pruning, list[Change](), list[str]()
         for site, statistics in evidence.sites():
+            without_effect = []
             for projection in site.projections:
                 sparsity = decision["sparsity"].get(projection.name, 0.0)
                 if sparsity > 0:
                     known = evidence.of(projection, statistics)
                     mask = evidence.masks.get(projection.name)
                     before = projection.weight.clone()
-                    projection.write(self._pruned(pruning, projection.name, before, known, sparsity, mask))
+                    unseen = _unseen(evidence, projection, known)
+                    projection.write(self._pruned(pruning, projection, before, known, sparsity, mask, unseen))
+                    if known.silent or known.without_effect:
+                        without_effect.append(projection.name)
                 changes.append(Change.of(self.name, projection, evidence.block.index, target=sparsity))
-        return BlockEdit(evidence.block, tuple(changes))
+            if without_effect:
+                which = "every input" if statistics.silent else "the gradient"
+                notes.append(
+                    f"{', '.join(without_effect)}: {which} is zero on all calibration tokens: its weights go first"
+                )
+        return BlockEdit(evidence.block, tuple(changes), notes=tuple(notes))
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
@@ -198,17 +207,25 @@ class Prune(BlockStage):
         return budget
 
     def _pruned(
-        self, pruning: Pruning, name: str, weight: Tensor, statistics: Statistics, sparsity: float, mask: Tensor | None
+        self,
+        pruning: Pruning,
+        projection: Projection,
+        weight: Tensor,
+        statistics: Statistics,
+        sparsity: float,
+        mask: Tensor | None,
+        unseen: bool,
     ) -> Tensor:
-        """The weight `[out, in]` with the share `target` removed; an expert without tokens as the options say."""
-        if not _unseen(statistics):
+        """The weight `[out, in]` with `sparsity` of its entries removed; an expert without tokens as the options say."""
+        if not unseen:
             return pruning.apply(weight, statistics, sparsity, mask)[0]
+        or_silent = "" if statistics.needs else ", or none that makes a difference"
+        why = f"{projection.name}: no calibration token was routed to this expert{or_silent}"
         if self.unseen_expert == "error":
             raise NumericalError(
-                f"{name}: no calibration token was routed to this expert; calibrate on more or other text, or set "
-                "`unseen_expert: magnitude` or `unseen_expert: dense`"
+                f"{why}; calibrate on more or other text, or set `unseen_expert: magnitude` or `unseen_expert: dense`"
             )
-        log.warning("%s: no calibration token was routed to this expert, treated by: %s", name, self.unseen_expert)
+        log.warning("%s; treated by: %s", why, self.unseen_expert)
         if self.unseen_expert == "dense":
             return weight
         plain = {
@@ -278,7 +295,10 @@ def _observed(budget: Budget, evidence: ModelEvidence) -> dict[str, float]:
     return found
 
 
-def _unseen(statistics: Statistics) -> bool:
-    """Whether no token reached the projection: then it has no inputs to count and its gradient is zero throughout."""
-    silent = any(not bool(gradient.any()) for gradient in statistics.gradients.values())
-    return silent or bool(statistics.needs and not statistics.tokens)
+def _unseen(evidence: BlockEvidence, projection: Projection, known: Statistics) -> bool:
+    """Whether no token reached an expert; where none were counted, all gradients of its matrices are zero then."""
+    if projection.expert is None or known.needs:
+        return projection.expert is not None and not known.tokens
+    expert = (p for p in evidence.block.projections if (p.module, p.expert) == (projection.module, projection.expert))
+    gradients = [found for p in expert for found in evidence.gradients.get(p.name, {}).values()]
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)

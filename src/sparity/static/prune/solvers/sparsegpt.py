@@ -25,7 +25,7 @@ class SparseGPT(Solver):
     whole block at once, or for N:M when the first column of a group of M is reached.
 
     `damping` is the share of the Hessian's mean diagonal that is added to it; it is raised and logged when the matrix
-    is singular. Channels that never fired are pruned first.
+    is singular. Channels that never fired are pruned first; a weight there that the mask keeps stays what it was.
     """
 
     damping: float = DAMPING
@@ -51,6 +51,7 @@ class SparseGPT(Solver):
             block = slice(start, min(start + width, len(columns)))
             errors = _solve_block(columns[block], factor[block, block], keep[block], choose, start)
             columns[block.stop :] -= factor[block, block.stop :].T @ errors
+        columns[dead] = weight.float().T[dead]
         keep = keep.T.contiguous()
         return zeroed(columns.T, keep), keep
 
