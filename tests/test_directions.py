@@ -8,8 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sparity"
 LEVELS = (
     ("errors",),
-    ("files", "registry", "sections", "zoo"),
-    ("formats",),
+    ("files", "registry", "sections"),
+    ("formats", "zoo"),
     ("checkpoints",),
     ("models",),
     ("calibration", "quality", "engine.kernels"),

@@ -15,6 +15,7 @@ from sparity.cli.demo import demo
 from sparity.cli.doctor import doctor
 from sparity.cli.eval import evaluate
 from sparity.cli.explain import explain
+from sparity.cli.fetch import fetch, may_fetch
 from sparity.cli.generate import generate
 from sparity.cli.methods import methods
 from sparity.cli.plan import plan
@@ -40,8 +41,10 @@ VERBS: dict[str, Callable[..., Any]] = {
     "explain": explain,
     "schema": schema,
     "doctor": doctor,
+    "fetch": fetch,
     "demo": demo,
 }
+OPENING = ("prune", "run", "plan", "sensitivity", "sweep", "eval", "bench", "generate", "convert", "doctor")  # a model
 
 app = typer.Typer(
     name="sparity",
@@ -51,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb, function in VERBS.items():
-    app.command(verb)(function)
+    app.command(verb)(may_fetch(function) if verb in OPENING else function)
 
 
 def _version(wanted: bool) -> None:
