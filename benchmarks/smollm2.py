@@ -1,0 +1,79 @@
+"""The runs of recipes/sweeps/smollm2.yaml, and what each pruned model writes: perplexity beside text.
+
+    python benchmarks/smollm2.py OUT.json [KEY=VALUE ...]
+
+KEY=VALUE changes the sweep as on the command line of `sparity sweep`. Each row is written when it is finished, and the
+same command goes on after the rows that OUT.json has. The text is greedy, in the model's chat template.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from sparity.cli.console import ProgressBar
+from sparity.files import read_json_object, write_json
+from sparity.measure.data.machine import describe
+from sparity.measure.data.report import plain
+from sparity.measure.data.sweep_report import Row
+from sparity.models.loading import load, load_tokenizer
+from sparity.pipeline.run.runner import execute
+from sparity.sweep_file import Sweep
+
+SWEEP = Path(__file__).parents[1] / "recipes/sweeps/smollm2.yaml"
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about a lighthouse in a storm.",
+    "Why does ice float on water?",
+)
+TOKENS = 40
+
+
+def says(model, tokenizer, prompt):
+    """The answer of a chat model, its likeliest tokens, on one line."""
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS, pad_token_id=0
+        )
+    return " ".join(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).split())
+
+
+def answers(model, tokenizer):
+    return {prompt: says(model, tokenizer, prompt) for prompt in PROMPTS}
+
+
+def main():
+    """Run what is missing, in the sweep's order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    sweep = Sweep.read(SWEEP, options.changes)
+    tokenizer = load_tokenizer(sweep.base.model)
+    known = (
+        read_json_object(options.out) if options.out.exists() else {"machine": describe(), "dense": None, "rows": []}
+    )
+
+    def keep():
+        write_json(options.out, plain(known))
+
+    if known["dense"] is None:
+        known["dense"] = answers(load(sweep.base.model, dtype=sweep.base.dtype), tokenizer)
+        keep()
+    with ProgressBar(quiet=False) as progress:
+        for combination in sweep.combinations:
+            if any(row["labels"] == list(combination.labels) for row in known["rows"]):
+                continue
+            progress.phase(combination.words)
+            result = execute(combination.recipe, progress)
+            row = Row.of(combination.labels, plain(combination.recipe.summary()), result.report).to_dict()
+            row["labels"] = list(combination.labels)
+            known["rows"].append({**row, "says": answers(result.model(), tokenizer)})
+            keep()
+
+
+if __name__ == "__main__":
+    main()
