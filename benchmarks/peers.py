@@ -8,7 +8,12 @@ import torch
 
 from sparity.measure.timing.generation import Stamps
 
-FILE_TYPES = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}
+FILE_TYPES = {
+    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "Q4_1": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1,
+    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+}
+_readers = {}  # path -> what reads whole windows
 
 
 def check_same(model, path):
@@ -22,6 +27,16 @@ def check_same(model, path):
     likeness = float(torch.nn.functional.cosine_similarity(ours, theirs).min())
     if likeness < 0.99:
         raise SystemExit(f"{path}: llama.cpp computes something else, likeness {likeness:.4f}")
+
+
+def all_logits(path, ids):
+    """The logits `[window, vocabulary]` of one window of ids, from a fresh start."""
+    if path not in _readers:
+        _readers[path] = llama_cpp.Llama(str(path), n_ctx=len(ids), n_batch=len(ids), logits_all=True, verbose=False)
+    reader = _readers[path]
+    reader.reset()
+    reader.eval(ids.tolist())
+    return torch.from_numpy(np.array(reader.scores[: len(ids)]))
 
 
 def quantise(source, target, kind, threads):
