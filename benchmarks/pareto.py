@@ -21,9 +21,9 @@ import torch
 from sparity.cli.console import ProgressBar
 from sparity.engine.attach import attach
 from sparity.files import write_json, write_text
-from sparity.measure.charts.tradeoff import Contestant, dominated, tradeoff
+from sparity.measure.charts.tradeoff import dominated, tradeoff
 from sparity.measure.data.machine import describe, package_version
-from sparity.measure.data.report import plain
+from sparity.measure.data.report import Contestant, plain
 from sparity.measure.timing.contenders import held_bytes
 from sparity.measure.timing.generation import time_generation
 from sparity.measure.timing.interleave import ratios, take_turns

@@ -9,13 +9,12 @@ same command goes on after the rows that OUT.json has. The text is greedy, in th
 import argparse
 from pathlib import Path
 
-import torch
-
 from sparity.cli.console import ProgressBar
 from sparity.files import read_json_object, write_json
 from sparity.measure.data.machine import describe
 from sparity.measure.data.report import plain
 from sparity.measure.data.sweep_report import Row
+from sparity.measure.timing.answers import answers
 from sparity.models.loading import load, load_tokenizer
 from sparity.pipeline.run.runner import execute
 from sparity.sweep_file import Sweep
@@ -27,22 +26,6 @@ PROMPTS = (
     "Why does ice float on water?",
 )
 TOKENS = 40
-
-
-def says(model, tokenizer, prompt):
-    """The answer of a chat model, its likeliest tokens, on one line."""
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
-    with torch.no_grad():
-        made = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS, pad_token_id=0
-        )
-    return " ".join(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).split())
-
-
-def answers(model, tokenizer):
-    return {prompt: says(model, tokenizer, prompt) for prompt in PROMPTS}
 
 
 def main():
@@ -61,7 +44,7 @@ def main():
         write_json(options.out, plain(known))
 
     if known["dense"] is None:
-        known["dense"] = answers(load(sweep.base.model, dtype=sweep.base.dtype), tokenizer)
+        known["dense"] = answers(load(sweep.base.model, dtype=sweep.base.dtype), tokenizer, PROMPTS, TOKENS)
         keep()
     with ProgressBar(quiet=False) as progress:
         for combination in sweep.combinations:
@@ -71,7 +54,7 @@ def main():
             result = execute(combination.recipe, progress)
             row = Row.of(combination.labels, plain(combination.recipe.summary()), result.report).to_dict()
             row["labels"] = list(combination.labels)
-            known["rows"].append({**row, "says": answers(result.model(), tokenizer)})
+            known["rows"].append({**row, "says": answers(result.model(), tokenizer, PROMPTS, TOKENS)})
             keep()
 
 

@@ -4,8 +4,8 @@ import math
 import re
 from xml.etree import ElementTree
 
-from sparity.measure.charts.tradeoff import Contestant, dominated, tradeoff
-from sparity.measure.data.report import Spread
+from sparity.measure.charts.tradeoff import dominated, tradeoff
+from sparity.measure.data.report import Contestant, Spread
 
 
 def contestant(name, rate, perplexity, kind="sparse"):

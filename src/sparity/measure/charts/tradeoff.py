@@ -2,28 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
 from sparity.measure.charts.bars_and_maps import label_spots
 from sparity.measure.charts.drawing import DENSE, SPARSE, WIDTH, draw_line, draw_text, svg
 from sparity.measure.charts.lines_matrix import Scale, tick_words
-from sparity.measure.data.report import Spread
+from sparity.measure.data.report import Contestant
 from sparity.measure.show import numbers
 
 LEFT, RIGHT, TOP, HEIGHT = 80.0, 30.0, 40.0, 340.0
 PEER = "var(--peer, #c2410c)"
 PAINTS = {"dense": DENSE, "sparse": SPARSE, "peer": PEER}
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A model as it is run: its decode speed in tokens/s, its perplexity, and what it is: dense, sparse or a peer."""
-
-    name: str
-    rate: Spread
-    perplexity: float
-    kind: str
 
 
 def dominated(contestants: Sequence[Contestant]) -> dict[str, str]:
