@@ -130,7 +130,8 @@ def measure(folder, names, options):
     turns = [partial(variant.generate, ids[None, :PROMPT], options.tokens) for variant in opened.values()]
     times = dict(zip(names, take_turns(turns, options.rounds), strict=True))
     contestants = [
-        Contestant(name, pace(times[name], 1).decode, quality[name], variant.kind) for name, variant in opened.items()
+        Contestant(name, pace(times[name], 1).decode, quality[name], variant.kind, variant.bytes)
+        for name, variant in opened.items()
     ]
     base = [time.token for time in times[names[0]]]
     return contestants, {
@@ -142,7 +143,7 @@ def measure(folder, names, options):
                 "perplexity": one.perplexity,
                 "tokens_per_second": vars(one.rate),
                 f"over {names[0]}": vars(ratios(base, [time.token for time in times[one.name]])),
-                "weight_bytes": opened[one.name].bytes,
+                "weight_bytes": one.weight_bytes,
             }
             for one in contestants
         },

@@ -172,6 +172,14 @@ def test_an_absurd_number_of_blocks_takes_no_memory(tmp_path):
         locate(write(tmp_path / "model.gguf", wrong))
 
 
+def test_a_folder_with_nothing_but_a_file_of_that_kind_says_to_name_the_file(tmp_path):
+    file = write(tmp_path / "model.gguf")
+    with pytest.raises(
+        InvalidInput, match=f"it is not a Hugging Face model folder; for the GGUF file in it, give {file} itself"
+    ):
+        load(tmp_path)
+
+
 def test_a_file_that_is_no_model_is_told_what_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("no model")
     with pytest.raises(

@@ -70,7 +70,9 @@ def read_config(folder: Path) -> Any:
 
     path = folder / "config.json"
     if not path.is_file():
-        raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder")
+        files = sorted(folder.glob("*.gguf"))
+        advice = f"; for the GGUF file in it, give {files[0]} itself" if files else ""
+        raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder{advice}")
     layout = legacy_sparse.layout_of(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -156,6 +156,7 @@ class Contestant:
     """A model as it is run: its decode speed in tokens/s, its perplexity, and what it answers.
 
     Attributes:
+        weight_bytes: of its weights in memory; 0 where nobody asked.
         kind: dense, sparse or a peer.
         answers: by prompt.
     """
@@ -164,6 +165,7 @@ class Contestant:
     rate: Spread
     perplexity: float
     kind: str
+    weight_bytes: int = 0
     answers: dict[str, str] = field(default_factory=dict)
 
 

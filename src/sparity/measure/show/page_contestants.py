@@ -4,6 +4,7 @@ from html import escape
 
 from sparity.measure.charts.tradeoff import dominated, tradeoff
 from sparity.measure.data.report import Report
+from sparity.measure.show import numbers
 from sparity.measure.show.page import figure
 
 
@@ -13,6 +14,8 @@ def contestants_section(report: Report) -> str:
         return ""
     drawn = tradeoff("Quality against speed", report.contestants)
     parts = [figure("Perplexity against decode speed: the best are at the lower right", drawn)]
+    sizes = "; ".join(f"{one.name} {numbers.size(one.weight_bytes)}" for one in report.contestants)
+    parts.append(f"<p>All run in bfloat16, in turns. Weights in memory: {escape(sizes)}.</p>")
     beaten = dominated(report.contestants)
     if beaten:
         said = "; ".join(f"{name} by {winner}" for name, winner in beaten.items())

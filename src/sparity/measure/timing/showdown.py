@@ -1,4 +1,7 @@
-"""The end of the demo: dense and sparse models of one origin decode in turns, and each answers the same questions."""
+"""The end of the demo: dense and sparse models of one origin decode in turns, and each answers the same questions.
+
+All of them run in bfloat16, the sparse ones packed in memory.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,7 +11,7 @@ import torch
 
 from sparity.measure.data.report import Contestant
 from sparity.measure.timing.answers import answers
-from sparity.measure.timing.contenders import Contender
+from sparity.measure.timing.contenders import Contender, held_bytes
 from sparity.measure.timing.generation import time_generation
 from sparity.measure.timing.interleave import take_turns
 from sparity.measure.timing.speed import pace
@@ -44,6 +47,7 @@ def showdown(
             pace(measured, 1).decode,
             found,
             "sparse" if contender.how == "engine" else "dense",
+            held_bytes(model),
             {} if contender.how == "transformers" else answers(model, tokenizer, prompts, ANSWER),
         )
         for (contender, found), model, measured in zip(field, models, times, strict=True)
