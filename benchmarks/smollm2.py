@@ -28,6 +28,7 @@ PROMPTS = (
     "Why does ice float on water?",
 )
 TOKENS = 40
+NOTHING = "(nothing: the likeliest first token ends the answer)"
 
 
 def table(known):
@@ -48,7 +49,7 @@ def table(known):
         )
     for prompt in PROMPTS:
         lines += ["", f"**{prompt}**", "", f"- dense: {known['dense'][prompt]}"]
-        lines += [f"- {', '.join(reversed(row['labels']))}: {row['says'][prompt]}" for row in rows]
+        lines += [f"- {', '.join(reversed(row['labels']))}: {row['says'][prompt] or NOTHING}" for row in rows]
     return "\n".join(lines)
 
 

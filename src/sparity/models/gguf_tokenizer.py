@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 BYTE_LEVEL = "gpt2"  # as `tokenizer.ggml.model` calls it
 DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-LIKE_GPT2 = ("gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2", "default")
+LIKE_GPT2 = ("gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2")
 
 
 def read(file: Path, header: Header) -> Any:
