@@ -15,7 +15,9 @@ def contestants_section(report: Report) -> str:
     drawn = tradeoff("Quality against speed", report.contestants)
     parts = [figure("Perplexity against decode speed: the best are at the lower right", drawn)]
     sizes = "; ".join(f"{one.name} {numbers.size(one.weight_bytes)}" for one in report.contestants)
-    parts.append(f"<p>All run in bfloat16, in turns. Weights in memory: {escape(sizes)}.</p>")
+    parts.append(
+        f"<p>All run in bfloat16, in turns; perplexity in {report.dtype}. Weights in memory: {escape(sizes)}.</p>"
+    )
     beaten = dominated(report.contestants)
     if beaten:
         said = "; ".join(f"{name} by {winner}" for name, winner in beaten.items())
