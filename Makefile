@@ -7,9 +7,12 @@ OUT ?= demo-out
 .PHONY: demo test lint sanitize install install-test clean
 
 demo: install
+	-$(VENV)/bin/sparity fetch smollm2
 	$(VENV)/bin/sparity demo --output $(OUT)
 
+# Tests of the real model are skipped where it cannot be fetched; the last line of pytest says how many.
 test: install-test lint
+	-$(VENV)/bin/sparity fetch smollm2
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto  # one thread per worker: more would wait for each other
 
 lint: install-test

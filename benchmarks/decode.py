@@ -64,7 +64,9 @@ def place(folder, peer=None):
 
 def prepare(folder, threads):
     """Write the dense checkpoint and the GGUF files that are not there yet."""
-    from peers import check_same, quantise, write_gguf
+    from peers import check_same, quantise
+
+    from gguf_file import write_gguf
 
     if not place(folder).exists():
         torch.manual_seed(0)
@@ -178,7 +180,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prepare", action="store_true")
-    parser.add_argument("--variants", default=";".join(VARIANTS), help=f"of {'; '.join(VARIANTS)}")
+    parser.add_argument("--variants", default=";".join(VARIANTS), help=f"of {'; '.join(VARIANTS)}".replace("%", "%%"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)

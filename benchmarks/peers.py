@@ -1,77 +1,19 @@
-"""llama.cpp beside us: the weights of a transformers Llama as GGUF files, and decoding timed in llama-cpp-python."""
+"""llama.cpp beside us: GGUF files checked, quantised, and their decoding timed in llama-cpp-python."""
 
 import ctypes
 
-import gguf
 import llama_cpp
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as Type
 
 from sparity.measure.timing.generation import Stamps
 
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+FILE_TYPES = {
+    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "Q4_1": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1,
+    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
 }
-OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-FILE_TYPES = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}
-
-
-def write_gguf(model, path):
-    """A Llama of transformers in bfloat16, with a vocabulary without text."""
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([b"<unk>", *(f"t{number}".encode() for number in range(1, config.vocab_size))])
-    writer.add_token_scores([0.0] * config.vocab_size)
-    writer.add_token_types([gguf.TokenType.UNKNOWN, *[gguf.TokenType.NORMAL] * (config.vocab_size - 1)])
-    for name, tensor in model.state_dict().items():
-        stem = name.removesuffix(".weight")
-        if stem.endswith(("q_proj", "k_proj")):
-            heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
-            tensor = rotated(tensor, heads)
-        if tensor.dim() == 1:
-            writer.add_tensor(f"{their_name(stem)}.weight", tensor.float().numpy())
-        else:
-            raw = tensor.contiguous().view(torch.uint8).numpy()
-            writer.add_tensor(f"{their_name(stem)}.weight", raw, raw_dtype=Type.BF16)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def their_name(stem):
-    """The name of a tensor in GGUF."""
-    if stem in OUTSIDE:
-        return OUTSIDE[stem]
-    _, _, block, rest = stem.split(".", 3)
-    return f"blk.{block}.{NAMES[rest]}"
-
-
-def rotated(weight, heads):
-    """Rows in the order that llama.cpp rotates: the two halves of each head interleaved."""
-    rows, columns = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+_readers = {}  # path -> what reads whole windows
 
 
 def check_same(model, path):
@@ -85,6 +27,16 @@ def check_same(model, path):
     likeness = float(torch.nn.functional.cosine_similarity(ours, theirs).min())
     if likeness < 0.99:
         raise SystemExit(f"{path}: llama.cpp computes something else, likeness {likeness:.4f}")
+
+
+def all_logits(path, ids):
+    """The logits `[window, vocabulary]` of one window of ids, from a fresh start."""
+    if path not in _readers:
+        _readers[path] = llama_cpp.Llama(str(path), n_ctx=len(ids), n_batch=len(ids), logits_all=True, verbose=False)
+    reader = _readers[path]
+    reader.reset()
+    reader.eval(ids.tolist())
+    return torch.from_numpy(np.array(reader.scores[: len(ids)]))
 
 
 def quantise(source, target, kind, threads):

@@ -16,6 +16,8 @@ if not torch.cuda.is_available():  # before anything imports Triton, whose kerne
 
 ASSETS = Path(os.environ.get("SPARITY_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
 
+WANTING = "zoo:smollm2 is not on this machine (sparity fetch smollm2, which make test tries, says why)"
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
@@ -53,6 +55,23 @@ def token_files(tmp_path_factory):
     np.save(folder / "calibration.npy", drawn.integers(0, 97, (6, 24)))
     np.save(folder / "text.npy", drawn.integers(0, 97, 400))
     return {"calibration": str(folder / "calibration.npy"), "text": str(folder / "text.npy")}
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The folder of `zoo:smollm2`, which `make test` fetches."""
+    from sparity.models import fetched
+
+    if not fetched.is_fetched("smollm2"):
+        pytest.skip(WANTING)
+    return fetched.place("smollm2")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how much was not tested for want of the real model: a run without it must not look like one with it."""
+    skipped = sum(WANTING in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+    if skipped:
+        terminalreporter.write_line(f"{skipped} tests skipped: {WANTING}", yellow=True)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "sparity"
 LEVELS = (
     ("visible",),
     ("errors",),
-    ("files", "memory", "products", "registry", "sections", "zoo"),
-    ("formats",),
+    ("files", "memory", "products", "registry", "sections"),
+    ("formats", "zoo"),
     ("checkpoints",),
     ("models",),
     ("calibration", "quality", "engine.kernels"),

@@ -1,6 +1,6 @@
 """Draw the picture of the README from the report of `sparity demo`.
 
-    sparity demo -o demo-out
+    sparity demo --bundled -o demo-out
     python tools/draw_demo.py demo-out/report.json docs/pictures/demo.svg
 
 The charts are those of the report's page, here one below the other in a single file, with colours for light and dark.
@@ -14,7 +14,8 @@ from pathlib import Path
 from sparity.errors import InvalidInput
 from sparity.measure.charts.bars_and_maps import BarGroup, grouped_bars
 from sparity.measure.charts.drawing import WIDTH, draw_text
-from sparity.measure.data.report import Spread
+from sparity.measure.charts.tradeoff import tradeoff
+from sparity.measure.data.report import Contestant, Spread
 from sparity.measure.show import numbers
 
 MARGIN, TITLE = 20, 44  # around the charts, and the height of a chart's title
@@ -26,7 +27,7 @@ STYLE = (
 
 def draw(report):
     """The SVG of a report as plain data: perplexity of every candidate, decode speed of the larger model."""
-    charts = [*quality_charts(report), *speed_charts(report)]
+    charts = [*quality_charts(report), *speed_charts(report), *race_charts(report)]
     if not charts:
         raise InvalidInput("the report has no quality and no speed to draw: take the report.json of `sparity demo`")
     parts, y = [], MARGIN
@@ -72,6 +73,16 @@ def speed_charts(report):
     millions = larger["parameters"] / 1e6
     title = f"A random model of {millions:.0f} million parameters: decode speed, higher is better"
     return [(title, grouped_bars(title, groups, "tokens/s", numbers.rate))]
+
+
+def race_charts(report):
+    """Of the demo on a real model: quality against speed."""
+    field = [
+        Contestant(one["name"], Spread(**one["rate"]), float(one["perplexity"]), one["kind"])
+        for one in report.get("contestants", ())
+    ]
+    title = f"{report['model']}: quality against decode speed, the best at the lower right"
+    return [(title, tradeoff(title, field))] if field else []
 
 
 def exact(value):

@@ -56,6 +56,14 @@ def expand(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $SPARITY_CACHE, else $XDG_CACHE_HOME/sparity, else ~/.cache/sparity."""
+    folder = os.environ.get("SPARITY_CACHE")
+    if not folder:
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or expand("~/.cache"), "sparity")
+    return expand(folder)
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents where they are missing.
 

@@ -161,7 +161,9 @@ class Output(Section):
 class Recipe(Section):
     """Everything that one run does. Paths are relative to the current folder."""
 
-    model: str | None = Field(None, description="a Hugging Face folder or name, or zoo:llama, zoo:relu, zoo:moe")
+    model: str | None = Field(
+        None, description="a Hugging Face folder or name, a GGUF file, or zoo:llama, zoo:relu, zoo:moe, zoo:smollm2"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto keeps the checkpoint's")
     calibration: Calibration | None = None
     stages: list[Annotated[Stage, StageItem]] = Field(min_length=1)

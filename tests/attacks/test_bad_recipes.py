@@ -89,7 +89,7 @@ SECTIONS = [
     ({"model": "x" * 5000}, "this path does not exist"),
     ({"model": "~no-such-user/model"}, "model ~no-such-user/model: no such folder here"),
     ({"calibration": {"tokens": "~no-such-user/a.npy"}}, "token file ~no-such-user/a.npy does not exist"),
-    ({"model": "zoo:lama"}, 'no bundled model "lama"; did you mean "llama"'),
+    ({"model": "zoo:lama"}, 'no model "lama" in the zoo; did you mean "llama"'),
 ]
 
 

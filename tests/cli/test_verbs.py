@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import sparity as package
+from gguf_models import tiny_llama, write
 from sparity import registry
 from sparity.cli import demo as demo_verb
+from sparity.models import fetched
 from sparity.recipe import Recipe
 
 KINDS = ("budget", "family", "prune.pattern", "prune.score", "prune.solver")
@@ -167,6 +169,41 @@ def test_doctor(sparity, monkeypatch):
     assert broken.json["bundled model"].startswith("does not load: model nowhere: this path does not exist")
 
 
+def test_demo_of_a_real_model(sparity, tmp_path, monkeypatch):
+    """With a tiny chat model in its place: all are timed in turns, and each answers what it is asked."""
+    monkeypatch.setenv("SPARITY_CACHE", str(tmp_path / "cache"))
+    for stage in demo_verb.REAL_STAGES:
+        Recipe.read({**demo_verb.REAL_SHARED, "stages": [{"prune": stage}]})
+    assert demo_verb.REAL_SHARED["model"] == "zoo:smollm2"
+    file = write(tmp_path / "model.gguf", tiny_llama(max_position_embeddings=256, head_dim=8))
+    small = {
+        **demo_verb.REAL_SHARED,
+        "model": str(file),
+        "calibration": {"text": "python-docs", "documents": "joined", "samples": 2, "length": 32},
+        "measure": {"perplexity": ["python-docs:held-out"], "window": 32, "windows": 2, "speed": None},
+    }
+    monkeypatch.setattr(demo_verb, "REAL_SHARED", small)
+    monkeypatch.setattr(fetched, "is_fetched", lambda name: name == "smollm2")
+    done = sparity("demo", "-o", tmp_path / "demo")
+    assert done.code == 0
+    report = json.loads((tmp_path / "demo/report.json").read_text())
+    contestants = {one["name"]: one for one in report["contestants"]}
+    pruned = [candidate["name"] for candidate in report["candidates"]]
+    assert list(contestants) == ["dense, in transformers", "dense, on the engine", *pruned]
+    assert [one["kind"] for one in contestants.values()] == ["dense"] * 2 + ["sparse"] * 3
+    for candidate in report["candidates"]:
+        assert contestants[candidate["name"]]["perplexity"] == candidate["quality"][0]["perplexity"]
+        assert contestants["dense, on the engine"]["perplexity"] == candidate["quality"][0]["dense_perplexity"]
+    assert all(0 < one["rate"]["low"] <= one["rate"]["median"] <= one["rate"]["high"] for one in contestants.values())
+    assert [list(one["answers"]) for one in contestants.values()] == [[]] + [list(demo_verb.PROMPTS)] * 4
+    page = (tmp_path / "demo/report.html").read_text()
+    for prompt in demo_verb.PROMPTS:
+        assert prompt in page
+        assert f"\n{prompt}\n" in done.out
+    assert "Quality against speed</h2>" in page
+    assert "All run in bfloat16, in turns; perplexity in float32." in page
+
+
 def test_demo(sparity, model, token_files, tmp_path, monkeypatch):
     for stage in demo_verb.STAGES:
         Recipe.read({**demo_verb.SHARED, "stages": [{"prune": stage}]})
@@ -180,7 +217,11 @@ def test_demo(sparity, model, token_files, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_verb, "SHARED", small)
     monkeypatch.setattr(demo_verb, "STAGES", demo_verb.STAGES[3:5])
     monkeypatch.setattr("sparity.measure.timing.random_model.available_memory", lambda: 10**9)
-    report = sparity("demo", "-o", tmp_path / "a" / "demo", "--json").json
+    monkeypatch.setattr(fetched, "is_fetched", lambda name: False)
+    done = sparity("demo", "-o", tmp_path / "a" / "demo", "--json")
+    assert done.err.startswith("zoo:smollm2 is not here (sparity fetch smollm2): this is the bundled model")
+    report = done.json
+    assert report["contestants"] == []
     assert [candidate["name"] for candidate in report["candidates"]] == ["magnitude, 2 of 4 kept", "wanda, 2 of 4 kept"]
     assert json.loads((tmp_path / "a" / "demo" / "report.json").read_text()) == report
     assert "<html" in (tmp_path / "a" / "demo" / "report.html").read_text()[:200]
@@ -188,7 +229,7 @@ def test_demo(sparity, model, token_files, tmp_path, monkeypatch):
     assert "4.0 GB is needed" in report["larger"]["skipped"] or "no compiled kernels" in report["larger"]["skipped"]
     (tmp_path / "file").write_text("the only copy")
     monkeypatch.setattr("sparity.pipeline.run.runner.execute", lambda *_, **__: pytest.fail("work before the check"))
-    refused = sparity("demo", "-o", tmp_path / "file")
+    refused = sparity("demo", "--bundled", "-o", tmp_path / "file")
     assert (refused.code, refused.err) == (1, f"error: cannot create the folder {tmp_path / 'file'}: File exists\n")
     assert (tmp_path / "file").read_text() == "the only copy"
 

@@ -11,7 +11,18 @@ from sparity.pipeline.run.tokens import tokenised_once
 from sparity.sweep_file import Sweep
 
 SWEEPS = sorted((Path(__file__).parents[2] / "recipes" / "sweeps").glob("*.yaml"))
-SIZES = {"calibration_sets": 4, "models": 9, "patterns": 10, "ria_exponent": 10, "scores_and_sparsities": 16}
+SIZES = {
+    "calibration_sets": 4,
+    "models": 9,
+    "patterns": 10,
+    "ria_exponent": 10,
+    "scores_and_sparsities": 16,
+    "smollm2": 16,
+}
+MODELS = {"smollm2": "zoo:smollm2"}
+STAND_INS = {  # for a model that is fetched and texts that are the user's
+    "smollm2": ["model=zoo:llama", "calibration.text=python-docs", "measure.perplexity=[python-docs:held-out]"]
+}
 SMALL = ["calibration.samples=2", "calibration.length=32", "measure.window=32", "measure.windows=1"]
 
 
@@ -21,7 +32,8 @@ def test_there_is_one_for_each_study():
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_is_valid_and_its_comment_says_what_it_is(path):
-    sweep = Sweep.read(path, SMALL)
+    assert Sweep.read(path).base.model == MODELS.get(path.stem, "zoo:llama")
+    sweep = Sweep.read(path, [*SMALL, *STAND_INS.get(path.stem, ())])
     assert len(sweep.combinations) == SIZES[path.stem]
     used = {combination.recipe.model for combination in sweep.combinations}
     assert used == ({f"zoo:{name}" for name in zoo.MODELS} if path.stem == "models" else {"zoo:llama"})

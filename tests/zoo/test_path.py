@@ -34,7 +34,8 @@ def test_all_models_together_stay_small():
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(
-        InvalidInput, match=re.escape('no bundled model "rellu"; did you mean "relu"? (models: llama, relu, moe)')
+        InvalidInput,
+        match=re.escape('no model "rellu" in the zoo; did you mean "relu"? (models: llama, relu, moe, smollm2)'),
     ):
         zoo.path("rellu")
 

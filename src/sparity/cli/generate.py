@@ -16,7 +16,10 @@ COLDEST = 0.001  # temperatures below overflow what they divide
 
 def generate(
     model: Annotated[
-        str, typer.Argument(help="A Hugging Face folder or name, plain or packed, or zoo:llama.", show_default=False)
+        str,
+        typer.Argument(
+            help="A Hugging Face folder or name, plain or packed, a GGUF file, or zoo:llama.", show_default=False
+        ),
     ],
     prompt: Annotated[str, typer.Argument(help='The text to go on from; "-" reads it from standard input.')],
     tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 64,

@@ -17,6 +17,7 @@ from sparity.cli.demo import demo
 from sparity.cli.doctor import doctor
 from sparity.cli.eval import evaluate
 from sparity.cli.explain import explain
+from sparity.cli.fetch import fetch, may_fetch
 from sparity.cli.generate import generate
 from sparity.cli.methods import methods
 from sparity.cli.plan import plan
@@ -43,8 +44,10 @@ VERBS: dict[str, Callable[..., Any]] = {
     "explain": explain,
     "schema": schema,
     "doctor": doctor,
+    "fetch": fetch,
     "demo": demo,
 }
+OPENING = ("prune", "run", "plan", "sensitivity", "sweep", "eval", "bench", "generate", "convert", "doctor")  # a model
 
 
 # The base of what is said about arguments; typer brings it along, older releases take it from click.
@@ -83,7 +86,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb, function in VERBS.items():
-    app.command(verb)(function)
+    app.command(verb)(may_fetch(function) if verb in OPENING else function)
 
 
 def _version(wanted: bool) -> None:

@@ -16,7 +16,9 @@ ResultFolder = Annotated[str, typer.Option("--output", "-o", help="The folder of
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe in YAML.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to it: stages.0.prune.sparsity=0.6 ...")]
 OtherModel = Annotated[str | None, typer.Option(help="A model in place of the recipe's.")]
-Model = Annotated[str, typer.Argument(help="A Hugging Face folder or name, or one of the zoo.", show_default=False)]
+Model = Annotated[
+    str, typer.Argument(help="A Hugging Face folder or name, a GGUF file, or one of the zoo.", show_default=False)
+]
 CalibrationText = Annotated[str | None, typer.Option(help="Calibration text: file or data set name[:split].")]
 Field = Annotated[str, typer.Option(help="The column that holds the text.")]
 Length = Annotated[int | None, typer.Option(help="Tokens per sample.")]

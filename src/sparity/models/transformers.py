@@ -1,9 +1,10 @@
 """The one place that follows transformers' version drift: configurations, empty models, rotary tables."""
 
 import copy
+import io
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,33 @@ FETCHED = (  # of a repository; names in capitals are those of licences and the 
 def locate(model: str | Path) -> Path:
     """The folder of a model: a local path, one of the zoo (`zoo:llama`), or a Hugging Face name that is fetched.
 
+    A GGUF file is dequantised into a folder of the cache.
+
     Raises:
         InvalidInput: there is no such folder and no such repository can be reached.
+        SparityError: the model of the zoo cannot be fetched, or the GGUF file cannot be read.
     """
     if not isinstance(model, str | Path):
         raise InvalidInput(f"a model is a folder, a name or a torch module, not {type(model).__name__}")
     if str(model).startswith(zoo.PREFIX):
-        return zoo.path(str(model).removeprefix(zoo.PREFIX))
+        from sparity.models import fetched  # it reads GGUF files, which needs this module
+
+        return fetched.path(str(model).removeprefix(zoo.PREFIX))
     if not str(model).strip():
         raise InvalidInput("the name of the model is empty: give a Hugging Face folder or a name like owner/model")
     path = expand(model)
     if os.path.isdir(path):  # unlike Path.is_dir, False for a name that no folder can have
         return path
+    from sparity.models import gguf
+
     exists = os.path.exists(path)
+    if os.path.isfile(path) and gguf.is_gguf(path):
+        return gguf.folder_of(path)
     if exists or len(path.parts) != 2 or path.is_absolute():
-        what = "is not a folder" if exists else "does not exist"
-        raise InvalidInput(f"model {model}: this path {what}; give a Hugging Face folder or a name like owner/model")
+        what = "is neither a folder nor a GGUF file" if exists else "does not exist"
+        raise InvalidInput(
+            f"model {model}: this path {what}; give a Hugging Face folder, a GGUF file, or a name like owner/model"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -62,7 +74,9 @@ def read_config(folder: Path) -> Any:
 
     path = folder / "config.json"
     if not path.is_file():
-        raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder")
+        files = sorted(folder.glob("*.gguf"))
+        advice = f"; for the GGUF file in it, give {files[0]} itself" if files else ""
+        raise InvalidInput(f"{folder} has no config.json: it is not a Hugging Face model folder{advice}")
     layout = legacy_sparse.layout_of(folder)
     read_json_object(path)  # numbers that are none would go on into everything that is computed and written
     try:
@@ -73,6 +87,70 @@ def read_config(folder: Path) -> Any:
         config.__dict__.pop(key, None)
     config.return_dict = True  # in what form outputs come is no property of a model, and tuples have no names
     return config
+
+
+def gguf_config(file: Path) -> Any:
+    """The configuration that a GGUF file describes.
+
+    Raises:
+        InvalidInput: transformers' reader does not know the architecture or refuses a value.
+    """
+    from transformers import AutoConfig
+
+    with _gguf_errors(file):
+        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+
+
+def load_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The dequantised model of a GGUF file, and the names of the tensors that it lacks.
+
+    Raises:
+        InvalidInput: transformers' reader cannot read it.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "quantization_config": GgufConfig(dequantize=True),
+        "output_loading_info": True,
+        "trust_remote_code": False,
+    }
+    with _gguf_errors(file):
+        model, found = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
+    return model.eval(), sorted(found["missing_keys"])
+
+
+def load_gguf_tokenizer(file: Path) -> Any:
+    """The tokenizer that a GGUF file describes.
+
+    Raises:
+        InvalidInput: transformers' reader cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    with _gguf_errors(file):
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+
+
+def gguf_word_rules() -> tuple[str, ...]:
+    """The ways of cutting text into words that transformers knows, by their names in GGUF."""
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:  # another release keeps them elsewhere
+        return ()
+    return tuple(GGUF_PRE_TOKENIZER_SPLITS)
+
+
+@contextmanager
+def _gguf_errors(file: Path) -> Iterator[None]:
+    """Turn whatever transformers' reader of GGUF raises into one sentence, and keep its progress bars quiet."""
+    try:
+        with quiet(), redirect_stderr(io.StringIO()):  # the reader's own bar goes to standard error
+            yield
+    except Exception as error:  # a wrong value can break the reader anywhere
+        raise InvalidInput(
+            f"transformers cannot read the GGUF file {file}: {first_words(error)}; use the model's safetensors"
+        ) from error
 
 
 def resized_config(config: Any, changes: Mapping[str, Any]) -> Any:

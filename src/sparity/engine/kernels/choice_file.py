@@ -20,7 +20,7 @@ from sparity import __version__
 from sparity.engine.kernels import native
 from sparity.engine.kernels.processor import processor_name
 from sparity.errors import SparityError
-from sparity.files import expand, make_folder, read_json_object, write_json
+from sparity.files import cache_folder, make_folder, read_json_object, write_json
 from sparity.products.choice import emulated
 from sparity.visible import logger
 
@@ -35,10 +35,7 @@ _known: dict[tuple[Path, str], dict[str, Entry]] = {}  # file, machine -> case -
 
 def path() -> Path:
     """The file of all timings."""
-    folder = os.environ.get("SPARITY_CACHE")
-    if not folder:
-        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or expand("~/.cache"), "sparity")
-    return expand(folder) / "kernels.json"
+    return cache_folder() / "kernels.json"
 
 
 def machine() -> str:

@@ -170,7 +170,7 @@ def scatter(title: str, points: Sequence[Point], x_name: str = "realised sparsit
     for point, (x, y) in zip(every, spots, strict=True):
         parts.append(_mark(point, x, y, DENSE if point is every[0] else SPARSE, x_name))
     names = [point.label + ("" if math.isfinite(point.change) else " (inf)") for point in every]
-    parts += _labels(spots, names, top, top + height)
+    parts += label_spots(spots, names, top, top + height)
     return svg(title, "; ".join(_words(point, x_name) for point in every[1:]), top + height + 54, parts)
 
 
@@ -185,7 +185,7 @@ def _mark(point: Point, x: float, y: float, colour: str, x_name: str) -> str:
     return f'<path d="M{x - 6:.1f} {y + 6:.1f}h12l-6 -11z" fill="{colour}"><title>{escape(words)}</title></path>'
 
 
-def _labels(spots: Sequence[tuple[float, float]], names: Sequence[str], top: float, bottom: float) -> list[str]:
+def label_spots(spots: Sequence[tuple[float, float]], names: Sequence[str], top: float, bottom: float) -> list[str]:
     """A label beside each spot, moved to the first place that is free, upwards first, with a line where it moved."""
     line = FONT + 3.0
     taken = [(x - 7, x + 7, y) for x, y in spots]

@@ -69,8 +69,8 @@ def line_plot(
     xs = sorted({x for line in lines for x in line.points})
     values = [y for line in lines for y in line.points.values() if math.isfinite(y)] + ([level[1]] if level else [])
     height = max(HEIGHT, ROW * (len(lines) + 1))
-    across = _Scale.of_values(xs, LEFT, edge)
-    upward = _Scale.of_heights(values, TOP + height, TOP)
+    across = Scale.of_values(xs, LEFT, edge)
+    upward = Scale.of_heights(values, TOP + height, TOP)
     parts = [
         draw_text(0, 20, y_name + (", log scale" if upward.logarithmic else ""), faint=True),
         draw_text(edge, TOP + height + 44, x_name + (", log scale" if across.logarithmic else ""), "end", True),
@@ -79,7 +79,7 @@ def line_plot(
         y = upward.place(tick)
         parts += [
             draw_line(LEFT - 8, y, edge, y, 0.15),
-            draw_text(LEFT - 16, y + 4, _tick_words(tick), "end", True),
+            draw_text(LEFT - 16, y + 4, tick_words(tick), "end", True),
         ]
     last = -math.inf
     for x in xs:
@@ -147,7 +147,7 @@ def matrix_chart(
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """From values to places in the drawing, linear or logarithmic."""
 
     low: float
@@ -158,14 +158,14 @@ class _Scale:
     ticks: tuple[float, ...] = ()
 
     @classmethod
-    def of_values(cls, values: Sequence[float], start: float, end: float) -> "_Scale":
+    def of_values(cls, values: Sequence[float], start: float, end: float) -> "Scale":
         """From the first to the last value; logarithmic where that sets close values much further apart."""
         logarithmic = len(values) > 2 and values[0] > 0 and values[-1] > LOG_BEYOND * values[0]
         logarithmic = logarithmic and _narrowest([math.log(x) for x in values]) > 5 * _narrowest(values)
         return cls(values[0], values[-1], start, end, logarithmic) if values else cls(0, 1, start, end, False)
 
     @classmethod
-    def of_heights(cls, values: Sequence[float], start: float, end: float) -> "_Scale":
+    def of_heights(cls, values: Sequence[float], start: float, end: float) -> "Scale":
         """Around the values, with round ticks; logarithmic when they lie far apart."""
         positive = [value for value in values if value > 0]
         if positive and max(positive) > LOG_BEYOND * min(positive) and min(values) >= 0:
@@ -208,7 +208,8 @@ def _missing(line: Line, x: float) -> bool:
     return math.isnan(line.points.get(x, math.nan))
 
 
-def _tick_words(tick: float) -> str:
+def tick_words(tick: float) -> str:
+    """A tick as the axes write it."""
     return f"{tick:,.10g}" if tick == 0 or 1e-4 <= abs(tick) < 1e6 else f"{tick:.3g}"
 
 

@@ -152,6 +152,24 @@ class LargerModel:
 
 
 @dataclass(frozen=True)
+class Contestant:
+    """A model as it is run: its decode speed in tokens/s, its perplexity, and what it answers.
+
+    Attributes:
+        weight_bytes: of its weights in memory; 0 where nobody asked.
+        kind: dense, sparse or a peer.
+        answers: by prompt.
+    """
+
+    name: str
+    rate: Spread
+    perplexity: float
+    kind: str
+    weight_bytes: int = 0
+    answers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Report:
     """One or more sparse versions of one model, measured in one run on one machine."""
 
@@ -163,6 +181,7 @@ class Report:
     machine: dict[str, Any]
     candidates: tuple[Candidate, ...]
     larger: LargerModel | None = None  # of `sparity demo`
+    contestants: tuple[Contestant, ...] = ()  # of `sparity demo`: timed in turns, after the candidates
     format: int = field(default=FORMAT)
 
     @property

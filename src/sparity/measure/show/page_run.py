@@ -7,6 +7,7 @@ from sparity.measure.data.report import Candidate, Quality, Report, Speed, Sprea
 from sparity.measure.show import numbers, sentences
 from sparity.measure.show.page import column_table, figure, page, table
 from sparity.measure.show.page_candidate import candidate_section, change_tiles, verdict_mark
+from sparity.measure.show.page_contestants import contestants_section
 from sparity.visible import escape
 
 GRADES = {"excellent": "good", "good": "good", "acceptable": "fair", "poor": "bad"}
@@ -16,7 +17,7 @@ DIRECTIONS = {"faster": "good", "on par": "fair", "slower": "bad"}
 def render_html(report: Report) -> str:
     """The whole page; write it to a file and open it, it needs nothing else."""
     sections = [_summary(report), _comparison(report), _quality_plots(report), _speed_plots(report)]
-    sections.append(_larger(report))
+    sections += [contestants_section(report), _larger(report)]
     sections += [candidate_section(report, candidate) for candidate in report.candidates]
     return page(f"{report.model}: sparse beside dense", sections, report.machine)
 

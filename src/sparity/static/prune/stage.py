@@ -216,7 +216,7 @@ class Prune(BlockStage):
         mask: Tensor | None,
         unseen: bool,
     ) -> Tensor:
-        """The weight `[out, in]` with `sparsity` of its entries removed; an expert without tokens as the options say."""
+        """The weight `[out, in]` with `sparsity` of it removed; an expert without tokens as the options say."""
         if not unseen:
             return pruning.apply(weight, statistics, sparsity, mask)[0]
         or_silent = "" if statistics.needs else ", or none that makes a difference"
