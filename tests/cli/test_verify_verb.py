@@ -116,8 +116,15 @@ def test_minus_zero_counts_as_zero(sparity, out):
 
 def test_files_that_vanish_or_appear(sparity, out):
     (out / "README.md").unlink()
-    shutil.copy(out / SHARD, out / "model.safetensors")
-    assert problems(sparity, out) == ["README.md: missing", "model.safetensors: weights that are not in the record"]
+    shutil.copy(out / SHARD, out / "more.safetensors")
+    assert problems(sparity, out) == ["README.md: missing", "more.safetensors: weights that are not in the record"]
+
+
+def test_a_file_that_takes_the_place_of_the_weights(sparity, out):
+    shutil.copy(out / SHARD, out / "model.safetensors")  # which transformers would load, and no shard
+    done = sparity("verify", out)
+    assert done.code == 1
+    assert done.err.endswith("another configuration (model.safetensors: weights that are not in the record)\n")
 
 
 def test_a_shard_that_vanishes(sparity, out):

@@ -12,6 +12,8 @@ from sparity.models.block import Projection
 from sparity.pipeline.run.export import FORMAT, RECORD
 from sparity.stages import Decision, Stage
 
+FOREIGN = "weights that are not in the record"
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -53,7 +55,13 @@ def verify(path: str | Path) -> Verification:
     record = _record(folder)
     stages = _stages(folder / RECORD, record["stages"])
     problems = _file_problems(folder, record["files"])
-    decoder = Decoder.open(folder)
+    try:
+        decoder = Decoder.open(folder)
+    except CorruptFile as error:
+        foreign = next((problem for problem in problems if problem.endswith(FOREIGN)), None)
+        if foreign is None:
+            raise
+        raise CorruptFile(f"{error} ({foreign})") from error
     checked = []
     zeros = total = 0
     known = record["projections"]
@@ -70,6 +78,8 @@ def verify(path: str | Path) -> Verification:
             for stage, decision in stages:
                 try:
                     problems += stage.verify(block, decision)
+                except SparityError:
+                    raise
                 except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                     raise CorruptFile(f"{folder / RECORD} is damaged (what {stage.name} decided)") from error
     absent = sorted(known.keys() - {found.name for found in checked})
@@ -142,7 +152,7 @@ def _file_problems(folder: Path, hashes: dict[str, str]) -> list[str]:
         elif file_hash(path) != expected:
             problems.append(f"{name}: changed since it was written (hash differs)")
     unknown = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
-    return problems + [f"{name}: weights that are not in the record" for name in unknown if name not in hashes]
+    return problems + [f"{name}: {FOREIGN}" for name in unknown if name not in hashes]
 
 
 def _is_inside(folder: Path, name: str) -> bool:
