@@ -69,7 +69,7 @@ inline void dense_rows_floats(const SparityMatrix& weight, const Inputs& in, con
   }
   for (int r = 0; r < Rows; ++r)
     for (int t = 0; t < Tokens; ++t)
-      store(out, (token + t) * weight.rows + row + r, Isa::sum(low[r][t]) + Isa::sum(high[r][t]));
+      store(out, (token + t) * weight.rows + row + r, Isa::sum(Isa::add(low[r][t], high[r][t])));
 }
 
 template <class Isa, int Tokens>

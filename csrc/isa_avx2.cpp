@@ -104,6 +104,7 @@ struct Avx2 {
     upper = sum(sums.rows[0]);
     lower = sum(sums.rows[1]);
   }
+  static inline Sum add(const Sum& a, const Sum& b) { return {_mm256_add_ps(a.at, b.at)}; }
   static inline float sum(const Sum& sum) {
     alignas(32) float parts[8];
     _mm256_store_ps(parts, sum.at);

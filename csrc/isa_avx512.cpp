@@ -72,6 +72,7 @@ struct Avx512 {
     upper = _mm512_reduce_add_ps(sums.rows[0]);
     lower = _mm512_reduce_add_ps(sums.rows[1]);
   }
+  static inline Sum add(const Sum& a, const Sum& b) { return {_mm512_add_ps(a.at, b.at)}; }
   static inline float sum(const Sum& sum) { return _mm512_reduce_add_ps(sum.at); }
 
   static inline Bytes load_bytes(const int8_t* from) {

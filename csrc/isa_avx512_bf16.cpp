@@ -69,6 +69,7 @@ struct Avx512Bf16 {
     upper = _mm512_mask_reduce_add_ps(0x00ff, sums.at);
     lower = _mm512_mask_reduce_add_ps(0xff00, sums.at);
   }
+  static inline Sum add(const Sum& a, const Sum& b) { return {_mm512_add_ps(a.at, b.at)}; }
   static inline float sum(const Sum& sum) { return _mm512_reduce_add_ps(sum.at); }
 
   static inline Bytes load_bytes(const int8_t* from) { return {_mm512_loadu_si512(from)}; }

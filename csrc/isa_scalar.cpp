@@ -60,6 +60,11 @@ struct Scalar {
     upper = sum(sums.rows[0]);
     lower = sum(sums.rows[1]);
   }
+  static Sum add(const Sum& a, const Sum& b) {
+    Sum out;
+    for (int i = 0; i < 8; ++i) out.at[i] = a.at[i] + b.at[i];
+    return out;
+  }
   static float sum(const Sum& sum) {
     float out = 0;
     for (float part : sum.at) out += part;

@@ -1,5 +1,7 @@
 """Forward and backward passes with float32 products: what is computed, where, and that nothing else is touched."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn.functional import linear
@@ -128,7 +130,7 @@ def test_the_way_back_is_computed_so_too(counted):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mixtral"])
 def test_every_pass_of_a_model_uses_them(family, family_models, counted, tmp_path):
-    model = family_models[family].to(torch.bfloat16)
+    model = copy.deepcopy(family_models[family]).to(torch.bfloat16)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     tokens = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(0))
     decoder = Decoder.open(model)

@@ -1,7 +1,6 @@
 """GGUF files as models: dequantised once by transformers' own reader, into an ordinary folder that is kept."""
 
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -19,8 +18,9 @@ from sparity.files import cache_folder, disk_errors, flush_folder, make_folder
 from sparity.models import gguf_tokenizer
 from sparity.models import transformers as hf
 from sparity.models.decoder import Decoder
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 CONVERSION = 1  # raised when the same file would give another folder
 DTYPE = torch.bfloat16

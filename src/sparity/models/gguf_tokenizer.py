@@ -1,13 +1,13 @@
 """The tokenizer that a GGUF file describes, cutting text into words as llama.cpp does."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from sparity.checkpoints.gguf_header import Header
 from sparity.models import transformers as hf
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 BYTE_LEVEL = "gpt2"  # as `tokenizer.ggml.model` calls it
 DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")

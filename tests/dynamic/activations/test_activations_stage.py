@@ -293,6 +293,6 @@ def test_verify_finds_a_decision_that_is_not_the_options(family_models):
     with decoder.block(0) as block:
         assert stage.verify(block, decision) == []
         decision["sparsity"][QUERY] = 0.9
-        assert stage.verify(block, decision) == [f"{QUERY}: recorded to skip 0.9 of its inputs, not 0.3"]
+        assert stage.verify(block, decision) == [f"{QUERY}: recorded to skip 0.9 of inputs, not 0.3"]
         del decision["sparsity"][QUERY]
-        assert stage.verify(block, decision) == [f"{QUERY}: recorded to skip None of its inputs, not 0.3"]
+        assert stage.verify(block, decision) == [f"{QUERY}: recorded to skip None of inputs, not 0.3"]

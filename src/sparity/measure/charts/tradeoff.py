@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 from sparity.measure.charts.bars_and_maps import label_spots
 from sparity.measure.charts.drawing import DENSE, SPARSE, WIDTH, draw_line, draw_text, svg
 from sparity.measure.charts.lines_matrix import Scale, tick_words
 from sparity.measure.data.report import Contestant
 from sparity.measure.show import numbers
+from sparity.visible import escape
 
 LEFT, RIGHT, TOP, HEIGHT = 80.0, 30.0, 40.0, 340.0
 PEER = "var(--peer, #c2410c)"

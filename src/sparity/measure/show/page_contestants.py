@@ -1,11 +1,10 @@
 """The end of the demo's page: quality against speed, and what each model answers."""
 
-from html import escape
-
 from sparity.measure.charts.tradeoff import dominated, tradeoff
 from sparity.measure.data.report import Report
 from sparity.measure.show import numbers
 from sparity.measure.show.page import figure
+from sparity.visible import escape
 
 
 def contestants_section(report: Report) -> str:

@@ -1,6 +1,5 @@
 """One pass over a model: its stages decide, then every block in turn is edited and committed before the next begins."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,8 +30,9 @@ from sparity.pipeline.run.progress import Progress
 from sparity.pipeline.run.runtime_files import carry_runtime, publish_fitted, save_fitted
 from sparity.stages import BlockEdit, BlockStage, Decision, RuntimeStage, Stage
 from sparity.stages.order import needs_of
+from sparity.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @dataclass(frozen=True)
