@@ -1,0 +1,1 @@
+"""Which input channels of a product count, token by token, and the input without the others."""
