@@ -1,4 +1,4 @@
-"""What it takes to find the channels that count, by each rule: processor time of one thread, a call from Python counted.
+"""What finding the channels that count takes, by each rule: processor time of one thread, the call from Python counted.
 
 python benchmarks/skip.py [--columns 576,4096,14336] [--calls 300]
 """
