@@ -52,7 +52,7 @@ def test_outputs_are_the_models_and_everything_is_undone(tiny, family):
     assert torch.equal(logits(model), plain)
 
 
-@pytest.mark.parametrize("form", ["dense", "bitmask", "csr"])
+@pytest.mark.parametrize("form", ["dense", "columns", "bitmask", "csr"])
 def test_every_layer_can_be_held_in_one_format(tiny, form):
     model = tiny("llama")
     exact, plain = logits(copy.deepcopy(model).float()), logits(model)

@@ -26,7 +26,7 @@ def hidden(model, tokens, cache, **options):
 
 
 @pytest.mark.parametrize("family", sorted(FAST))
-@pytest.mark.parametrize("form", ["bitmask", "dense"])
+@pytest.mark.parametrize("form", ["bitmask", "columns", "dense"])
 def test_a_chunk_gives_the_bits_of_single_steps(tiny, calls, family, form):
     model = sparity.attach(tiny(family), form=form)
     chunks, single = DynamicCache(config=model.config), DynamicCache(config=model.config)

@@ -53,7 +53,7 @@ def test_the_same_as_transformers_in_float32(family, tokens):
     torch.testing.assert_close(pack(module)(*inputs), module(*inputs), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["bitmask", "dense", "csr"])
+@pytest.mark.parametrize("form", ["bitmask", "columns", "dense", "csr"])
 @pytest.mark.parametrize("tokens", [1, 7, 60])
 def test_as_near_to_exact_as_transformers_in_bfloat16(form, tokens):
     module = fused()
