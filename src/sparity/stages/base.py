@@ -115,7 +115,7 @@ class Stage(Section, ABC):
         """What the stage does in a few words, such as "wanda, 50 %, unstructured"."""
 
     @property
-    def method(self) -> str:
+    def how(self) -> str:
         """How it chooses, without how much, such as "wanda + sparsegpt"."""
         return self.name
 

@@ -70,8 +70,8 @@ class Prune(BlockStage):
         return self.pruning.words
 
     @property
-    def method(self) -> str:
-        """See `Stage.method`."""
+    def how(self) -> str:
+        """See `Stage.how`."""
         return self.pruning.method
 
     @property
