@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparity.errors import InvalidInput, suggestion
 from sparity.models import InputSite, Projection
+from sparity.models.block import in_features
 
 Where = Literal[
     "all", "hidden", "gate_output"
@@ -42,13 +43,7 @@ class Place:
     @property
     def columns(self) -> int:
         """The channels."""
-        shape = self.reads[0].weight.shape
-        return int(shape[0] if self.kind == "gate_output" else shape[1])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the activations."""
-        return self.reads[0].stored.dtype
+        return in_features(self.saves[-1].module)
 
     @property
     def cost(self) -> int:

@@ -26,8 +26,8 @@ def tensors_of(rule: SkipRule) -> dict[str, Tensor]:
     return found
 
 
-def rule_of(tensors: Mapping[str, Tensor], columns: int, dtype: torch.dtype, what: str) -> SkipRule:
-    """The rule for inputs of `columns` channels in the type `dtype`.
+def rule_of(tensors: Mapping[str, Tensor], columns: int, what: str) -> SkipRule:
+    """The rule for inputs of `columns` channels.
 
     Raises:
         CorruptFile: a tensor is missing, unknown, of another shape or type, or not the number that it should be.
@@ -44,7 +44,6 @@ def rule_of(tensors: Mapping[str, Tensor], columns: int, dtype: torch.dtype, wha
         _checked(f"{what}.centre", centre, torch.float32, ((columns,),))
         if not bool(centre.isfinite().all()):
             raise CorruptFile(f"activations: {what}.centre is not finite; {AGAIN}")
-        centre = centre.to(dtype)
     scales = [name for name in ("rms", "kept", "deviations") if name in tensors]
     if len(scales) > 1:
         raise CorruptFile(f"activations: {what} has both {' and '.join(scales)}; {AGAIN}")

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,11 @@ class SparseTokens:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseTokens":
         return SparseTokens(self.first, self.prompt)
+
+    def __getstate__(self) -> NoReturn:
+        raise InvalidInput(
+            "a model with run-time stages cannot be pickled: save_pretrained writes it, and from_pretrained reads it"
+        )
 
     def of(self, x: Tensor) -> Tensor | None:
         """Bool, like `x` [..., tokens, in] without its last side, True where a token is sparse; None = all are.
@@ -158,7 +163,8 @@ class InputSkip:
         flags = self.tokens.of(x)
         if flags is not None and not bool(flags.any()):
             return x
-        filled = self.rule.to(x.device).fill(x)
+        self.rule = self.rule.like(x)
+        filled = self.rule.fill(x)
         return filled if flags is None else torch.where(flags[..., None], filled, x)
 
 

@@ -95,7 +95,7 @@ class RuleMethod(Method):
     @contextmanager
     def attach(self, place: Place, tensors: Mapping[str, Tensor], tokens: SparseTokens) -> Iterator[None]:
         """See `Method.attach`."""
-        rule = rule_of(tensors, place.columns, place.dtype, place.name)
+        rule = rule_of(tensors, place.columns, place.name)
         if rule.idle:
             yield
             return
@@ -111,7 +111,7 @@ class RuleMethod(Method):
 
     def mask(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """See `Method.mask`."""
-        return rule_of(tensors, x.shape[-1], x.dtype, "x").keep(x)
+        return rule_of(tensors, x.shape[-1], "x").like(x).keep(x)
 
 
 def nothing_skipped() -> dict[str, Tensor]:

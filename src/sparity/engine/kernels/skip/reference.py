@@ -66,12 +66,12 @@ class SkipRule:
         keep = self.keep(x)
         return x.masked_fill(~keep, 0) if self.centre is None else torch.where(keep, x, self.centre)
 
-    def to(self, device: torch.device) -> "SkipRule":
-        """The rule with its numbers on a device."""
-        if self.threshold.device == device:
+    def like(self, x: Tensor) -> "SkipRule":
+        """The rule with its numbers where `x` is, and the centre in its type."""
+        centre = self.centre
+        if self.threshold.device == x.device and (centre is None or centre.dtype == x.dtype):
             return self
-        centre = None if self.centre is None else self.centre.to(device)
-        return replace(self, threshold=self.threshold.to(device), centre=centre)
+        return replace(self, threshold=self.threshold.to(x.device), centre=None if centre is None else centre.to(x))
 
     def _size(self, x: Tensor) -> Tensor:
         wide = x.float()
