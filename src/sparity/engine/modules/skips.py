@@ -100,7 +100,9 @@ class SparseTokens:
         length = 0 if cache is None else int(cache.get_seq_length())
         drafted, self._call.drafted = self._call.drafted, 0
         flags = (self._positions(named.get("attention_mask"), rows, length, fresh) >= self.first).expand(rows, fresh)
-        if cache is not None and self.prompt == "dense":
+        if self._call.whole:
+            flags = torch.zeros(rows, fresh, dtype=torch.bool)
+        elif cache is not None and self.prompt == "dense":
             flags = flags & (torch.arange(fresh) >= self._of_prompt(length, fresh, drafted))
         self._call.begin(flags.clone(), length)
 
@@ -134,6 +136,21 @@ class SparseTokens:
         finally:
             self._call.prompting = before
 
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Calls of the model within the context are dense, all of their tokens."""
+        before, self._call.whole = self._call.whole, True
+        try:
+            yield
+        finally:
+            self._call.whole = before
+
+
+def tokens_of(model: Any) -> SparseTokens | None:
+    """What says which tokens of a causal language model are sparse; None where no channels are skipped."""
+    found: SparseTokens | None = getattr(model, ATTRIBUTE, None)
+    return found
+
 
 class _Call(threading.local):
     """The call that is running in this thread."""
@@ -143,6 +160,7 @@ class _Call(threading.local):
     length = 0
     drafted = 0
     prompting = False
+    whole = False
 
     def begin(self, flags: Tensor, length: int) -> None:
         self.flags, self.all_sparse, self.length = flags, bool(flags.all()), length
