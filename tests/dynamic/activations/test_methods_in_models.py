@@ -47,6 +47,20 @@ def test_behind_infinite_thresholds_only_the_biases_are_left(name, family_models
     assert bool((found[0] == place.module.bias).all())
 
 
+def test_two_stages_act_together_and_leave_one_after_the_other(family_models):
+    model = family_models["llama"]
+    prompt, dense, before = RANDOM[:1, :20], logits(model), dict(vars(model))
+    with sparity.with_activations(model, RANDOM, method="chess", sparsity=0.5, sites=None):
+        one = logits(model)
+        with sparity.with_activations(model, RANDOM, method="teal", sparsity=0.5, sites=["q", "o"]):
+            both = logits(model)
+            model.generate(prompt, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        assert torch.equal(logits(model), one)
+        assert not torch.equal(both, one)
+    assert torch.equal(logits(model), dense)
+    assert vars(model).keys() == before.keys()
+
+
 # ---- on a trained model
 
 
