@@ -39,13 +39,14 @@ def skipped_share(method: Method, tensors: Mapping[str, Tensor], seen: Seen) -> 
 
 def seen_at(method: Method, place: Place, inputs: Statistics) -> Seen:
     """What a method needs to know of a place."""
+    roles = tuple(projection.role for projection in place.reads)
     if place.kind != "gate_output":
-        return Seen(inputs.only(method.statistics), place.weight)
+        return Seen(inputs.only(method.statistics), place.weight, roles=roles)
     x, gate, up = inputs["inputs"], place.reads[0], place.saves[0]
     values = place.module(_product(gate, x))
     statistics = Statistics.gather(f"{place.name}.output", method.statistics)
     statistics.add(values)
-    return Seen(statistics, place.weight, _product(up, x), values)
+    return Seen(statistics, place.weight, _product(up, x), values, roles)
 
 
 def _product(projection: Projection, x: Tensor) -> Tensor:

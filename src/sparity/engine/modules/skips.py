@@ -82,9 +82,10 @@ class SparseTokens:
                 if base is not module:
                     open_.callback(module.register_forward_pre_hook(self._before_head, with_kwargs=True).remove)
                 if hasattr(module, "_prefill"):
-                    setattr(module, ATTRIBUTE, self)
+                    watching = getattr(module, ATTRIBUTE, ())  # of stages that were attached before
+                    open_.callback(_let_go, module, watching)
+                    setattr(module, ATTRIBUTE, (*watching, self))
                     module._prefill = MethodType(_prefill, module)  # type: ignore[assignment]
-                    open_.callback(_let_go, module)
             yield
 
     def _before_head(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -195,11 +196,15 @@ class OutputSkip(InputSkip):
 
 
 def _prefill(model: Any, *arguments: Any, **named: Any) -> Any:
-    tokens: SparseTokens = getattr(model, ATTRIBUTE)
-    with tokens.prompting():
+    with ExitStack() as open_:
+        for tokens in getattr(model, ATTRIBUTE):
+            open_.enter_context(tokens.prompting())
         return type(model)._prefill(model, *arguments, **named)
 
 
-def _let_go(module: Any) -> None:
-    del module._prefill
-    delattr(module, ATTRIBUTE)
+def _let_go(module: Any, watching: tuple[SparseTokens, ...]) -> None:
+    if watching:
+        setattr(module, ATTRIBUTE, watching)
+    else:
+        del module._prefill
+        delattr(module, ATTRIBUTE)

@@ -27,12 +27,14 @@ class Seen:
         partner: `[tokens, in]`, float32, what the activations of `values` are multiplied with, token by token: the up
             projection's outputs beside those of a gate; None = nothing or unknown.
         sample: the activations of `values`, `[tokens, in]`; None = those of the statistics.
+        roles: of the projections that read them, or of a gate's output the gate; none where that is not known.
     """
 
     statistics: Statistics
     weight: Tensor | None = None
     partner: Tensor | None = None
     sample: Tensor | None = None
+    roles: tuple[str, ...] = ()
 
     @property
     def values(self) -> Tensor:
