@@ -6,12 +6,13 @@ The same for stages that edit weights and for those that act at run time:
         return with_budget(Needs(statistics=...), build_budget(self.budget))
 
     def decide(self, model, evidence):
-        return {"sparsity": allocation_of(build_budget(self.budget), model, evidence, self.sparsity)}
+        return {"sparsity": allocation_of(build_budget(self.budget), sites_of(model), evidence, self.sparsity)}
 """
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from sparity import registry
 from sparity.budgets.base import Budget, Objective, Site, allocate
@@ -60,70 +61,75 @@ def projections(model: Decoder) -> Iterator[tuple[int, Projection]]:
                 yield index, projection
 
 
-def sites_of(
-    model: Decoder, chosen: Collection[str] | None = None, observed: Mapping[str, float] | None = None
-) -> list[Site]:
-    """What a budget shares the sparsity out among.
+def sites_of(model: Decoder, milliseconds: Callable[[Projection, float], float] | None = None) -> list[Site]:
+    """All projections, as a budget sees them.
 
     Args:
         model: whose projections they are.
-        chosen: the names of those that take part; None is all.
-        observed: what the budget itself found there, by name.
+        milliseconds: how long a projection's product with one token takes at a share, where the stage can tell.
     """
-    found = observed or {}
     sites = []
     for index, projection in projections(model):
-        if chosen is None or projection.name in chosen:
-            size = float(projection.weight.numel())
-            evidence = found.get(projection.name, 0.0)
-            sites.append(Site(projection.name, size, index, evidence, size * model.dtype.itemsize))
+        size = float(projection.weight.numel())
+        clock = None if milliseconds is None else partial(milliseconds, projection)
+        sites.append(Site(projection.name, size, index, 0.0, size * model.dtype.itemsize, clock))
     return sites
 
 
 def allocation_of(
     budget: Budget,
-    model: Decoder,
+    sites: Sequence[Site],
     evidence: ModelEvidence | None,
     sparsity: float,
-    *,
     fixed: Mapping[str, float] | None = None,
-    chosen: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """Projection -> its share, so that the mean over all that take part, weighted by size, is `sparsity`.
+    """Site -> its share, so that the mean over all sites, weighted by cost, is `sparsity`.
 
     Args:
         budget: who decides.
-        model: as the pass opens it.
-        evidence: what is known of it; without it, in a draft, uniform stands in for a budget that rests on data.
+        sites: what takes part, each with the name of a projection: `sites_of(model)`, or some of them, or a run-time
+            stage's own, named after the first projection that they save.
+        evidence: what is known of the model; without it, in a draft, uniform stands in for a budget that rests on data.
         sparsity: the mean share, in [0, 1).
         fixed: name or glob -> a share that is not the budget's to choose.
-        chosen: the names of the projections that take part; None is all. Others are not in the result.
 
     Raises:
         InvalidInput: a glob that matches nothing, a share outside [0, 1), or a mean that the rest cannot reach.
     """
-    observed: Mapping[str, float] = {}
     objective: Objective | None = None
     if evidence is None:
         budget = build_budget("uniform") if budget.needs or budget.measures else budget
     else:
-        observed = _observed(budget, evidence, chosen) if budget.needs else {}
-        objective = _objective(evidence) if budget.measures else None
-    return allocate(budget, sites_of(model, chosen, observed), sparsity, fixed or {}, objective)
+        if budget.needs:
+            observed = _observed(budget, evidence, {site.name for site in sites})
+            sites = [replace(site, evidence=observed.get(site.name, 0.0)) for site in sites]
+        objective = Measured(evidence) if budget.measures else None
+    return allocate(budget, sites, sparsity, fixed or {}, objective)
 
 
-def _objective(evidence: ModelEvidence) -> Objective:
-    return lambda allocation: evidence.trial({"sparsity": dict(allocation)})
+@dataclass(frozen=True)
+class Measured:
+    """The objective of the budgets: what the evidence of a model measures."""
+
+    evidence: ModelEvidence
+
+    def __call__(self, allocation: Mapping[str, float], samples: int | None = None) -> float:
+        """See `Objective`."""
+        return self.evidence.trial({"sparsity": dict(allocation)}, samples)
+
+    def block_error(self, block: int, allocation: Mapping[str, float], error: str = "token") -> float:
+        """See `Objective.block_error`."""
+        return self.evidence.block_error(block, {"sparsity": dict(allocation)}, error)
 
 
-def _observed(budget: Budget, evidence: ModelEvidence, chosen: Collection[str] | None) -> dict[str, float]:
-    """What a budget finds in the blocks."""
+def _observed(budget: Budget, evidence: ModelEvidence, names: Collection[str]) -> dict[str, float]:
+    """What a budget finds in the blocks, for the projections of these names."""
     found: dict[str, float] = {}
     for known in evidence.blocks():
         weights, inputs = {}, {}
         for site, statistics in known.sites():
             for projection in site.projections:
-                if chosen is None or projection.name in chosen:
+                if projection.name in names:
                     weights[projection.name], inputs[projection.name] = projection.weight, statistics.only(budget.needs)
         if weights:
             found.update(budget.observe(weights, inputs))

@@ -23,6 +23,7 @@ from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
 from sparity.stages.allocation import allocation_of, build_budget, files_of, projections, sites_of, with_budget
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
 from sparity.static.prune.global_threshold import GlobalThreshold
+from sparity.static.prune.kernel_time import kernel_milliseconds
 from sparity.static.prune.pruning import Pruning
 from sparity.visible import logger
 
@@ -118,7 +119,8 @@ class Prune(BlockStage):
         if pruning.across_layers and evidence is not None:
             budget = GlobalThreshold(partial(self._scores, pruning, evidence), pruning.pattern)
         if pruning.pattern.sparsity is None:
-            allocation = allocation_of(budget, model, evidence, pruning.sparsity, fixed=self._fixed)
+            sites = sites_of(model, kernel_milliseconds)
+            allocation = allocation_of(budget, sites, evidence, pruning.sparsity, self._fixed)
         else:
             allocation = self._allocation_of_fixed_pattern(pruning, budget, model)
         for _, projection in projections(model):
