@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sparity import registry
+from sparity.budgets.base import Site
 from sparity.calibration.evidence import BlockEvidence
 from sparity.dynamic.activations.fitting import fit_place
 from sparity.dynamic.activations.methods.base import Method
@@ -22,6 +23,7 @@ from sparity.models import Block, Decoder, InputSite
 from sparity.registry import register
 from sparity.sections import Number, Spec, Whole
 from sparity.stages import Change, Decision, Needs, RuntimeStage
+from sparity.stages.allocation import allocation_of, build_budget, files_of, with_budget
 from sparity.stages.base import Estimate, ModelEvidence, RuntimeFit, Workload
 
 FP32 = 4
@@ -70,19 +72,24 @@ class Activations(RuntimeStage):
 
     def needs(self) -> Needs:
         """See `Stage.needs`."""
-        return Needs(statistics=self._statistics())
+        return with_budget(Needs(statistics=self._statistics()), build_budget(self.budget))
+
+    def reads(self) -> Mapping[str, str]:
+        """The table of a budget that was measured before."""
+        return files_of(build_budget(self.budget))
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
         """The share of every place: `{"sparsity": {place: share of its channels to skip}}`."""
-        method = self.chosen
-        places = [place for index in range(len(model)) for place in self._places(model.skeleton, model.sites(index))]
-        for place in places:
-            if place.kind not in method.takes:
-                raise InvalidInput(
-                    f"activations: {method.name} works at {' or '.join(method.takes)}, not at {place.kind} "
-                    f"({place.name}): leave `sites` out"
-                )
-        return {"sparsity": {place.name: self.sparsity for place in places}}
+        method, sites = self.chosen, list[Site]()
+        for index in range(len(model)):
+            for place in self._places(model.skeleton, model.sites(index)):
+                if place.kind not in method.takes:
+                    raise InvalidInput(
+                        f"activations: {method.name} works at {' or '.join(method.takes)}, not at {place.kind} "
+                        f"({place.name}): leave `sites` out"
+                    )
+                sites.append(Site(place.name, place.cost, index, 0.0, place.cost * model.dtype.itemsize))
+        return {"sparsity": allocation_of(build_budget(self.budget), sites, evidence, self.sparsity)}
 
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
         """`PLACE.NAME` of the places that are chosen, NAME as the method says."""
