@@ -39,9 +39,16 @@ def own(kind):
     return [name for name in registry.names(kind) if registry.get(kind, name).__module__.startswith("sparity.")]
 
 
-KINDS = ("stage", "prune.score", "prune.pattern", "prune.solver", "budget", "encoding")
+KINDS = ("stage", "prune.score", "prune.pattern", "prune.solver", "activations.method", "budget", "encoding")
 PLUGINS = [(kind, name) for kind in KINDS for name in own(kind)]
 STATISTICS = [("statistic", name) for name in own("statistic")]
+
+
+def needs_of(kind, plugin):
+    """The statistics that a plug-in reads, with its default options."""
+    if kind == "stage":
+        return sorted(plugin().needs().statistics)
+    return sorted(plugin().statistics) if kind == "activations.method" else getattr(plugin, "needs", ())
 
 
 def page_of(kind, name):
@@ -80,7 +87,7 @@ def test_a_plugin_has_a_page_with_its_options_defaults_statistics_and_sections(k
     expected = options_of(kind, plugin)
     assert options == expected
     assert options or section(text, "## Options").strip() == "None."
-    for statistic in plugin().needs().statistics if kind == "stage" else getattr(plugin, "needs", ()):
+    for statistic in needs_of(kind, plugin):
         assert f"`{statistic}`" in section(text, "## Statistics")
     for source in re.findall(r"arXiv:[\d.]+\d", source_of(plugin)):
         assert source in text
@@ -100,9 +107,7 @@ def test_a_statistic_has_a_page_that_names_its_readers_and_its_key_in_a_store(ki
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert headings == ["Formula", "Source", "Read by", "Bytes", "Pitfalls"]
     readers = {
-        reader
-        for other, reader in PLUGINS
-        if other != "stage" and name in getattr(registry.get(other, reader), "needs", ())
+        reader for other, reader in PLUGINS if other != "stage" and name in needs_of(other, registry.get(other, reader))
     }
     assert {word for word in code(section(text, "## Read by")) if word != "measure.layer_loss"} == readers
     assert any(key.startswith(f"{statistic.stored_as or name}.SITE") for key in code(section(text, "## Bytes")))
@@ -127,8 +132,8 @@ def test_the_index_lists_every_plugin_with_what_it_needs():
         plugin = registry.get(kind, link[1 : link.index("]")])
         if kind == "stage" and plugin.name != "prune":  # whose parts say it
             assert needs == ", ".join(f"`{need}`" for need in sorted(plugin().needs().statistics))
-        if kind in ("prune.score", "prune.solver"):
-            assert needs == (", ".join(f"`{need}`" for need in plugin.needs) or "nothing")
+        if kind in ("prune.score", "prune.solver", "activations.method"):
+            assert needs == (", ".join(f"`{need}`" for need in needs_of(kind, plugin)) or "nothing")
         if kind == "prune.score":
             assert group == plugin.compare_within
 

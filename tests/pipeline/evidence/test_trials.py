@@ -87,13 +87,13 @@ def test_an_allocation_is_measured_once_also_by_another_process(family_models, t
 
 
 def test_pruned_weights_are_forgotten_when_there_are_too_many(family_models, trials, monkeypatch):
-    monkeypatch.setattr("sparity.pipeline.evidence.trials.CACHE_BYTES", 1)
+    monkeypatch.setattr("sparity.pipeline.evidence.applied.CACHE_BYTES", 1)
     measured, _, job = trials(family_models["llama"], {"score": "magnitude"})
     shares = {projection.name: 0.5 for site in job.decoder.sites(0) for projection in site.projections}
     found = measured.measure({"sparsity": shares})
     monkeypatch.undo()
     assert found.kl > 0
-    assert len(measured._edited) == 1
+    assert len(measured.applied.kept) == 1
 
 
 @pytest.mark.parametrize("budget", ["greedy", "knapsack"])

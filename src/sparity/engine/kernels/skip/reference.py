@@ -1,7 +1,7 @@
 """The one rule by which input channels are skipped; every method of activation sparsity is a choice of its numbers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -60,6 +60,18 @@ class SkipRule:
         """`x` [..., in] -> `x - centre` where a channel counts, else 0; a bias then holds `weight @ centre`."""
         kept = x if self.centre is None else x - self.centre
         return kept.masked_fill(~self.keep(x), 0)
+
+    def fill(self, x: Tensor) -> Tensor:
+        """`x` [..., in] with the centre, or 0, in place of what does not count: `apply` plus the centre."""
+        keep = self.keep(x)
+        return x.masked_fill(~keep, 0) if self.centre is None else torch.where(keep, x, self.centre)
+
+    def like(self, x: Tensor) -> "SkipRule":
+        """The rule with its numbers where `x` is, and the centre in its type."""
+        centre = self.centre
+        if self.threshold.device == x.device and (centre is None or centre.dtype == x.dtype):
+            return self
+        return replace(self, threshold=self.threshold.to(x.device), centre=None if centre is None else centre.to(x))
 
     def _size(self, x: Tensor) -> Tensor:
         wide = x.float()

@@ -1,0 +1,210 @@
+"""Input channels that are skipped in front of a module, and which tokens of a call are concerned.
+
+A hook of this file is known to the engine: its fast path does what the hook does.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import MethodType
+from typing import Any, Literal, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from sparity.engine.kernels.skip.reference import SkipRule
+from sparity.errors import InvalidInput
+
+FIRST = 4  # tokens at the start of a sequence that stay dense; their activations are often of another size than others
+MOST_DRAFTED = 127  # logits of more tokens than a draft and the one before are those of a text that is scored
+ATTRIBUTE = "sparity_tokens"
+
+
+class SparseTokens:
+    """Which tokens of a call are sparse, for all hooks of one model.
+
+    The first `first` real tokens of a sequence are dense. A call that comes with a key-value cache and brings the
+    prompt of a generation is dense as a whole unless `prompt` is `sparse`, in whatever chunks the prompt comes; later
+    tokens, and drafts that are checked, are sparse. A call without a cache scores a text, which is sparse as if each of
+    its tokens had been decoded.
+    """
+
+    def __init__(self, first: int = FIRST, prompt: Literal["dense", "sparse"] = "dense") -> None:
+        self.first, self.prompt = first, prompt
+        self._call = _Call()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseTokens":
+        return SparseTokens(self.first, self.prompt)
+
+    def __getstate__(self) -> NoReturn:
+        raise InvalidInput(
+            "a model with run-time stages cannot be pickled: save_pretrained writes it, and from_pretrained reads it"
+        )
+
+    def of(self, x: Tensor) -> Tensor | None:
+        """Bool, like `x` [..., tokens, in] without its last side, True where a token is sparse; None = all are.
+
+        Raises:
+            InvalidInput: `x` holds other tokens than the call that is running.
+        """
+        flags = self._call.flags
+        if flags is None:
+            flags = torch.arange(x.shape[-2], device=x.device) >= self.first
+            return None if self.first == 0 else flags.expand(x.shape[:-1])
+        if self._call.all_sparse:
+            return None
+        if flags.numel() != x.shape[:-1].numel():
+            raise InvalidInput(
+                f"inputs {list(x.shape)} in a call of {list(flags.shape)} tokens: channels can be skipped only where a "
+                "module sees every token once"
+            )
+        return flags.to(x.device).reshape(x.shape[:-1])
+
+    def between(self, start: int, fresh: int) -> Tensor | None:
+        """Of the running call, the `fresh` tokens from position `start` of the cache on: `[rows, fresh]` or None."""
+        flags = self._call.flags
+        if flags is None or self._call.all_sparse:
+            return None
+        begin = start - self._call.length
+        return flags[:, begin : begin + fresh]
+
+    @contextmanager
+    def watch(self, module: nn.Module) -> Iterator[None]:
+        """Follow the calls of a transformers model, with its head or without, or of one block, within the context."""
+        base = getattr(module, "base_model", None)
+        with ExitStack() as open_:
+            if base is None:
+                open_.callback(module.register_forward_pre_hook(self._before_block).remove)
+                open_.callback(module.register_forward_hook(self._after, always_call=True).remove)
+            else:
+                open_.callback(base.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+                open_.callback(base.register_forward_hook(self._after, always_call=True).remove)
+                if base is not module:
+                    open_.callback(module.register_forward_pre_hook(self._before_head, with_kwargs=True).remove)
+                if hasattr(module, "_prefill"):
+                    watching = getattr(module, ATTRIBUTE, ())  # of stages that were attached before
+                    open_.callback(_let_go, module, watching)
+                    setattr(module, ATTRIBUTE, (*watching, self))
+                    module._prefill = MethodType(_prefill, module)  # type: ignore[assignment]
+            yield
+
+    def _before_head(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        kept = named.get("logits_to_keep")
+        self._call.drafted = kept - 1 if type(kept) is int and 1 < kept <= MOST_DRAFTED + 1 else 0
+
+    def _before(self, base: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = named.get("inputs_embeds")
+        given = next((x for x in (given, named.get("input_ids"), *arguments) if isinstance(x, Tensor)), None)
+        if given is None:
+            return  # the model will say what is wrong
+        cache, (rows, fresh) = named.get("past_key_values"), given.shape[:2]
+        length = 0 if cache is None else int(cache.get_seq_length())
+        drafted, self._call.drafted = self._call.drafted, 0
+        flags = (self._positions(named.get("attention_mask"), rows, length, fresh) >= self.first).expand(rows, fresh)
+        if self._call.whole:
+            flags = torch.zeros(rows, fresh, dtype=torch.bool)
+        elif cache is not None and self.prompt == "dense":
+            flags = flags & (torch.arange(fresh) >= self._of_prompt(length, fresh, drafted))
+        self._call.begin(flags.clone(), length)
+
+    def _of_prompt(self, length: int, fresh: int, drafted: int) -> int:
+        """How many of the new tokens at the front belong to a prompt."""
+        if self._call.prompting:
+            return fresh
+        before = fresh - min(drafted, fresh)
+        return 0 if length and before == 1 else before
+
+    def _before_block(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
+        rows, tokens = arguments[0].shape[:2]
+        self._call.begin((torch.arange(tokens) >= self.first).expand(rows, tokens), 0)
+
+    def _after(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        self._call.flags = None
+
+    @staticmethod
+    def _positions(mask: Any, rows: int, length: int, fresh: int) -> Tensor:
+        """The place of each new token among the real ones of its row, from 0: `[rows, fresh]` or `[1, fresh]`."""
+        if isinstance(mask, Tensor) and mask.shape == (rows, length + fresh):
+            return mask.cpu().ne(0).long().cumsum(1)[:, length:] - 1
+        return torch.arange(length, length + fresh)[None]
+
+    @contextmanager
+    def prompting(self) -> Iterator[None]:
+        """Calls within the context bring a prompt, however few tokens they have."""
+        before, self._call.prompting = self._call.prompting, True
+        try:
+            yield
+        finally:
+            self._call.prompting = before
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Calls of the model within the context are dense, all of their tokens."""
+        before, self._call.whole = self._call.whole, True
+        try:
+            yield
+        finally:
+            self._call.whole = before
+
+
+def tokens_of(model: Any) -> SparseTokens | None:
+    """What says which tokens of a causal language model are sparse; None where no channels are skipped."""
+    found: SparseTokens | None = getattr(model, ATTRIBUTE, None)
+    return found
+
+
+class _Call(threading.local):
+    """The call that is running in this thread."""
+
+    flags: Tensor | None = None  # [rows, tokens]
+    all_sparse = False
+    length = 0
+    drafted = 0
+    prompting = False
+    whole = False
+
+    def begin(self, flags: Tensor, length: int) -> None:
+        self.flags, self.all_sparse, self.length = flags, bool(flags.all()), length
+
+
+class InputSkip:
+    """A forward pre-hook: channels of a module's input that a rule leaves out are the rule's centre, else 0."""
+
+    def __init__(self, rule: SkipRule, tokens: SparseTokens) -> None:
+        self.rule, self.tokens = rule, tokens
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The module's arguments with the input masked."""
+        return (self.masked(arguments[0]), *arguments[1:])
+
+    def masked(self, x: Tensor) -> Tensor:
+        """`x` [..., tokens, in] with the channels left out, in the tokens that are sparse."""
+        flags = self.tokens.of(x)
+        if flags is not None and not bool(flags.any()):
+            return x
+        self.rule = self.rule.like(x)
+        filled = self.rule.fill(x)
+        return filled if flags is None else torch.where(flags[..., None], filled, x)
+
+
+class OutputSkip(InputSkip):
+    """A forward hook that does the same with a module's output: neurons that an activation function leaves small."""
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:  # type: ignore[override]
+        """The output, masked."""
+        return self.masked(output)
+
+
+def _prefill(model: Any, *arguments: Any, **named: Any) -> Any:
+    with ExitStack() as open_:
+        for tokens in getattr(model, ATTRIBUTE):
+            open_.enter_context(tokens.prompting())
+        return type(model)._prefill(model, *arguments, **named)
+
+
+def _let_go(module: Any, watching: tuple[SparseTokens, ...]) -> None:
+    if watching:
+        setattr(module, ATTRIBUTE, watching)
+    else:
+        del module._prefill
+        delattr(module, ATTRIBUTE)
