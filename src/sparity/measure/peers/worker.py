@@ -13,26 +13,27 @@ import sys
 import time
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
-FILE_TYPES = {
-    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "Q4_1": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1,
-    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-}
 _opened: list[Any] = []
+
+
+def _package() -> Any:
+    """llama-cpp-python, imported once what it prints goes to the errors."""
+    import llama_cpp
+
+    return llama_cpp
 
 
 def version() -> str:
     """Of llama-cpp-python."""
-    return str(llama_cpp.__version__)
+    return str(_package().__version__)
 
 
 def load(path: str, context: int, threads: int, every_logit: bool) -> int:
     """Read a GGUF file into memory; what is answered names it in other questions."""
     _opened.append(
-        llama_cpp.Llama(
+        _package().Llama(
             path,
             n_ctx=context,
             n_batch=context,
@@ -54,7 +55,7 @@ def generate(model: int, ids: list[int], tokens: int, ends: list[int]) -> dict[s
     given, made, seconds = ids, [], []
     for _ in range(tokens):
         llama.eval(given)
-        pointer = llama_cpp.llama_get_logits_ith(llama.ctx, -1)
+        pointer = _package().llama_get_logits_ith(llama.ctx, -1)
         token = int(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).argmax())
         seconds.append(time.perf_counter() - begun)
         given = [token]
@@ -74,10 +75,11 @@ def logits(model: int, ids: list[int], path: str) -> None:
 
 def quantise(source: str, target: str, kind: str, threads: int) -> None:
     """Write a quantised copy of a GGUF file with llama.cpp's own code."""
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = FILE_TYPES[kind]
+    package = _package()
+    parameters = package.llama_model_quantize_default_params()
+    parameters.ftype = getattr(package, f"LLAMA_FTYPE_MOSTLY_{kind}")
     parameters.nthread = threads
-    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)):
+    if package.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters)):
         raise RuntimeError(f"llama.cpp could not quantise {source} to {kind}")
 
 
