@@ -6,6 +6,7 @@ import torch
 import sparity
 from packed_folders import logits
 from sparity import registry
+from sparity.dynamic.activations.methods.base import RuleMethod
 from sparity.dynamic.activations.places import places_of
 from sparity.dynamic.activations.stage import Activations
 from sparity.models.attached_runtime import input_sites
@@ -14,6 +15,7 @@ from sparity.recipe import Recipe
 
 GATE = ("gate_output", "gate_output")
 METHODS = registry.names("activations.method")
+RULES = [name for name in METHODS if issubclass(registry.get("activations.method", name), RuleMethod)]
 RANDOM = torch.arange(96).view(4, 24) % 97
 
 
@@ -32,7 +34,7 @@ def test_at_sparsity_0_the_logits_are_the_dense_ones_bit_for_bit(name, family_mo
     assert torch.equal(logits(model), dense)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RULES)
 def test_behind_infinite_thresholds_only_the_biases_are_left(name, family_models):
     model = family_models["opt"]
     (place,) = (p for p in places_of(model, input_sites(model), ["fc1"]) if ".0." in p.name)
