@@ -22,21 +22,36 @@ constexpr int64_t kMostTokens = 16;  // inputs that a product takes at a time
 struct Product {
   const SparityMatrix* weight;
   const uint16_t* bias;
+  const SparitySkip* skip;
   uint16_t* out;  // [tokens, rows]
 };
 
-// Products that read one input [tokens, columns].
+// Products of one input [tokens, columns], each without the channels that its skip leaves out; `room` has space for
+// Count such inputs.
 template <int Count>
-int multiply(const Product (&products)[Count], const uint16_t* x, int64_t tokens, int threads) {
+int multiply(const Product (&products)[Count], const uint16_t* x, const uint8_t* whole, int64_t tokens, uint16_t* room,
+             int threads) {
+  const int64_t columns = products[0].weight->columns;
   const SparityMatrix* weights[Count];
+  const uint16_t *inputs[Count], *xs[Count];
   void* outs[Count];
+  for (int i = 0; i < Count; ++i) {
+    weights[i] = products[i].weight;
+    inputs[i] = x;
+    for (int j = 0; j < i; ++j)
+      if (products[j].skip == products[i].skip) inputs[i] = inputs[j];
+    if (!products[i].skip || inputs[i] != x) continue;
+    uint16_t* masked = room + i * tokens * columns;
+    if (sparity_skip(products[i].skip, x, whole, tokens, columns, masked, threads)) return SPARITY_UNSUPPORTED;
+    inputs[i] = masked;
+  }
   for (int64_t token = 0; token < tokens; token += kMostTokens) {
     for (int i = 0; i < Count; ++i) {
-      weights[i] = products[i].weight;
-      outs[i] = products[i].out + token * products[i].weight->rows;
+      xs[i] = inputs[i] + token * columns;
+      outs[i] = products[i].out + token * weights[i]->rows;
     }
     const int64_t now = tokens - token < kMostTokens ? tokens - token : kMostTokens;
-    const int status = sparity_gemv_many(weights, Count, x + token * weights[0]->columns, outs, 0, now, threads);
+    const int status = sparity_gemv_many(weights, Count, xs, outs, 0, now, threads);
     if (status) return status;
   }
   for (const Product& product : products)
@@ -126,10 +141,19 @@ void sparity_gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uin
     isa.gate(gates + at, ups + at, count - at < kShare ? count - at : kShare, out + at);
 }
 
-void sparity_skip(const SparitySkip* skip, uint16_t* x, int64_t tokens, int64_t columns, int threads) {
+int sparity_skip(const SparitySkip* skip, const uint16_t* x, const uint8_t* whole, int64_t tokens, int64_t columns,
+                 uint16_t* out, int threads) {
   const sparity::DecodeKernels& isa = kernels();
+  const bool ordered = skip->scale == SPARITY_SKIP_TOP || skip->scale == SPARITY_SKIP_STATISTICAL;
+  const std::unique_ptr<char, void (*)(void*)> keys(
+      static_cast<char*>(ordered ? malloc(size_t(tokens * columns) * 4) : nullptr), free);
+  if (ordered && !keys) return SPARITY_UNSUPPORTED;
 #pragma omp parallel for schedule(static) num_threads(threads) if (tokens * columns > kAlone)
-  for (int64_t token = 0; token < tokens; ++token) isa.skip(*skip, x + token * columns, columns);
+  for (int64_t token = 0; token < tokens; ++token) {
+    uint32_t* own = ordered ? reinterpret_cast<uint32_t*>(keys.get()) + token * columns : nullptr;
+    isa.skip(*skip, x + token * columns, whole && whole[token], columns, own, out + token * columns);
+  }
+  return SPARITY_OK;
 }
 
 int sparity_attend(const SparityAttention* attention, const uint16_t* q, const uint16_t* k, const uint16_t* v,
@@ -150,23 +174,24 @@ int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count,
     const int64_t heads = blocks[i].q->rows + blocks[i].k->rows + blocks[i].v->rows + blocks[i].q->rows;
     widest = heads > widest ? heads : widest;
     wide = blocks[i].up->rows > wide ? blocks[i].up->rows : wide;
+    wide = blocks[i].o->columns > wide ? blocks[i].o->columns : wide;
   }
-  const size_t room = size_t(tokens) * size_t(2 * hidden + widest + 2 * wide) * sizeof(uint16_t);
+  const int64_t masked = 3 * hidden > wide ? 3 * hidden : wide;  // inputs without what is skipped
+  const size_t room = size_t(tokens) * size_t(2 * hidden + widest + 2 * wide + masked) * sizeof(uint16_t);
   const std::unique_ptr<char, void (*)(void*)> memory(static_cast<char*>(malloc(room)), free);
   if (!memory) return SPARITY_UNSUPPORTED;
   auto* normed = reinterpret_cast<uint16_t*>(memory.get());
   uint16_t *added = normed + tokens * hidden, *heads = added + tokens * hidden, *gates = heads + tokens * widest;
-  const auto skip = [&](const SparitySkip* skip, uint16_t* x, int64_t columns) {
-    if (skip) sparity_skip(skip, x, tokens, columns, threads);
-  };
+  uint16_t* spare = gates + 2 * tokens * wide;
+  const uint8_t* whole = step->whole;
   for (int i = 0; i < count; ++i) {
     const SparityBlock& b = blocks[i];
     uint16_t *q = heads, *k = q + tokens * b.q->rows, *v = k + tokens * b.k->rows, *seen = v + tokens * b.v->rows;
     uint16_t* ups = gates + tokens * b.gate->rows;
     sparity_rms_norm(step->stream, i ? added : nullptr, b.attention_norm, b.attention_epsilon, tokens, hidden, normed,
                      threads);
-    skip(b.attention_skip, normed, hidden);
-    if (multiply<3>({{b.q, b.q_bias, q}, {b.k, b.k_bias, k}, {b.v, b.v_bias, v}}, normed, tokens, threads))
+    if (multiply<3>({{b.q, b.q_bias, b.q_skip, q}, {b.k, b.k_bias, b.k_skip, k}, {b.v, b.v_bias, b.v_skip, v}}, normed,
+                    whole, tokens, spare, threads))
       return SPARITY_UNSUPPORTED;
     SparityAttention attention = b.attention;
     attention.rows = step->rows;
@@ -177,15 +202,14 @@ int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count,
     attention.visible = step->visible;
     attention.visible_keys = step->visible_keys;
     if (sparity_attend(&attention, q, k, v, seen, threads)) return SPARITY_UNSUPPORTED;
-    skip(b.o_skip, seen, b.o->columns);
-    if (multiply<1>({{b.o, b.o_bias, added}}, seen, tokens, threads)) return SPARITY_UNSUPPORTED;
+    if (multiply<1>({{b.o, b.o_bias, b.o_skip, added}}, seen, whole, tokens, spare, threads)) return SPARITY_UNSUPPORTED;
     sparity_rms_norm(step->stream, added, b.mlp_norm, b.mlp_epsilon, tokens, hidden, normed, threads);
-    skip(b.mlp_skip, normed, hidden);
-    if (multiply<2>({{b.gate, b.gate_bias, gates}, {b.up, b.up_bias, ups}}, normed, tokens, threads))
+    if (multiply<2>({{b.gate, b.gate_bias, b.gate_skip, gates}, {b.up, b.up_bias, b.up_skip, ups}}, normed, whole, tokens,
+                    spare, threads))
       return SPARITY_UNSUPPORTED;
     sparity_gate(gates, ups, tokens * b.up->rows, gates, threads);
-    skip(b.down_skip, gates, b.down->columns);
-    if (multiply<1>({{b.down, b.down_bias, added}}, gates, tokens, threads)) return SPARITY_UNSUPPORTED;
+    if (multiply<1>({{b.down, b.down_bias, b.down_skip, added}}, gates, whole, tokens, spare, threads))
+      return SPARITY_UNSUPPORTED;
   }
   sparity_rms_norm(step->stream, count ? added : nullptr, step->last_norm, step->last_epsilon, tokens, hidden,
                    step->out, threads);

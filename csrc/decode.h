@@ -76,17 +76,7 @@ void gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* o
   }
 }
 
-// Not (size <= threshold), so that a NaN counts.
-void skip(const SparitySkip& skip, uint16_t* x, int64_t columns) {
-  if (skip.centre)
-    for (int64_t column = 0; column < columns; ++column) {
-      const float size = fabsf(to_float(x[column]) - to_float(skip.centre[column]));
-      x[column] = size <= skip.thresholds[column] ? skip.centre[column] : x[column];
-    }
-  else
-    for (int64_t column = 0; column < columns; ++column)
-      x[column] = fabsf(to_float(x[column])) <= skip.thresholds[column] ? uint16_t(0) : x[column];
-}
+#include "skip.h"
 
 // Rotary positions, each product and sum rounded; first half against second half. `out` is not `x`.
 inline void rotate(const uint16_t* x, const uint16_t* cos, const uint16_t* sin, int64_t width, uint16_t* out) {

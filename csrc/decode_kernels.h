@@ -9,7 +9,8 @@ struct DecodeKernels {
   void (*rms_norm)(uint16_t* x, const uint16_t* add, const uint16_t* weight, float epsilon, int64_t columns,
                    uint16_t* out);
   void (*gate)(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* out);
-  void (*skip)(const SparitySkip& skip, uint16_t* x, int64_t columns);
+  // One token; `keys` has room for its columns where the rule is top or statistical.
+  void (*skip)(const SparitySkip& skip, const uint16_t* x, bool whole, int64_t columns, uint32_t* keys, uint16_t* out);
   // Writes a new token's key and value, of one head, as number `at` of its row's.
   void (*append)(const SparityAttention& a, const uint16_t* k, const uint16_t* v, int64_t row, int64_t token,
                  int64_t head, int64_t at);

@@ -8,8 +8,8 @@
 #include <new>
 
 #include "decode_kernels.h"
+#include "inputs.h"
 #include "kernels.h"
-#include "numbers.h"
 
 namespace {
 
@@ -56,31 +56,6 @@ int in_use() {
 
 const Kernels& kernels() { return *kLevels[in_use()].kernels; }
 
-// Scratch memory of the calling thread, kept between calls.
-class Scratch {
- public:
-  ~Scratch() { free(memory_); }
-  char* at_least(size_t bytes) {
-    if (bytes > size_) {
-      free(memory_);
-      size_ = 0;
-      memory_ = static_cast<char*>(aligned_alloc(64, (bytes + 63) / 64 * 64));
-      if (memory_) size_ = bytes;
-    }
-    return memory_;
-  }
-
- private:
-  char* memory_ = nullptr;
-  size_t size_ = 0;
-};
-
-thread_local Scratch scratch;
-
-bool finite(uint16_t bits) { return (bits & 0x7f80) != 0x7f80; }
-
-int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-
 // The part of the work that a thread takes first, from front to back, so that it reads memory on where it was.
 struct alignas(64) Lane {
   std::atomic<int64_t> next;
@@ -118,43 +93,6 @@ int64_t units_of(const SparityMatrix& weight) {
   return (weight.rows + rows - 1) / rows;
 }
 
-// One input as floating-point and as int8 weights read it; only what some weight needs is filled in.
-struct SharedInputs {
-  sparity::Inputs floats, ints;
-};
-
-bool prepare(const Kernels& isa, const SparityMatrix* const* weights, int count, const uint16_t* x, int64_t tokens,
-             SharedInputs& in) {
-  const int64_t columns = weights[0]->columns;
-  bool floats = false, ints = false, blocks = false;
-  int64_t width = columns;  // of the widest weight, whose last blocks may reach beyond the columns
-  for (int i = 0; i < count; ++i) {
-    (weights[i]->scales ? ints : floats) = true;
-    if (weights[i]->format != SPARITY_BLOCK) continue;
-    blocks = true;
-    width = std::max(width, round_up(columns, weights[i]->block_width));
-  }
-  const int64_t stride = round_up(width, sparity::kGroup) + 64;
-  const size_t float_size = floats ? size_t(tokens * stride * isa.float_bytes) : 0;
-  const size_t int_size = ints ? size_t(tokens * stride * isa.int_bytes) : 0;  // both are multiples of 64
-  char* memory = scratch.at_least(float_size + int_size + size_t(tokens) * 8 + size_t(ints ? columns : 0) + 64);
-  if (!memory) return false;
-  char* int_memory = memory + float_size;
-  auto* not_finite = reinterpret_cast<float*>(int_memory + int_size);
-  float* scales = not_finite + tokens;
-  auto* bytes = reinterpret_cast<int8_t*>(scales + tokens);
-  for (int64_t token = 0; token < tokens; ++token) {
-    const uint16_t* values = x + token * columns;
-    if (floats) isa.prepare_floats(values, columns, stride, memory + token * stride * isa.float_bytes);
-    not_finite[token] = blocks && !std::all_of(values, values + columns, finite);
-    if (!ints) continue;
-    isa.quantize(values, columns, bytes, scales + token);
-    isa.prepare_ints(bytes, columns, stride, int_memory + token * stride * isa.int_bytes);
-  }
-  in = {{memory, stride, not_finite}, {int_memory, stride, scales}};
-  return true;
-}
-
 }  // namespace
 
 int sparity::rank_in_use() { return in_use(); }
@@ -181,17 +119,18 @@ void sparity_quantize(const uint16_t* x, int64_t tokens, int64_t columns, int8_t
 }
 
 int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wide, int64_t tokens, int threads) {
-  return sparity_gemv_many(&weight, 1, x, &y, wide, tokens, threads);
+  return sparity_gemv_many(&weight, 1, &x, &y, wide, tokens, threads);
 }
 
-int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint16_t* x, void* const* ys, int wide,
-                      int64_t tokens, int threads) {
+int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint16_t* const* xs, void* const* ys,
+                      int wide, int64_t tokens, int threads) {
   if (count < 1) return SPARITY_OK;
+  if (count > kMostWeights) return SPARITY_UNSUPPORTED;
   for (int i = 0; i < count; ++i)
     if (!supported(*weights[i]) || weights[i]->columns != weights[0]->columns) return SPARITY_UNSUPPORTED;
   const Kernels& isa = kernels();
-  SharedInputs in;
-  if (!prepare(isa, weights, count, x, tokens, in)) return SPARITY_UNSUPPORTED;
+  sparity::Inputs inputs[kMostWeights];
+  if (!prepare(isa, weights, count, xs, tokens, threads, inputs)) return SPARITY_UNSUPPORTED;
   int64_t units = 0;
   for (int i = 0; i < count; ++i) units += units_of(*weights[i]);
   share_out(units, threads, [&](int64_t begin, int64_t end) {
@@ -200,7 +139,7 @@ int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint
       const SparityMatrix& weight = *weights[i];
       const int64_t own = units_of(weight);
       const int64_t from = std::max(begin - first, int64_t(0)), to = std::min(end - first, own);
-      if (from < to) isa.gemv(weight, weight.scales ? in.ints : in.floats, {ys[i], wide != 0}, tokens, from, to);
+      if (from < to) isa.gemv(weight, inputs[i], {ys[i], wide != 0}, tokens, from, to);
       first += own;
     }
   });
@@ -208,7 +147,7 @@ int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint
 }
 
 int sparity_row_sums(const SparityMatrix* weight, int32_t* out, int threads) {
-  if (weight->format == SPARITY_BLOCK || !weight->scales) return SPARITY_UNSUPPORTED;
+  if (weight->format == SPARITY_BLOCK || weight->format == SPARITY_COLUMNS || !weight->scales) return SPARITY_UNSUPPORTED;
   const Kernels& isa = kernels();
   const int64_t tiles = units_of(*weight);
 #pragma omp parallel for schedule(static) num_threads(threads)

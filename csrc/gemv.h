@@ -42,6 +42,14 @@ inline void store_inside(const SparityMatrix& weight, const Outputs& out, int64_
   if (row < weight.rows) store(out, token * weight.rows + row, value);
 }
 
+inline void store_all(const Outputs& out, int64_t at, const float* values, int64_t count) {
+  if (out.wide) {
+    memcpy(static_cast<float*>(out.y) + at, values, size_t(count) * sizeof(float));
+  } else {
+    for (int64_t i = 0; i < count; ++i) static_cast<uint16_t*>(out.y)[at + i] = to_bfloat16(values[i]);
+  }
+}
+
 #include "sources.h"
 
 // ---- one tile times `Tokens` inputs
@@ -130,11 +138,13 @@ inline void tile_all_tokens(const SparityMatrix& weight, const Inputs& in, const
 }
 
 #include "block.h"
+#include "columns.h"
 #include "dense.h"
 
 template <class Isa>
 void gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
           int64_t end) {
+  if (weight.format == SPARITY_COLUMNS) return columns<Isa>(weight, in, out, tokens, begin, end);
   for (int64_t unit = begin; unit < end; ++unit) {
     switch (weight.format) {
       case SPARITY_DENSE:

@@ -8,10 +8,12 @@ namespace {
 
 inline __m512 widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
 
-struct Avx512 {
+#include "columns_avx512.h"
+
+struct Avx512 : Columns512 {
   using X = float;
   using Q = int16_t;
-  static constexpr int kShift = 0;
+  static constexpr int kShift = 0, kWeightShift = 0;
 
   struct Floats {
     __m512 at[2];
@@ -117,6 +119,18 @@ struct Avx512 {
     int64_t out = 0;
     for (int32_t part : parts) out += part;
     return out;
+  }
+
+  template <int Fours, int Tokens>
+  static inline void add_bytes(const int8_t* const* channels, int64_t row, const int32_t (&x)[Fours][Tokens],
+                               int32_t* sums, int64_t width) {
+    // the weight's size times the input with the weight's sign: 2 * 127 * 127 fits int16
+    add_bytes_by(channels, row, x, sums, width, [](__m512i sum, __m512i weights, __m512i inputs) {
+      const __m512i turned =
+          _mm512_mask_sub_epi8(inputs, _mm512_movepi8_mask(weights), _mm512_setzero_si512(), inputs);
+      const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(weights), turned);
+      return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    });
   }
 };
 

@@ -19,10 +19,13 @@ inline __m512i expand_all_bytes(__mmask64 mask, __m512i kept) {
   return out;
 }
 
-struct Avx512Bf16 {
+#include "columns_avx512.h"
+
+struct Avx512Bf16 : Columns512 {
   using X = uint16_t;
   using Q = uint8_t;
   static constexpr int kShift = 128;  // vpdpbusd wants one unsigned side
+  static constexpr int kWeightShift = 128;  // in the format columns, where a row's sum depends on the channels
 
   struct Floats {
     __m512i at;
@@ -88,6 +91,14 @@ struct Avx512Bf16 {
   static inline int64_t total(const Total& total) {
     return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(total.at)),
                                                     _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(total.at, 1))));
+  }
+
+  template <int Fours, int Tokens>
+  static inline void add_bytes(const int8_t* const* channels, int64_t row, const int32_t (&x)[Fours][Tokens],
+                               int32_t* sums, int64_t width) {
+    add_bytes_by(channels, row, x, sums, width, [](__m512i sum, __m512i weights, __m512i inputs) {
+      return _mm512_dpbusd_epi32(sum, _mm512_xor_si512(weights, _mm512_set1_epi8(char(0x80))), inputs);
+    });
   }
 };
 

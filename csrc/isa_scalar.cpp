@@ -7,7 +7,8 @@ namespace {
 struct Scalar {
   using X = float;
   using Q = int16_t;
-  static constexpr int kShift = 0;
+  static constexpr int kShift = 0, kWeightShift = 0;
+  static constexpr int kVector = 16;
 
   struct Floats {
     float at[32];
@@ -88,6 +89,26 @@ struct Scalar {
     return total;
   }
   static int64_t total(Total total) { return total; }
+
+  using Lanes = float;
+  static Lanes spread(float x) { return x; }
+
+  template <int Count>
+  static void add_floats(const uint16_t* const* channels, int64_t row, const Lanes* x, float* sums) {
+    for (int i = 0; i < Count; ++i)
+      for (int at = 0; at < kFloatLine; ++at) sums[float_place<kVector>(at)] += to_float(channels[i][row + at]) * x[i];
+  }
+  template <int Fours, int Tokens>
+  static void add_bytes(const int8_t* const* channels, int64_t row, const int32_t (&x)[Fours][Tokens], int32_t* sums,
+                        int64_t width) {
+    for (int t = 0; t < Tokens; ++t)
+      for (int i = 0; i < 4 * Fours; ++i) {
+        int8_t inputs[4];
+        memcpy(inputs, &x[i / 4][t], 4);
+        for (int at = 0; at < kByteLine; ++at)
+          sums[t * width + byte_place<kVector>(at)] += int32_t(channels[i][row + at]) * inputs[i % 4];
+      }
+  }
 };
 
 }  // namespace

@@ -7,6 +7,9 @@ namespace sparity {
 
 constexpr int64_t kTileRows = 4;
 constexpr int64_t kGroup = 64;  // columns
+constexpr int kChannels = 8;               // input channels that are added at a time
+constexpr int64_t kMostTokens = 16;        // that share a tile's sums
+constexpr int64_t kMostSums = 4096;        // of a tile of the format columns, which stay in the first cache
 
 // Inputs as a kernel reads them: [tokens, stride], zeros behind the columns.
 struct Inputs {
@@ -14,6 +17,11 @@ struct Inputs {
   int64_t stride;       // elements from token to token
   // Per token. int8: its scale, NaN where it is not finite; floats, for blocks: 1 where it is not finite, else 0.
   const float* scales;
+  // The format columns: what of x is not zero for all tokens; x has no other, int8 with zeros behind them to fours.
+  const int32_t* channels = nullptr;
+  int64_t count = 0;              // of channels
+  const int32_t* sums = nullptr;  // int8: of each token's inputs
+  int64_t tile_rows = 0;          // divisible by 64; tokens * tile_rows <= kMostSums
 };
 
 struct Outputs {

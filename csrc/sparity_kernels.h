@@ -13,8 +13,8 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 5 };
-enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3 };
+enum { SPARITY_ABI = 6 };
+enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3, SPARITY_COLUMNS = 4 };
 enum { SPARITY_OK = 0, SPARITY_UNSUPPORTED = 1 };
 
 // One weight [rows, columns], stored as docs/format.md says. Values are bfloat16, or int8 when scales is not null.
@@ -44,20 +44,22 @@ SPARITY_EXPORT int sparity_isa_use(int rank);
 // y[token, row] = sum over columns of weight[row, column] * x[token, column], for `tokens` >= 1.
 // x: bfloat16 [tokens, columns]; y: [tokens, rows], bfloat16 or (wide) float32. Sums are float32; int8 weights meet
 // inputs that are quantised per token (see reference.py). The result does not depend on `threads`, and a token's result
-// does not depend on the other tokens.
+// does not depend on the other tokens. In the format columns, an input of 0 adds nothing, whatever its weights are, and
+// weights whose inputs are 0 for all tokens are not read.
 SPARITY_EXPORT int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wide, int64_t tokens,
                                 int threads);
 
-// The same for `count` weights of any formats that have the same columns and share the input, which is prepared once:
-// ys[i] is weights[i]'s y, and equals what sparity_gemv gives.
-SPARITY_EXPORT int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint16_t* x, void* const* ys,
-                                     int wide, int64_t tokens, int threads);
+// The same for `count` weights, at most 64, of any formats that have the same columns: ys[i] is the y of weights[i] and
+// xs[i], and equals what sparity_gemv gives. An input that several weights share (the same pointer) is prepared once.
+SPARITY_EXPORT int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint16_t* const* xs,
+                                     void* const* ys, int wide, int64_t tokens, int threads);
 
 // Rows [begin, end) of the weight as they are stored, bfloat16 or int8, into out [end - begin, columns].
 // begin is a multiple of 4 (of block_rows in the format block).
 SPARITY_EXPORT int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void* out, int threads);
 
-// The sum of each row's int8 values into out [rows]; it belongs into the weight before sparity_gemv.
+// The sum of each row's int8 values into out [rows]; it belongs into the weight before sparity_gemv. The formats block
+// and columns need none.
 SPARITY_EXPORT int sparity_row_sums(const SparityMatrix* weight, int32_t* out, int threads);
 
 // x: bfloat16 [tokens, columns] -> int8 out and its scale per token; NaN as scale marks a token that is not finite.
@@ -75,14 +77,23 @@ SPARITY_EXPORT void sparity_rms_norm(uint16_t* x, const uint16_t* add, const uin
 // out = silu(gates) * ups, each rounded; all [count].
 SPARITY_EXPORT void sparity_gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* out, int threads);
 
-// Which channels of an input count: channel i of a token does where |x_i - m_i| > t_i, or is NaN.
+// Which channels of an input count: channel i of a token does where |x_i - m_i| > t_i s, in float32, or is NaN. What s is
+// for a token: constant: 1. rms: the root of the mean of x_i^2. top: just so large that `kept` channels count, those with
+// the largest |x_i - m_i| / t_i, the first of equal ones. statistical: the mean plus `deviations` standard deviations of
+// |x_i - m_i| / t_i. 0 / 0 is infinite there.
+enum { SPARITY_SKIP_CONSTANT = 0, SPARITY_SKIP_RMS = 1, SPARITY_SKIP_TOP = 2, SPARITY_SKIP_STATISTICAL = 3 };
 typedef struct {
   const float* thresholds;  // t, [columns]
   const uint16_t* centre;   // m, [columns]; null = zeros
+  int32_t scale;
+  int64_t kept;
+  double deviations;
 } SparitySkip;
 
-// Every channel of x [tokens, columns] that does not count becomes m_i. Differences are float32.
-SPARITY_EXPORT void sparity_skip(const SparitySkip* skip, uint16_t* x, int64_t tokens, int64_t columns, int threads);
+// x [tokens, columns] -> out, which may be x: x_i - m_i, rounded, where channel i counts, else 0. A bias of the product
+// then holds the weight times m. whole: uint8 [tokens], 1 where all channels count; null = nowhere.
+SPARITY_EXPORT int sparity_skip(const SparitySkip* skip, const uint16_t* x, const uint8_t* whole, int64_t tokens,
+                                int64_t columns, uint16_t* out, int threads);
 
 // The types of a cache's numbers. Those beyond bfloat16 are not built yet: SPARITY_UNSUPPORTED.
 enum { SPARITY_CACHE_BFLOAT16 = 0, SPARITY_CACHE_INT8 = 1, SPARITY_CACHE_INT4 = 2 };
@@ -116,13 +127,17 @@ typedef struct {
 SPARITY_EXPORT int sparity_attend(const SparityAttention* attention, const uint16_t* q, const uint16_t* k,
                                   const uint16_t* v, uint16_t* out, int threads);
 
-// One block: its attention and then its gated MLP. A null bias adds nothing; a null skip leaves all channels.
+// One block: its attention and then its gated MLP. A null bias adds nothing; a null skip leaves a product's input as it
+// is, and products of one input that have the same skip share its result.
 typedef struct {
   const SparityMatrix *q, *k, *v, *o, *gate, *up, *down;
   const uint16_t *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;  // [rows]
   const uint16_t *attention_norm, *mlp_norm;                                            // [hidden]
   float attention_epsilon, mlp_epsilon;
-  const SparitySkip *attention_skip, *o_skip, *mlp_skip, *down_skip;  // inputs of q, k, v; of o; of gate, up; of down
+  const SparitySkip *q_skip, *k_skip, *v_skip, *o_skip, *gate_skip, *up_skip, *down_skip;
+  // Of silu(gate), [neurons]: up is not computed for neurons that do not count, and they are 0 for down. Its centre is
+  // null. A null one leaves all neurons.
+  const SparitySkip* neuron_skip;
   SparityAttention attention;  // rows, tokens, fresh, cos, sin and what is visible are those of the step
 } SparityBlock;
 
@@ -134,6 +149,7 @@ typedef struct {
   const uint16_t *cos, *sin;
   const uint8_t* visible;
   int64_t visible_keys;
+  const uint8_t* whole;  // [tokens]: 1 for tokens of which nothing is skipped; null = none
   const uint16_t* last_norm;
   float last_epsilon;
   uint16_t *stream, *out;

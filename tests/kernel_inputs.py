@@ -7,6 +7,7 @@ FORMATS = {
     "bitmask": {},
     "two_of_four": {},
     "block": {"rows": 16, "columns": 16},
+    "columns": {},
 }
 
 

@@ -20,7 +20,15 @@ from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.errors import SparityError
 from sparity.formats import build_format, format_of
 
-FORMATS = ({"dense": {}}, {"bitmask": {}}, {"two_of_four": {}}, {"block": {"rows": 4}}, {"csr": {}}, {"coo": {}})
+FORMATS = (
+    {"dense": {}},
+    {"bitmask": {}},
+    {"two_of_four": {}},
+    {"block": {"rows": 4}},
+    {"columns": {}},
+    {"csr": {}},
+    {"coo": {}},
+)
 SIZES = {code: dtype.itemsize for dtype, code in CODES.items()}
 THEIRS = (SparityError, OSError, ValueError, RuntimeError)  # transformers refuses some in its own words
 OPTIONS = ({}, {"rows": 4}, {"rows": 5, "columns": 32}, {"rows": 2**40}, [], None, {"x": 1})
@@ -106,7 +114,9 @@ def _change(entry, name, header, tensors, drawn):
     elif kind == 4:
         entry["dtype"] = drawn.choice(("float32", "float16", "bfloat16", "int8", 5, None, ["float32"]))
     elif kind == 5:
-        entry["format"] = drawn.choice(("dense", "bitmask", "two_of_four", "block", "csr", "coo", "base", "", None))
+        entry["format"] = drawn.choice(
+            ("dense", "bitmask", "two_of_four", "block", "columns", "csr", "coo", "base", "", None)
+        )
     elif kind == 6:
         entry["options"] = drawn.choice(OPTIONS)
     elif kind == 7:

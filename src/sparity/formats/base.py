@@ -29,6 +29,7 @@ class Format(ABC):
     """
 
     name: ClassVar[str]
+    by_channel: ClassVar[bool] = False  # made for inputs that are zero, not for weights: chosen by its name only
 
     # ---- what each format writes
 

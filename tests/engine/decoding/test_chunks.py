@@ -1,7 +1,5 @@
 """Several new tokens of each row in one call: short prompts, left padding, drafts that are checked and taken back."""
 
-import ctypes
-
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache
@@ -12,7 +10,8 @@ from quick_models import cache_of
 from sparity.engine.decoding.fast_path import MOST_TOKENS
 from sparity.engine.decoding.model import fallbacks
 from sparity.engine.kernels import native
-from sparity.engine.kernels.step import reference
+from sparity.engine.kernels.skip.cpu import NativeSkip
+from sparity.engine.kernels.skip.reference import SkipRule
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
 TOKENS = torch.arange(26).reshape(2, 13) % 97
@@ -149,39 +148,40 @@ def test_a_model_on_the_engine_is_one_graph(tiny):
 
 
 SITES = {
-    "attention": ("q_proj", "k_proj", "v_proj"),
-    "o": ("o_proj",),
-    "mlp": ("gate_proj", "up_proj"),
-    "down": ("down_proj",),
+    "attention": ("q", "k", "v"),
+    "o": ("o",),
+    "mlp": ("gate", "up"),
+    "down": ("down",),
+    "each its own": native.PROJECTIONS,
+    "some": ("q", "v", "up"),
 }
 
 
-@pytest.mark.parametrize("site", [*SITES, "all"])
+@pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("centred", [False, True])
-def test_channels_that_do_not_count_are_left_out_at_their_site(tiny, calls, site, centred):
-    """Against the model in PyTorch whose projections of that site get inputs that the reference has masked."""
+@pytest.mark.parametrize("form", ["dense", "columns"])
+def test_channels_that_do_not_count_are_left_out(tiny, calls, site, centred, form):
+    """Against the model in PyTorch whose projections get inputs that the rule has masked."""
     plain, kept = tiny("llama"), []
-    model = sparity.attach(tiny("llama"), form="dense")
+    model = sparity.attach(tiny("llama"), form=form)
     cache_of(model, TOKENS)  # the step is made
     calls.clear()
     dense = hidden(plain, TOKENS, DynamicCache(config=plain.config))
     blocks = blocks_of(model)
     for index, (block, layer) in enumerate(zip(blocks, plain.model.layers, strict=True)):
-        for number, name in enumerate(native.SITES):
-            if site not in (name, "all"):
-                continue
-            projections = [module for path, module in layer.named_modules() if path.rpartition(".")[2] in SITES[name]]
-            columns = projections[0].in_features
-            generator = torch.Generator().manual_seed(10 * index + number)
-            thresholds = torch.where(torch.rand(columns, generator=generator) < 0.3, 1e9, -1.0)  # never near one
-            centre = torch.randn(columns, generator=generator).bfloat16() if centred else None
-            skip = native.Skip(thresholds.data_ptr(), None if centre is None else centre.data_ptr())
-            kept += [thresholds, centre, skip]
-            setattr(block, f"{name}_skip", ctypes.addressof(skip))
-            for projection in projections:
-                projection.register_forward_pre_hook(
-                    lambda _, inputs, t=thresholds, m=centre: (reference.skip(inputs[0], t, m),)
-                )
+        for number, name in enumerate(SITES[site]):
+            own = site in ("each its own", "some")
+            projection = next(module for path, module in layer.named_modules() if path.endswith(f"{name}_proj"))
+            columns = projection.in_features
+            if number == 0 or own:
+                generator = torch.Generator().manual_seed(10 * index + number)
+                thresholds = torch.where(torch.rand(columns, generator=generator) < 0.3, 1e9, 0.0)  # never near one
+                centre = torch.randn(columns, generator=generator).bfloat16() if centred else None
+                rule = SkipRule(thresholds, centre)
+                skip = NativeSkip(rule, columns)
+            kept.append(skip)
+            setattr(block, f"{name}_skip", skip.address)
+            projection.register_forward_pre_hook(lambda _, inputs, rule=rule: (rule.apply(inputs[0]),))
     found = hidden(model, TOKENS, DynamicCache(config=model.config)).float()
     wanted = hidden(plain, TOKENS, DynamicCache(config=plain.config)).float()
     assert calls == [(2, 13)]

@@ -21,6 +21,8 @@ KINDS = [
     ("dense", "int8"),
     ("bitmask", "int8"),
     ("two_of_four", "int8"),
+    ("columns", "same"),
+    ("columns", "int8"),
 ]
 
 
@@ -91,7 +93,7 @@ def test_what_does_not_fit_is_refused(isa):
     assert gemv_many([], x) == []
 
 
-@pytest.mark.parametrize("form", ["dense", "bitmask", "two_of_four", "block"])
+@pytest.mark.parametrize("form", ["dense", "bitmask", "two_of_four", "block", "columns"])
 @pytest.mark.parametrize("rows", [16, 63])
 def test_a_result_does_not_depend_on_what_comes_with_its_input(isa, form, rows):
     weight = torch.zeros(rows, 208).bfloat16()

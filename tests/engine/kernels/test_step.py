@@ -66,28 +66,3 @@ def test_gate_at_the_ends(isa):
     out = unwritten(len(values))
     cpu.gate(values, torch.ones_like(values), out)
     close(out, reference.gate(values, torch.ones_like(values)))
-
-
-@pytest.mark.parametrize("columns", [1, 16, 63, 200])
-@pytest.mark.parametrize("centred", [False, True])
-def test_channels_that_do_not_count(isa, columns, centred):
-    x, thresholds = random(3, columns), torch.rand(columns, generator=torch.Generator().manual_seed(2))
-    x[0, 0], x[1, 0], x[2, -1] = float("nan"), float("inf"), float("-inf")
-    centre = random(columns, seed=3) if centred else None
-    wanted, found = reference.skip(x, thresholds, centre), x.clone()
-    cpu.skip(found, thresholds, centre)
-    assert torch.equal(found.view(torch.int16), wanted.view(torch.int16))  # bits: NaN too
-    assert columns == 1 or 0 < int((found != x).sum()) < 3 * columns
-
-
-def test_skipping_by_hand(isa):
-    x = torch.tensor([[0.5, -0.5, 0.75, -1.0, float("nan"), -0.25]]).to(BFLOAT16)
-    thresholds = torch.tensor([0.5, 0.49, 1.0, 1.5, 9.0, 0.0])
-    plain, centred = x.clone(), x.clone()
-    cpu.skip(plain, thresholds)
-    cpu.skip(centred, thresholds, torch.tensor([1.0, -0.25, 2.0, 0.75, 0.0, -0.25]).to(BFLOAT16))
-    assert plain[0, :4].tolist() == [0.0, -0.5, 0.0, 0.0]  # strictly: 0.5 is not above 0.5
-    assert centred[0, :4].tolist() == [1.0, -0.25, 0.75, -1.0]
-    assert plain[0, 4].isnan()
-    assert centred[0, 4].isnan()
-    assert (plain[0, 5], centred[0, 5]) == (-0.25, -0.25)

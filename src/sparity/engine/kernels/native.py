@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 5
+ABI = 6
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -66,11 +66,15 @@ class Attention(ctypes.Structure):
 class Skip(ctypes.Structure):
     """`SparitySkip` of csrc/sparity_kernels.h."""
 
-    _fields_ = (("thresholds", ctypes.c_void_p), ("centre", ctypes.c_void_p))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("thresholds", "centre")),
+        ("scale", ctypes.c_int32),
+        ("kept", ctypes.c_int64),
+        ("deviations", ctypes.c_double),
+    )
 
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
-SITES = ("attention", "o", "mlp", "down")  # the inputs of a block's products: of q, k, v; of o; of gate, up; of down
 
 
 class DecoderBlock(ctypes.Structure):
@@ -81,7 +85,8 @@ class DecoderBlock(ctypes.Structure):
         *((f"{name}_bias", ctypes.c_void_p) for name in PROJECTIONS),
         *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
         *((name, ctypes.c_float) for name in ("attention_epsilon", "mlp_epsilon")),
-        *((f"{site}_skip", ctypes.c_void_p) for site in SITES),
+        *((f"{name}_skip", ctypes.c_void_p) for name in PROJECTIONS),
+        ("neuron_skip", ctypes.c_void_p),
         ("attention", Attention),
     )
 
@@ -93,6 +98,7 @@ class Step(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "tokens", "hidden")),
         *((name, ctypes.c_void_p) for name in ("fresh", "cos", "sin", "visible")),
         ("visible_keys", ctypes.c_int64),
+        ("whole", ctypes.c_void_p),
         ("last_norm", ctypes.c_void_p),
         ("last_epsilon", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("stream", "out")),
@@ -195,7 +201,7 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_quantize": (None, (pointer, long, long, pointer, pointer, whole)),
         "sparity_rms_norm": (None, (pointer, pointer, pointer, real, long, long, pointer, whole)),
         "sparity_gate": (None, (pointer, pointer, long, pointer, whole)),
-        "sparity_skip": (None, (pointer, pointer, long, long, whole)),
+        "sparity_skip": (whole, (pointer, pointer, pointer, long, long, pointer, whole)),
         "sparity_attend": (whole, (pointer, pointer, pointer, pointer, pointer, whole)),
         "sparity_step": (whole, (pointer, pointer, whole, whole)),
         "sparity_read": (ctypes.c_uint64, (pointer, long, whole)),

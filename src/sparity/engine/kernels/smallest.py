@@ -22,5 +22,5 @@ def smallest_format(weight: Tensor, values: EncodingSpec = "same") -> Format:
 
     compiled = TAKES & (UNPACKS | {("dense", encoding.name)})
     competing = sorted((form for form, values in compiled if values == encoding.name), reverse=True)
-    fitting = (found for name in competing or registry.names("format") if (found := build_format(name)).matches(weight))
-    return min(fitting, key=size)
+    found = (build_format(name) for name in competing or registry.names("format"))
+    return min((form for form in found if form.matches(weight) and not form.by_channel), key=size)

@@ -58,7 +58,7 @@ def gemv_many(weights: Sequence[NativeWeight], x: Tensor, outs: Sequence[Tensor]
         status = native.library().sparity_gemv_many(
             pointers(*(weight.address for weight in weights)),
             len(made),
-            x.data_ptr(),
+            pointers(*[x.data_ptr()] * len(made)),
             pointers(*(out.data_ptr() for out in made)),
             made[0].dtype == torch.float32,
             x.shape[0],

@@ -29,7 +29,12 @@ def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
     if packed.encoding.integer_products:
         x, token_scales = _quantize(x)
     if packed.pair not in UNPACKS:
-        whole = packed.tensors["values"] if packed.format == "dense" else format_of(packed).decode(packed)
+        if packed.format == "dense":
+            whole = packed.tensors["values"]
+        elif packed.format == "columns":
+            whole = packed.tensors["values"].T  # a view: there is no copy of the weight
+        else:
+            whole = format_of(packed).decode(packed)
         if not packed.encoding.integer_products:
             return linear(x, whole)
         return _scaled(multiply_bytes(x, whole), token_scales, packed.tensors["scales"]).to(torch.bfloat16)

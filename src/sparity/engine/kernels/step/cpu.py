@@ -35,13 +35,6 @@ def gate(gates: Tensor, ups: Tensor, out: Tensor) -> None:
     native.library().sparity_gate(gates.data_ptr(), ups.data_ptr(), gates.numel(), out.data_ptr(), native.threads())
 
 
-def skip(x: Tensor, thresholds: Tensor, centre: Tensor | None = None) -> None:
-    """Replace the channels of `x` [tokens, columns] that do not count, in place; see `reference.skip`."""
-    tokens, columns = x.shape
-    site = native.Skip(thresholds.data_ptr(), None if centre is None else centre.data_ptr())
-    native.library().sparity_skip(ctypes.byref(site), x.data_ptr(), tokens, columns, native.threads())
-
-
 @dataclass(frozen=True)
 class Heads:
     """The heads of one layer: how many, their size, the scale of their scores, and the norm of each, if any."""

@@ -21,17 +21,6 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
     return torch.nn.functional.silu(gates) * ups
 
 
-def skip(x: Tensor, thresholds: Tensor, centre: Tensor | None = None) -> Tensor:
-    """`x` [tokens, columns] with every channel that does not count replaced by its `centre`, or by 0 without one.
-
-    A channel counts where `|x - centre| > threshold` in float32, strictly, or where that difference is NaN.
-    `thresholds` float32 [columns], `centre` bfloat16 [columns].
-    """
-    middle = torch.zeros_like(x[0]) if centre is None else centre
-    size = (x.float() - middle.float()).abs()
-    return torch.where(size <= thresholds, middle, x)
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x` [tokens, heads, width] turned by its position; `cos` and `sin` [tokens, width], first half against second."""
     first, second = x.chunk(2, -1)

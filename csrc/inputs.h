@@ -1,0 +1,201 @@
+// What the kernels read of the inputs of a call, prepared once for all weights that share them.
+#pragma once
+
+#include <stdlib.h>
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "numbers.h"
+
+namespace {
+
+constexpr int kMostWeights = 64;  // of one call
+
+// Scratch memory of the calling thread, kept between calls.
+class Scratch {
+ public:
+  ~Scratch() { free(memory_); }
+  char* at_least(size_t bytes) {
+    if (bytes > size_) {
+      free(memory_);
+      size_ = 0;
+      memory_ = static_cast<char*>(aligned_alloc(64, (bytes + 63) / 64 * 64));
+      if (memory_) size_ = bytes;
+    }
+    return memory_;
+  }
+
+ private:
+  char* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
+thread_local Scratch scratch;
+
+bool finite(uint16_t bits) { return (bits & 0x7f80) != 0x7f80; }
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+// Which forms of an input some weight reads.
+struct Forms {
+  bool floats = false, ints = false, blocks = false, channel_floats = false, channel_ints = false;
+  int64_t width = 0;  // of the widest weight, whose last blocks may reach beyond the columns
+
+  void add(const SparityMatrix& weight) {
+    width = std::max(width, weight.columns);
+    if (weight.format == SPARITY_COLUMNS) {
+      (weight.scales ? channel_ints : channel_floats) = true;
+      return;
+    }
+    (weight.scales ? ints : floats) = true;
+    if (weight.format != SPARITY_BLOCK) return;
+    blocks = true;
+    width = std::max(width, round_up(weight.columns, weight.block_width));
+  }
+};
+
+// One input in these forms, in memory from `at` on; without memory, only the bytes it takes are counted.
+class Prepared {
+ public:
+  sparity::Inputs floats, ints, channel_floats, channel_ints;
+
+  Prepared(const sparity::Kernels& isa, const Forms& forms, int64_t tokens, int64_t columns, uintptr_t at)
+      : isa_(isa), forms_(forms), tokens_(tokens), columns_(columns), begin_(at), at_(at) {
+    stride_ = round_up(forms.width, sparity::kGroup) + 64;
+    if (forms.floats) floats_ = take<char>(tokens * stride_ * isa.float_bytes);
+    if (forms.ints) ints_ = take<char>(tokens * stride_ * isa.int_bytes);
+    if (forms.blocks) not_finite_ = take<float>(tokens);
+    if (forms.ints || forms.channel_ints) {
+      bytes_ = take<int8_t>(tokens * columns);
+      scales_ = take<float>(tokens);
+    }
+    if (forms.channel_floats || forms.channel_ints) used_ = take<uint16_t>(columns);
+    if (forms.channel_floats) {
+      float_channels_ = take<int32_t>(columns);
+      values_ = take<float>(tokens * stride_);
+    }
+    if (forms.channel_ints) {
+      int_channels_ = take<int32_t>(columns);
+      fours_ = take<int8_t>(tokens * stride_);
+      sums_ = take<int32_t>(tokens);
+    }
+  }
+
+  uintptr_t bytes() const { return at_ - begin_; }
+
+  void fill(const uint16_t* x) {
+    for (int64_t token = 0; token < tokens_; ++token) {
+      const uint16_t* values = x + token * columns_;
+      if (forms_.floats) isa_.prepare_floats(values, columns_, stride_, floats_ + token * stride_ * isa_.float_bytes);
+      if (forms_.blocks) not_finite_[token] = !std::all_of(values, values + columns_, finite);
+      if (bytes_) isa_.quantize(values, columns_, bytes_ + token * columns_, scales_ + token);
+      if (forms_.ints)
+        isa_.prepare_ints(bytes_ + token * columns_, columns_, stride_, ints_ + token * stride_ * isa_.int_bytes);
+    }
+    floats = {floats_, stride_, not_finite_};
+    ints = {ints_, stride_, scales_};
+    if (forms_.channel_floats) fill_channel_floats(x);
+    if (forms_.channel_ints) fill_channel_ints();
+  }
+
+ private:
+  template <class Value>
+  Value* take(int64_t count) {
+    const uintptr_t here = at_;
+    at_ += uintptr_t( round_up(count * int64_t(sizeof(Value)), 64));
+    return reinterpret_cast<Value*>(here);
+  }
+
+  // The channels that some token uses: `bits` of x are not zero.
+  template <class Value>
+  int64_t channels_of(const Value* x, Value bits, int32_t* channels) {
+    for (int64_t column = 0; column < columns_; ++column) used_[column] = uint16_t(x[column] & bits);
+    for (int64_t token = 1; token < tokens_; ++token)
+      for (int64_t column = 0; column < columns_; ++column) used_[column] |= uint16_t(x[token * columns_ + column] & bits);
+    int64_t count = 0;
+    for (int64_t column = 0; column < columns_; ++column) {  // without a jump
+      channels[count] = int32_t(column);
+      count += used_[column] != 0;
+    }
+    return count;
+  }
+
+  void fill_channel_floats(const uint16_t* x) {
+    const int64_t count = channels_of(x, uint16_t(0x7fff), float_channels_);
+    for (int64_t token = 0; token < tokens_; ++token)
+      for (int64_t i = 0; i < count; ++i)
+        values_[token * stride_ + i] = to_float(x[token * columns_ + float_channels_[i]]);
+    channel_floats = {values_, stride_, nullptr, float_channels_, count};
+  }
+
+  void fill_channel_ints() {
+    const int64_t count = channels_of(bytes_, int8_t(-1), int_channels_);
+    for (int64_t token = 0; token < tokens_; ++token) {
+      int8_t* fours = fours_ + token * stride_;
+      sums_[token] = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        fours[i] = bytes_[token * columns_ + int_channels_[i]];
+        sums_[token] += fours[i];
+      }
+      memset(fours + count, 0, 4);
+    }
+    channel_ints = {fours_, stride_, scales_, int_channels_, count, sums_};
+  }
+
+  const sparity::Kernels& isa_;
+  const Forms& forms_;
+  int64_t tokens_, columns_, stride_;
+  uintptr_t begin_, at_;
+  char *floats_ = nullptr, *ints_ = nullptr;
+  float *not_finite_ = nullptr, *scales_ = nullptr, *values_ = nullptr;
+  int8_t *bytes_ = nullptr, *fours_ = nullptr;
+  uint16_t* used_ = nullptr;
+  int32_t *float_channels_ = nullptr, *int_channels_ = nullptr, *sums_ = nullptr;
+};
+
+// Rows of a tile in the format columns: long stretches of a channel, as many tiles as keep all threads at work, and
+// sums that stay in the first cache.
+int64_t column_rows(const SparityMatrix& weight, int64_t tokens, int threads) {
+  constexpr int64_t kLine = 64;
+  const int64_t most = tokens == 1 ? (weight.scales ? sparity::kMostSums : 2048)
+                                   : std::min(int64_t(512), sparity::kMostSums / sparity::kMostTokens * (tokens <= 8 ? 2 : 1));
+  const int64_t tiles = round_up((weight.rows + most - 1) / most, threads);
+  return std::max(kLine, std::min(most, round_up((weight.rows + tiles - 1) / tiles, kLine)));
+}
+
+// inputs[i]: xs[i] as weights[i] reads it; equal pointers are one input. False where there is no memory.
+bool prepare(const sparity::Kernels& isa, const SparityMatrix* const* weights, int count, const uint16_t* const* xs,
+             int64_t tokens, int threads, sparity::Inputs* inputs) {
+  const int64_t columns = weights[0]->columns;
+  Forms forms[kMostWeights];
+  int first[kMostWeights];  // the first weight of the same input
+  uintptr_t bytes = 0;
+  for (int i = 0; i < count; ++i) {
+    first[i] = int(std::find(xs, xs + i, xs[i]) - xs);
+    forms[first[i]].add(*weights[i]);
+  }
+  for (int i = 0; i < count; ++i)
+    if (first[i] == i) bytes += Prepared(isa, forms[i], tokens, columns, 0).bytes();
+  char* memory = scratch.at_least(size_t(bytes));
+  if (!memory) return false;
+  for (int i = 0; i < count; ++i) {
+    if (first[i] != i) continue;
+    Prepared found(isa, forms[i], tokens, columns, reinterpret_cast<uintptr_t>(memory));
+    memory += found.bytes();
+    found.fill(xs[i]);
+    for (int j = i; j < count; ++j) {
+      if (first[j] != i) continue;
+      const bool ints = weights[j]->scales != nullptr;
+      if (weights[j]->format != SPARITY_COLUMNS) {
+        inputs[j] = ints ? found.ints : found.floats;
+        continue;
+      }
+      inputs[j] = ints ? found.channel_ints : found.channel_floats;
+      inputs[j].tile_rows = column_rows(*weights[j], tokens, threads);
+    }
+  }
+  return true;
+}
+
+}  // namespace
