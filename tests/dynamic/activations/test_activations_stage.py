@@ -7,11 +7,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
 import sparity
-from families import FAST, build, tiny_configs
 from packed_folders import logits
 from sparity.dynamic.activations.places import places_of
 from sparity.dynamic.activations.stage import Activations
@@ -158,24 +156,13 @@ def test_attached_then_detached_is_the_model_that_it_was(family_models, token_fi
 
 
 @pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
-def test_the_fast_path_says_why_it_steps_aside():
-    config = LlamaConfig(**{**tiny_configs()["llama"].to_dict(), **FAST["llama"]})
-    model = sparity.attach(build(config).bfloat16())
-    sites = input_sites(model)
-    data = {f"{p.name}.threshold": torch.tensor(0.1) for site in sites for p in site.projections}
-    assert declines(model) is None
-    with Activations().attach(model, sites, data):
-        assert declines(model) == "hooks, such as those of stages at run time, are called by the model's own code"
-    assert declines(model) is None
-
-
-@pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
-def test_the_report_says_that_decoding_leaves_the_fast_path(token_files, tmp_path):
+def test_a_packed_model_decodes_on_the_fast_path_with_its_stages(token_files, tmp_path):
     speed, stages = {"prompt": 4, "tokens": 2, "rounds": 1}, [{"prune": {"score": "magnitude"}}, {"activations": {}}]
     content = recipe(token_files, stages=stages, measure={"speed": speed}, output={"format": "packed"})
     content |= {"model": "zoo:llama", "dtype": "bfloat16"}
-    notes = sparity.run(content, output=tmp_path / "out").report.candidates[0].notes
-    assert any("decodes by its own code, not on the engine's fast path: hooks" in note for note in notes)
+    result = sparity.run(content, output=tmp_path / "out")
+    assert not any("not on the engine's fast path" in note for note in result.report.candidates[0].notes)
+    assert declines(sparity.load(result.path)) is None
 
 
 DAMAGE = {

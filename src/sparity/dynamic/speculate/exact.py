@@ -111,7 +111,7 @@ def generate_exact(
 def _picked(model: Any, ids: Tensor, cache: DynamicCache, count: int) -> list[int]:
     """The likeliest token after each of the last `count` ids `[1, new]`, which the cache holds afterwards."""
     logits = model(input_ids=ids, past_key_values=cache, logits_to_keep=count).logits
-    return [int(token) for token in logits[0, -count:].argmax(-1)]
+    return [int(token) for token in logits[0, -count:].float().argmax(-1)]
 
 
 def _take_back(cache: DynamicCache, count: int) -> None:

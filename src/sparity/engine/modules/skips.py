@@ -60,6 +60,11 @@ class SparseTokens:
             )
         return flags.to(x.device).reshape(x.shape[:-1])
 
+    @property
+    def following(self) -> bool:
+        """Whether a call is running whose tokens are known."""
+        return self._call.flags is not None
+
     def between(self, start: int, fresh: int) -> Tensor | None:
         """Of the running call, the `fresh` tokens from position `start` of the cache on: `[rows, fresh]` or None."""
         flags = self._call.flags
@@ -148,9 +153,9 @@ class SparseTokens:
 
 
 def tokens_of(model: Any) -> SparseTokens | None:
-    """What says which tokens of a causal language model are sparse; None where no channels are skipped."""
-    found: SparseTokens | None = getattr(model, ATTRIBUTE, None)
-    return found
+    """What says which tokens of a causal language model are sparse, the latest of several; None where none is."""
+    found: tuple[SparseTokens, ...] = getattr(model, ATTRIBUTE, ())
+    return found[-1] if found else None
 
 
 class _Call(threading.local):
@@ -185,6 +190,11 @@ class InputSkip:
         self.rule = self.rule.like(x)
         filled = self.rule.fill(x)
         return filled if flags is None else torch.where(flags[..., None], filled, x)
+
+
+def skip_of(module: nn.Module) -> InputSkip | None:
+    """What skips channels of a module's input; None where nothing does."""
+    return next((hook for hook in module._forward_pre_hooks.values() if type(hook) is InputSkip), None)
 
 
 class OutputSkip(InputSkip):

@@ -43,6 +43,13 @@ class SkipRule:
         """Whether every channel of every input is left as it is: no threshold, or none that a number does not pass."""
         return self.centre is None and self.scale in ("constant", "rms") and not bool(self.threshold.any())
 
+    def same(self, other: "SkipRule") -> bool:
+        """Whether another rule says the same of every input."""
+        mine, theirs = (self.scale, self.kept, self.deviations), (other.scale, other.kept, other.deviations)
+        centres = (self.centre, other.centre)
+        alike = all(c is None for c in centres) or (all(c is not None for c in centres) and torch.equal(*centres))  # type: ignore[arg-type]
+        return mine == theirs and alike and torch.equal(self.threshold, other.threshold)
+
     def keep(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> bool like `x`, True where a channel counts."""
         size = self._size(x)
