@@ -15,7 +15,8 @@ from sparity.formats import build_encoding, build_format
 from sparity.models import Projection
 
 GRID = 100 // STEP  # sparsities that are timed; those in between lie on straight lines
-PRUNED, DENSE = "bitmask", "dense"
+PRUNED = "bitmask"
+DENSE = "dense"
 
 
 def kernel_milliseconds(projection: Projection, sparsity: float) -> float:
