@@ -28,6 +28,9 @@ SHARES = {  # recipe -> the share that it asks for on average, and of how many p
     "r_sparse": (0.4, 42),
     "larosa": (0.4, 42),
     "plan_predictor": (0.5, 6),
+    "griffin": (0.5, 6),
+    "coreinfer": (0.5, 6),
+    "tda": (0.5, 6),
 }
 
 

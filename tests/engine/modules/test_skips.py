@@ -145,3 +145,15 @@ def test_a_copy_follows_its_own_calls_and_the_original_is_left_as_it_was(model):
     assert {id(module): len(module._forward_pre_hooks) for module in model.modules()} == plain
     assert "_prefill" not in vars(model)
     assert not torch.equal(model(IDS).logits, expected)
+
+
+@pytest.mark.parametrize("family", tiny_configs())
+def test_the_calls_of_every_family_are_followed(family):
+    model, tokens, found = build(tiny_configs()[family]), SparseTokens(3), []
+    inner = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1)[0]
+    handle = inner.register_forward_pre_hook(lambda module, given: found.append(tokens.of(given[0])))
+    with tokens.watch(model), torch.no_grad():
+        model.generate(IDS, max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
+    handle.remove()
+    assert not bool(found[0].any())
+    assert [None if flags is None else bool(flags.all()) for flags in found[1:]] == [None]

@@ -3,21 +3,24 @@
 A hook of this file is known to the engine: its fast path does what the hook does.
 """
 
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import MethodType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from sparity.engine.kernels.skip.reference import SkipRule
+from sparity.engine.modules.sequences import CallOfSequences, keep_on, kept_on
 from sparity.errors import InvalidInput
 
 FIRST = 4  # tokens at the start of a sequence that stay dense; their activations are often of another size than others
 MOST_DRAFTED = 127  # logits of more tokens than a draft and the one before are those of a text that is scored
 ATTRIBUTE = "sparity_tokens"
+OWNERS = itertools.count()
 
 
 class SparseTokens:
@@ -32,9 +35,12 @@ class SparseTokens:
     def __init__(self, first: int = FIRST, prompt: Literal["dense", "sparse"] = "dense") -> None:
         self.first, self.prompt = first, prompt
         self._call = _Call()
+        self._owner = next(OWNERS)  # of what is kept of sequences
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseTokens":
-        return SparseTokens(self.first, self.prompt)
+        copied = SparseTokens(self.first, self.prompt)
+        copied._owner = self._owner  # a copy of the model may go on with a cache
+        return copied
 
     def __getstate__(self) -> NoReturn:
         raise InvalidInput(
@@ -65,6 +71,14 @@ class SparseTokens:
         """Whether a call is running whose tokens are known."""
         return self._call.flags is not None
 
+    def sequences(self, x: Tensor) -> CallOfSequences:
+        """The sequences of the running call; where none runs, those of `x` [rows, tokens, in] as a scored text."""
+        running = self._call.sequences
+        if running is not None:
+            return running
+        shape = x.shape[:-1] if x.ndim > 2 else (1, *x.shape[:-1])
+        return CallOfSequences(torch.ones(shape, dtype=torch.bool), None, {})
+
     def between(self, start: int, fresh: int) -> Tensor | None:
         """Of the running call, the `fresh` tokens from position `start` of the cache on: `[rows, fresh]` or None."""
         flags = self._call.flags
@@ -82,9 +96,10 @@ class SparseTokens:
                 open_.callback(module.register_forward_pre_hook(self._before_block).remove)
                 open_.callback(module.register_forward_hook(self._after, always_call=True).remove)
             else:
-                open_.callback(base.register_forward_pre_hook(self._before, with_kwargs=True).remove)
-                open_.callback(base.register_forward_hook(self._after, always_call=True).remove)
-                if base is not module:
+                inner = base.get_decoder()  # what a causal model calls: of OPT a part of its base model
+                open_.callback(inner.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+                open_.callback(inner.register_forward_hook(self._after, always_call=True).remove)
+                if inner is not module:
                     open_.callback(module.register_forward_pre_hook(self._before_head, with_kwargs=True).remove)
                 if hasattr(module, "_prefill"):
                     watching = getattr(module, ATTRIBUTE, ())  # of stages that were attached before
@@ -105,12 +120,15 @@ class SparseTokens:
         cache, (rows, fresh) = named.get("past_key_values"), given.shape[:2]
         length = 0 if cache is None else int(cache.get_seq_length())
         drafted, self._call.drafted = self._call.drafted, 0
-        flags = (self._positions(named.get("attention_mask"), rows, length, fresh) >= self.first).expand(rows, fresh)
+        mask = named.get("attention_mask")
+        flags = (self._positions(mask, rows, length, fresh) >= self.first).expand(rows, fresh)
+        of_prompt = None if cache is None else self._of_prompt(length, fresh, drafted)
         if self._call.whole:
             flags = torch.zeros(rows, fresh, dtype=torch.bool)
-        elif cache is not None and self.prompt == "dense":
-            flags = flags & (torch.arange(fresh) >= self._of_prompt(length, fresh, drafted))
-        self._call.begin(flags.clone(), length)
+        elif of_prompt is not None and self.prompt == "dense":
+            flags = flags & (torch.arange(fresh) >= of_prompt)
+        kept = {} if cache is None else kept_on(cache, self._owner, starts=not length)
+        self._call.begin(flags.clone(), length, CallOfSequences(_real(mask, rows, length, fresh), of_prompt, kept))
 
     def _of_prompt(self, length: int, fresh: int, drafted: int) -> int:
         """How many of the new tokens at the front belong to a prompt."""
@@ -121,15 +139,19 @@ class SparseTokens:
 
     def _before_block(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
         rows, tokens = arguments[0].shape[:2]
-        self._call.begin((torch.arange(tokens) >= self.first).expand(rows, tokens), 0)
+        every = torch.ones(rows, tokens, dtype=torch.bool)
+        self._call.begin((torch.arange(tokens) >= self.first).expand(rows, tokens), 0, CallOfSequences(every, None, {}))
 
     def _after(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        self._call.flags = None
+        sequences, made = self._call.sequences, getattr(output, "past_key_values", None)
+        if sequences is not None and sequences.prompt is None and made is not None:
+            keep_on(made, self._owner, sequences.kept)
+        self._call.flags = self._call.sequences = None
 
     @staticmethod
     def _positions(mask: Any, rows: int, length: int, fresh: int) -> Tensor:
         """The place of each new token among the real ones of its row, from 0: `[rows, fresh]` or `[1, fresh]`."""
-        if isinstance(mask, Tensor) and mask.shape == (rows, length + fresh):
+        if _says_padding(mask, rows, length, fresh):
             return mask.cpu().ne(0).long().cumsum(1)[:, length:] - 1
         return torch.arange(length, length + fresh)[None]
 
@@ -167,9 +189,11 @@ class _Call(threading.local):
     drafted = 0
     prompting = False
     whole = False
+    sequences: CallOfSequences | None = None
 
-    def begin(self, flags: Tensor, length: int) -> None:
+    def begin(self, flags: Tensor, length: int, sequences: CallOfSequences) -> None:
         self.flags, self.all_sparse, self.length = flags, bool(flags.all()), length
+        self.sequences = sequences
 
 
 class InputSkip:
@@ -203,6 +227,17 @@ class OutputSkip(InputSkip):
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:  # type: ignore[override]
         """The output, masked."""
         return self.masked(output)
+
+
+def _says_padding(mask: Any, rows: int, length: int, fresh: int) -> TypeGuard[Tensor]:
+    return isinstance(mask, Tensor) and mask.shape == (rows, length + fresh)
+
+
+def _real(mask: Any, rows: int, length: int, fresh: int) -> Tensor:
+    """Which of the new tokens are no padding: `[rows, fresh]`."""
+    if _says_padding(mask, rows, length, fresh):
+        return mask.cpu().ne(0)[:, length:]
+    return torch.ones(rows, fresh, dtype=torch.bool)
 
 
 def _prefill(model: Any, *arguments: Any, **named: Any) -> Any:
