@@ -26,17 +26,13 @@ struct Product {
   uint16_t* out;  // [tokens, rows]
 };
 
-// Products of one input [tokens, columns], each without the channels that its skip leaves out; `room` has space for
-// Count such inputs.
+// Inputs of products that read x [tokens, columns], each without the channels that its skip leaves out; `room` has space
+// for Count such inputs.
 template <int Count>
-int multiply(const Product (&products)[Count], const uint16_t* x, const uint8_t* whole, int64_t tokens, uint16_t* room,
-             int threads) {
+int mask(const Product (&products)[Count], const uint16_t* x, const uint8_t* whole, int64_t tokens, uint16_t* room,
+         const uint16_t* (&inputs)[Count], int threads) {
   const int64_t columns = products[0].weight->columns;
-  const SparityMatrix* weights[Count];
-  const uint16_t *inputs[Count], *xs[Count];
-  void* outs[Count];
   for (int i = 0; i < Count; ++i) {
-    weights[i] = products[i].weight;
     inputs[i] = x;
     for (int j = 0; j < i; ++j)
       if (products[j].skip == products[i].skip) inputs[i] = inputs[j];
@@ -45,19 +41,66 @@ int multiply(const Product (&products)[Count], const uint16_t* x, const uint8_t*
     if (sparity_skip(products[i].skip, x, whole, tokens, columns, masked, threads)) return SPARITY_UNSUPPORTED;
     inputs[i] = masked;
   }
+  return SPARITY_OK;
+}
+
+void add_bias(const Product& product, int64_t tokens) {
+  for (int64_t at = 0; product.bias && at < tokens * product.weight->rows; ++at)
+    product.out[at] = to_bfloat16(to_float(product.out[at]) + to_float(product.bias[at % product.weight->rows]));
+}
+
+template <int Count>
+int multiply(const Product (&products)[Count], const uint16_t* x, const uint8_t* whole, int64_t tokens, uint16_t* room,
+             int threads) {
+  const SparityMatrix* weights[Count];
+  const uint16_t *inputs[Count], *xs[Count];
+  void* outs[Count];
+  if (mask(products, x, whole, tokens, room, inputs, threads)) return SPARITY_UNSUPPORTED;
   for (int64_t token = 0; token < tokens; token += kMostTokens) {
     for (int i = 0; i < Count; ++i) {
-      xs[i] = inputs[i] + token * columns;
+      weights[i] = products[i].weight;
+      xs[i] = inputs[i] + token * weights[i]->columns;
       outs[i] = products[i].out + token * weights[i]->rows;
     }
     const int64_t now = tokens - token < kMostTokens ? tokens - token : kMostTokens;
     const int status = sparity_gemv_many(weights, Count, xs, outs, 0, now, threads);
     if (status) return status;
   }
-  for (const Product& product : products)
-    for (int64_t at = 0; product.bias && at < tokens * product.weight->rows; ++at)
-      product.out[at] = to_bfloat16(to_float(product.out[at]) + to_float(product.bias[at % product.weight->rows]));
+  for (const Product& product : products) add_bias(product, tokens);
   return SPARITY_OK;
+}
+
+// The product's rows where some token's `wanted` [tokens, rows] is not 0; its other results are 0.
+int multiply_wanted(const Product& product, const uint16_t* wanted, const uint16_t* x, const uint8_t* whole,
+                    int64_t tokens, uint16_t* room, int threads) {
+  const int64_t rows = product.weight->rows, columns = product.weight->columns;
+  if (product.weight->format != SPARITY_DENSE) return multiply<1>({product}, x, whole, tokens, room, threads);
+  const uint16_t* inputs[1];
+  const std::unique_ptr<char, void (*)(void*)> memory(static_cast<char*>(malloc(size_t(rows) * 4)), free);
+  if (!memory || mask<1>({product}, x, whole, tokens, room, inputs, threads)) return SPARITY_UNSUPPORTED;
+  auto* listed = reinterpret_cast<int32_t*>(memory.get());
+  memset(product.out, 0, size_t(tokens * rows) * 2);
+  for (int64_t token = 0; token < tokens; token += kMostTokens) {
+    const int64_t now = tokens - token < kMostTokens ? tokens - token : kMostTokens;
+    int64_t count = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      uint16_t any = 0;
+      for (int64_t t = token; t < token + now; ++t) any |= wanted[t * rows + row] & 0x7fff;
+      listed[count] = int32_t(row);
+      count += any != 0;
+    }
+    if (sparity_gemv_rows(product.weight, listed, count, inputs[0] + token * columns, product.out + token * rows, 0, now,
+                          threads))
+      return SPARITY_UNSUPPORTED;
+  }
+  add_bias(product, tokens);
+  return SPARITY_OK;
+}
+
+// wanted *= ups, where wanted is not 0.
+void multiply_up(uint16_t* wanted, const uint16_t* ups, int64_t count) {
+  for (int64_t at = 0; at < count; ++at)
+    wanted[at] = wanted[at] & 0x7fff ? to_bfloat16(to_float(wanted[at]) * to_float(ups[at])) : uint16_t(0);
 }
 
 constexpr int64_t kAlone = 1 << 14;  // numbers that one thread works through sooner than others wake
@@ -141,6 +184,14 @@ void sparity_gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uin
     isa.gate(gates + at, ups + at, count - at < kShare ? count - at : kShare, out + at);
 }
 
+void sparity_silu(const uint16_t* gates, int64_t count, uint16_t* out, int threads) {
+  const sparity::DecodeKernels& isa = kernels();
+  constexpr int64_t kShare = 4096;
+#pragma omp parallel for schedule(static) num_threads(threads) if (count > kAlone)
+  for (int64_t at = 0; at < count; at += kShare)
+    isa.silu(gates + at, count - at < kShare ? count - at : kShare, out + at);
+}
+
 int sparity_skip(const SparitySkip* skip, const uint16_t* x, const uint8_t* whole, int64_t tokens, int64_t columns,
                  uint16_t* out, int threads) {
   const sparity::DecodeKernels& isa = kernels();
@@ -204,10 +255,19 @@ int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count,
     if (sparity_attend(&attention, q, k, v, seen, threads)) return SPARITY_UNSUPPORTED;
     if (multiply<1>({{b.o, b.o_bias, b.o_skip, added}}, seen, whole, tokens, spare, threads)) return SPARITY_UNSUPPORTED;
     sparity_rms_norm(step->stream, added, b.mlp_norm, b.mlp_epsilon, tokens, hidden, normed, threads);
-    if (multiply<2>({{b.gate, b.gate_bias, b.gate_skip, gates}, {b.up, b.up_bias, b.up_skip, ups}}, normed, whole, tokens,
-                    spare, threads))
-      return SPARITY_UNSUPPORTED;
-    sparity_gate(gates, ups, tokens * b.up->rows, gates, threads);
+    const Product gate = {b.gate, b.gate_bias, b.gate_skip, gates}, up = {b.up, b.up_bias, b.up_skip, ups};
+    const int64_t neurons = tokens * b.up->rows;
+    if (b.neuron_skip) {
+      if (multiply<1>({gate}, normed, whole, tokens, spare, threads)) return SPARITY_UNSUPPORTED;
+      sparity_silu(gates, neurons, gates, threads);
+      if (sparity_skip(b.neuron_skip, gates, whole, tokens, b.up->rows, gates, threads) ||
+          multiply_wanted(up, gates, normed, whole, tokens, spare, threads))
+        return SPARITY_UNSUPPORTED;
+      multiply_up(gates, ups, neurons);
+    } else {
+      if (multiply<2>({gate, up}, normed, whole, tokens, spare, threads)) return SPARITY_UNSUPPORTED;
+      sparity_gate(gates, ups, neurons, gates, threads);
+    }
     if (multiply<1>({{b.down, b.down_bias, b.down_skip, added}}, gates, whole, tokens, spare, threads))
       return SPARITY_UNSUPPORTED;
   }

@@ -69,6 +69,13 @@ void rms_norm(uint16_t* x, const uint16_t* add, const uint16_t* weight, float ep
   normalize(x, weight, epsilon, columns, out);
 }
 
+void silu(const uint16_t* gates, int64_t count, uint16_t* out) {
+  for (int64_t at = 0; at < count; ++at) {
+    const float value = to_float(gates[at]);
+    out[at] = to_bfloat16(value / (1.0f + exponential(-value)));
+  }
+}
+
 void gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* out) {
   for (int64_t at = 0; at < count; ++at) {
     const float value = to_float(gates[at]);
@@ -236,6 +243,6 @@ void attend(const SparityAttention& a, const uint16_t* q, uint16_t* out, int64_t
   for (; i < group; ++i) attend_queries<1>(a, q + at + i * width, seen, token, out + at + i * width);
 }
 
-constexpr sparity::DecodeKernels decode_kernels() { return {rms_norm, gate, skip, append, attend}; }
+constexpr sparity::DecodeKernels decode_kernels() { return {rms_norm, silu, gate, skip, append, attend}; }
 
 }  // namespace

@@ -8,6 +8,7 @@ namespace sparity {
 struct DecodeKernels {
   void (*rms_norm)(uint16_t* x, const uint16_t* add, const uint16_t* weight, float epsilon, int64_t columns,
                    uint16_t* out);
+  void (*silu)(const uint16_t* gates, int64_t count, uint16_t* out);
   void (*gate)(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* out);
   // One token; `keys` has room for its columns where the rule is top or statistical.
   void (*skip)(const SparitySkip& skip, const uint16_t* x, bool whole, int64_t columns, uint32_t* keys, uint16_t* out);

@@ -33,11 +33,11 @@ struct Whole {
   }
 };
 
-// `Rows` neighbouring rows. The order of a sum's terms depends on neither `Tokens` nor `Rows`: an input's result is the
+// `Rows` neighbouring rows; what lies `ahead` weights further is fetched. The order of a sum's terms depends on neither `Tokens` nor `Rows`: an input's result is the
 // same whatever comes with it.
 template <class Isa, int Tokens, int Rows>
 inline void dense_rows_floats(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token,
-                              int64_t row) {
+                              int64_t row, int64_t ahead) {
   const auto* values = static_cast<const uint16_t*>(weight.values) + row * weight.columns;
   const auto* x = static_cast<const typename Isa::X*>(in.x) + token * in.stride;
   typename Isa::Sum low[Rows][Tokens] = {}, high[Rows][Tokens] = {};
@@ -54,8 +54,8 @@ inline void dense_rows_floats(const SparityMatrix& weight, const Inputs& in, con
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
       const uint16_t* at = values + r * weight.columns + column;
-      __builtin_prefetch(at + kAhead / 2);
-      __builtin_prefetch(at + kAhead / 2 + 32);
+      __builtin_prefetch(at + ahead);
+      __builtin_prefetch(at + ahead + 32);
       add(r, at, column);
     }
   }
@@ -74,13 +74,13 @@ inline void dense_rows_floats(const SparityMatrix& weight, const Inputs& in, con
 
 template <class Isa, int Tokens>
 inline void dense_row_bytes(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token,
-                            int64_t row) {
+                            int64_t row, int64_t ahead) {
   const auto* values = static_cast<const int8_t*>(weight.values) + row * weight.columns;
   const auto* x = static_cast<const typename Isa::Q*>(in.x) + token * in.stride;
   typename Isa::Total totals[Tokens] = {};
   int64_t column = 0;
   for (; column + kGroup <= weight.columns; column += kGroup) {
-    __builtin_prefetch(values + column + kAhead);
+    __builtin_prefetch(values + column + ahead);
     const typename Isa::Bytes weights = Isa::load_bytes(values + column);
 #pragma GCC unroll 4
     for (int t = 0; t < Tokens; ++t) totals[t] = Isa::multiply(totals[t], weights, x + t * in.stride + column);
@@ -105,15 +105,17 @@ inline void dense_tile_bytes(const SparityMatrix& weight, const Inputs& in, cons
   if (tokens - token == 1) tile_bytes<Isa, 1>(weight, in, out, token, tile, source);
 }
 
+constexpr int64_t far_ahead(const SparityMatrix& weight) { return weight.scales ? kAhead : kAhead / 2; }
+
 // All inputs times the row, or (floats) the two rows, from `row` on.
 template <class Isa, int Rows>
 inline void dense_all_tokens(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
-                             int64_t row) {
+                             int64_t row, int64_t ahead) {
   const auto multiply = [&](auto count, int64_t token) __attribute__((always_inline)) {
     if (weight.scales)
-      dense_row_bytes<Isa, count>(weight, in, out, token, row);
+      dense_row_bytes<Isa, count>(weight, in, out, token, row, ahead);
     else
-      dense_rows_floats<Isa, count, Rows>(weight, in, out, token, row);
+      dense_rows_floats<Isa, count, Rows>(weight, in, out, token, row, ahead);
   };
   int64_t token = 0;
   for (; token + 4 <= tokens; token += 4) multiply(std::integral_constant<int, 4>(), token);
@@ -132,6 +134,17 @@ inline void dense_tile(const SparityMatrix& weight, const Inputs& in, const Outp
   const int64_t end = first + kTileRows < weight.rows ? first + kTileRows : weight.rows;
   int64_t row = first;
   if (many && !weight.scales)
-    for (; row + 2 <= end; row += 2) dense_all_tokens<Isa, 2>(weight, in, out, tokens, row);
-  for (; row < end; ++row) dense_all_tokens<Isa, 1>(weight, in, out, tokens, row);
+    for (; row + 2 <= end; row += 2) dense_all_tokens<Isa, 2>(weight, in, out, tokens, row, far_ahead(weight));
+  for (; row < end; ++row) dense_all_tokens<Isa, 1>(weight, in, out, tokens, row, far_ahead(weight));
+}
+
+// Some rows, rising, with the bits that they have among all; rows that are read later are fetched.
+template <class Isa>
+void dense_listed(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
+                  const int32_t* rows, int64_t count, int64_t begin, int64_t end) {
+  const int64_t later = (far_ahead(weight) + weight.columns - 1) / weight.columns;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t next = rows[i + later < count ? i + later : count - 1];
+    dense_all_tokens<Isa, 1>(weight, in, out, tokens, rows[i], (next - rows[i]) * weight.columns);
+  }
 }

@@ -146,6 +146,18 @@ int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint
   return SPARITY_OK;
 }
 
+int sparity_gemv_rows(const SparityMatrix* weight, const int32_t* rows, int64_t count, const uint16_t* x, void* y,
+                      int wide, int64_t tokens, int threads) {
+  if (weight->format != SPARITY_DENSE || !supported(*weight)) return SPARITY_UNSUPPORTED;
+  const Kernels& isa = kernels();
+  sparity::Inputs in;
+  if (!prepare(isa, &weight, 1, &x, tokens, threads, &in)) return SPARITY_UNSUPPORTED;
+  share_out(count, threads, [&](int64_t begin, int64_t end) {
+    isa.listed(*weight, in, {y, wide != 0}, tokens, rows, count, begin, end);
+  });
+  return SPARITY_OK;
+}
+
 int sparity_row_sums(const SparityMatrix* weight, int32_t* out, int threads) {
   if (weight->format == SPARITY_BLOCK || weight->format == SPARITY_COLUMNS || !weight->scales) return SPARITY_UNSUPPORTED;
   const Kernels& isa = kernels();

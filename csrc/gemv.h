@@ -274,7 +274,7 @@ inline uint64_t read(const uint64_t* words, int64_t count) {
 template <class Isa>
 constexpr sparity::Kernels kernels() {
   return {sizeof(typename Isa::X), sizeof(typename Isa::Q), prepare_floats<Isa>, prepare_ints<Isa>, quantize, read,
-          gemv<Isa>,               unpack_tile<Isa>,       row_sums<Isa>};
+          gemv<Isa>,               dense_listed<Isa>,       unpack_tile<Isa>,       row_sums<Isa>};
 }
 
 }  // namespace

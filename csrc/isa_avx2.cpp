@@ -235,8 +235,8 @@ void dense_tiles(const SparityMatrix& weight, const Inputs& in, const Outputs& o
                  int64_t end) {
   const int64_t last = end * kTileRows < weight.rows ? end * kTileRows : weight.rows;
   int64_t row = begin * kTileRows;
-  for (; row + 2 <= last; row += 2) dense_all_tokens<Avx2, 2>(weight, in, out, tokens, row);
-  if (row < last) dense_all_tokens<Avx2, 1>(weight, in, out, tokens, row);
+  for (; row + 2 <= last; row += 2) dense_all_tokens<Avx2, 2>(weight, in, out, tokens, row, far_ahead(weight));
+  if (row < last) dense_all_tokens<Avx2, 1>(weight, in, out, tokens, row, far_ahead(weight));
 }
 
 void avx2_gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,

@@ -40,6 +40,9 @@ struct Kernels {
   // The rows of units [begin, end): tiles of 4 rows, or rows of blocks.
   void (*gemv)(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
                int64_t end);
+  // Rows rows[begin] to rows[end - 1] of `count`, of a dense weight.
+  void (*listed)(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
+                 const int32_t* rows, int64_t count, int64_t begin, int64_t end);
   // One tile (from `tile` on, 4 rows or fewer) as rows of out [rows, columns].
   void (*unpack_tile)(const SparityMatrix& weight, int64_t tile, int64_t rows, void* out);
   // The sums of one tile's int8 values.

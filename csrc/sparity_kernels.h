@@ -54,6 +54,10 @@ SPARITY_EXPORT int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, 
 SPARITY_EXPORT int sparity_gemv_many(const SparityMatrix* const* weights, int count, const uint16_t* const* xs,
                                      void* const* ys, int wide, int64_t tokens, int threads);
 
+// Of a dense weight only the rows that `rows` [count] lists, rising: y's others are left as they are.
+SPARITY_EXPORT int sparity_gemv_rows(const SparityMatrix* weight, const int32_t* rows, int64_t count, const uint16_t* x,
+                                     void* y, int wide, int64_t tokens, int threads);
+
 // Rows [begin, end) of the weight as they are stored, bfloat16 or int8, into out [end - begin, columns].
 // begin is a multiple of 4 (of block_rows in the format block).
 SPARITY_EXPORT int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void* out, int threads);
@@ -76,6 +80,9 @@ SPARITY_EXPORT void sparity_rms_norm(uint16_t* x, const uint16_t* add, const uin
 
 // out = silu(gates) * ups, each rounded; all [count].
 SPARITY_EXPORT void sparity_gate(const uint16_t* gates, const uint16_t* ups, int64_t count, uint16_t* out, int threads);
+
+// out = silu(gates), rounded; all [count].
+SPARITY_EXPORT void sparity_silu(const uint16_t* gates, int64_t count, uint16_t* out, int threads);
 
 // Which channels of an input count: channel i of a token does where |x_i - m_i| > t_i s, in float32, or is NaN. What s is
 // for a token: constant: 1. rms: the root of the mean of x_i^2. top: just so large that `kept` channels count, those with
@@ -135,8 +142,8 @@ typedef struct {
   const uint16_t *attention_norm, *mlp_norm;                                            // [hidden]
   float attention_epsilon, mlp_epsilon;
   const SparitySkip *q_skip, *k_skip, *v_skip, *o_skip, *gate_skip, *up_skip, *down_skip;
-  // Of silu(gate), [neurons]: up is not computed for neurons that do not count, and they are 0 for down. Its centre is
-  // null. A null one leaves all neurons.
+  // Of silu(gate), [neurons], with no centre: neurons that do not count are 0 for down, and a dense up is not computed for
+  // those that count for no token. A null one leaves all neurons.
   const SparitySkip* neuron_skip;
   SparityAttention attention;  // rows, tokens, fresh, cos, sin and what is visible are those of the step
 } SparityBlock;

@@ -20,15 +20,9 @@ from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.errors import SparityError
 from sparity.formats import build_format, format_of
 
-FORMATS = (
-    {"dense": {}},
-    {"bitmask": {}},
-    {"two_of_four": {}},
-    {"block": {"rows": 4}},
-    {"columns": {}},
-    {"csr": {}},
-    {"coo": {}},
-)
+PLAIN = ("dense", "bitmask", "two_of_four", "columns", "csr", "coo")
+FORMATS = (*({name: {}} for name in PLAIN), {"block": {"rows": 4}})
+NAMES = (*PLAIN, "block", "base", "", None)
 SIZES = {code: dtype.itemsize for dtype, code in CODES.items()}
 THEIRS = (SparityError, OSError, ValueError, RuntimeError)  # transformers refuses some in its own words
 OPTIONS = ({}, {"rows": 4}, {"rows": 5, "columns": 32}, {"rows": 2**40}, [], None, {"x": 1})
@@ -114,9 +108,7 @@ def _change(entry, name, header, tensors, drawn):
     elif kind == 4:
         entry["dtype"] = drawn.choice(("float32", "float16", "bfloat16", "int8", 5, None, ["float32"]))
     elif kind == 5:
-        entry["format"] = drawn.choice(
-            ("dense", "bitmask", "two_of_four", "block", "columns", "csr", "coo", "base", "", None)
-        )
+        entry["format"] = drawn.choice(NAMES)
     elif kind == 6:
         entry["options"] = drawn.choice(OPTIONS)
     elif kind == 7:

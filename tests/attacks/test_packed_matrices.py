@@ -106,6 +106,19 @@ ATTACKS = {
     "block, a value below": (lambda: attack("block", "values", lambda t: edited(t, 255, 1.0)), "outside"),
     "block, other blocks": (lambda: attack("block", "values", lambda t: t.view(-1, 8, 32)), "expected bfloat16"),
     "dense, a row missing": (lambda: attack("dense", "values", lambda t: t[:-1].clone()), "expected bfloat16"),
+    "columns, a channel missing": (
+        lambda: attack("columns", "values", lambda t: t[:-1].clone()),
+        r"bfloat16 \[70, 10\]",
+    ),
+    "columns, rows for channels": (
+        lambda: attack("columns", "values", lambda t: t.T.clone().view(10, 70)),
+        r"\[70, 10\]",
+    ),
+    "columns, another shape": (lambda: dataclasses.replace(packed("columns"), shape=(7, 100)), r"\[100, 7\]"),
+    "columns, the int8 value that is none": (
+        lambda: attack("columns", "values", lambda t: edited(t, 0, -128), "int8"),
+        "-128",
+    ),
     "int8, a NaN scale": (lambda: attack("csr", "scales", lambda t: edited(t, 0, float("nan")), "int8"), "finite"),
     "int8, a scale of zero": (lambda: attack("csr", "scales", lambda t: edited(t, 0, 0.0), "int8"), "above zero"),
     "int8, an infinite scale": (

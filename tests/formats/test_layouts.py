@@ -26,6 +26,10 @@ def test_csr_and_coo():
     }
 
 
+def test_columns():
+    assert parts("columns") == {"values": [[1, 0, 0], [0, 0, 4], [2, 0, 0], [0, 0, -0.0], [0, 0, 0], [3, 0, 0]]}
+
+
 def test_block():
     assert parts("block", rows=2, columns=4) == {
         "columns": [0, 1, 0],

@@ -1,5 +1,7 @@
 """Several new tokens of each row in one call: short prompts, left padding, drafts that are checked and taken back."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache
@@ -182,6 +184,48 @@ def test_channels_that_do_not_count_are_left_out(tiny, calls, site, centred, for
             kept.append(skip)
             setattr(block, f"{name}_skip", skip.address)
             projection.register_forward_pre_hook(lambda _, inputs, rule=rule: (rule.apply(inputs[0]),))
+    found = hidden(model, TOKENS, DynamicCache(config=model.config)).float()
+    wanted = hidden(plain, TOKENS, DynamicCache(config=plain.config)).float()
+    assert calls == [(2, 13)]
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
+    assert (found - dense.float()).abs().mean() > 0.05
+
+
+def test_of_whole_tokens_nothing_is_left_out(tiny, calls, monkeypatch):
+    model, kept = sparity.attach(tiny("llama"), form="columns"), []
+
+    def states():
+        return hidden(model, TOKENS, DynamicCache(config=model.config))
+
+    cache_of(model, TOKENS)  # the step is made
+    dense = states()
+    sizes = {f"{name}_skip": model.config.hidden_size for name in native.PROJECTIONS}
+    wide = dict.fromkeys(("down_skip", "neuron_skip"), model.config.intermediate_size)
+    for name, columns in {**sizes, **wide}.items():
+        kept.append(NativeSkip(SkipRule(torch.tensor(torch.inf)), columns))
+        for block in blocks_of(model):
+            setattr(block, name, kept[-1].address)
+    assert not torch.equal(states(), dense)
+    whole = torch.ones(TOKENS.numel(), dtype=torch.uint8)
+    monkeypatch.setattr(native, "Step", partial(native.Step, whole=whole.data_ptr()))
+    torch.testing.assert_close(states(), dense, rtol=0.05, atol=0.02)
+    assert calls[-2:] == [(2, 13)] * 2
+
+
+@pytest.mark.parametrize("form", ["dense", "bitmask"])
+def test_neurons_that_do_not_count_are_left_out(tiny, calls, form):
+    """Against the model in PyTorch whose activations the rule has masked; whole tokens keep all."""
+    plain, model = tiny("llama"), sparity.attach(tiny("llama"), form=form)
+    cache_of(model, TOKENS)
+    calls.clear()
+    dense = hidden(plain, TOKENS, DynamicCache(config=plain.config))
+    neurons = plain.config.intermediate_size
+    thresholds = torch.where(torch.rand(neurons, generator=torch.Generator().manual_seed(0)) < 0.6, 1e9, 0.0)
+    rule = SkipRule(thresholds)
+    skip = NativeSkip(rule, neurons)
+    for block, layer in zip(blocks_of(model), plain.model.layers, strict=True):
+        block.neuron_skip = skip.address
+        layer.mlp.act_fn.register_forward_hook(lambda _, inputs, out: rule.apply(out))
     found = hidden(model, TOKENS, DynamicCache(config=model.config)).float()
     wanted = hidden(plain, TOKENS, DynamicCache(config=plain.config)).float()
     assert calls == [(2, 13)]

@@ -16,13 +16,7 @@ from sparity.formats.storage.values import aligned
 TAKES = frozenset(  # (format, encoding)
     {*product(("dense", "bitmask", "two_of_four", "columns"), ("same", "int8")), ("block", "same")}
 )
-CODES = {
-    "dense": 0,
-    "bitmask": 1,
-    "two_of_four": 2,
-    "block": 3,
-    "columns": 4,
-}  # `SparityFormat` of csrc/sparity_kernels.h
+CODES = {"dense": 0, "bitmask": 1, "two_of_four": 2, "block": 3, "columns": 4}  # of csrc/sparity_kernels.h
 LARGE = 1 << 21  # bytes of one large page
 _NOTHING = torch.zeros(1)
 _allocated: set[int] = set()  # addresses of the buffers on large pages
@@ -80,7 +74,7 @@ class NativeWeight:
             format=CODES[packed.format],
         )
         self.address = ctypes.addressof(self._matrix)  # the pointer that each call hands over
-        if packed.encoding.integer_products and packed.format != "columns":
+        if packed.encoding.integer_products and not format_of(packed).by_channel:
             self._row_sums = torch.empty(packed.shape[0], dtype=torch.int32)
             native.library().sparity_row_sums(self.address, self._row_sums.data_ptr(), native.threads())
             self._matrix.row_sums = self._row_sums.data_ptr()

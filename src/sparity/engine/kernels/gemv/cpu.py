@@ -69,6 +69,33 @@ def gemv_many(weights: Sequence[NativeWeight], x: Tensor, outs: Sequence[Tensor]
     return made
 
 
+def gemv_rows(weight: NativeWeight, rows: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """Some rows of a dense weight: `out[:, rows]` becomes that of `gemv`, bit for bit; the rest stays as it was.
+
+    Args:
+        weight: in the format dense.
+        rows: int32 `[count]`, rising, within the weight.
+        x: bfloat16 `[tokens, columns]`.
+        out: `[tokens, rows]` in bfloat16 or float32.
+
+    Raises:
+        InvalidInput: shapes, types or rows that do not fit, or another format.
+    """
+    _check_input(weight, x)
+    _output(weight, x, out)
+    limit = weight.packed.shape[0]
+    inside = rows.dtype == torch.int32 and rows.dim() == 1 and bool(((rows >= 0) & (rows < limit)).all())
+    if not inside or bool((rows.diff() <= 0).any()) or weight.packed.format != "dense":
+        raise InvalidInput(f"gemv_rows: rising int32 rows below {limit} of a dense weight are needed")
+    if x.shape[0] and len(rows):
+        x, rows = x.contiguous(), rows.contiguous()
+        wide = out.dtype == torch.float32
+        pointers = (rows.data_ptr(), len(rows), x.data_ptr(), out.data_ptr())
+        if native.library().sparity_gemv_rows(weight.address, *pointers, wide, x.shape[0], native.threads()):
+            raise InvalidInput(f"gemv_rows: the library refused {weight!r}")
+    return out
+
+
 def _check_input(weight: NativeWeight, x: Tensor) -> None:
     columns = weight.packed.shape[1]
     if x.dtype != torch.bfloat16 or x.dim() != 2 or x.shape[1] != columns or x.device.type != "cpu":

@@ -18,6 +18,12 @@ def gemv(weight: Tensor, x: Tensor) -> Tensor:
     return x.double() @ weight.double().T
 
 
+def gemv_columns(weight: Tensor, x: Tensor) -> Tensor:
+    """`gemv` in the format columns: an input of 0 adds nothing, so 0 * inf and 0 * NaN are 0 there."""
+    products = x.double()[:, None] * weight.double()  # [tokens, rows, columns]
+    return products.masked_fill((x == 0)[:, None], 0).sum(-1)
+
+
 def gemv_int8(values: Tensor, scales: Tensor, x: Tensor) -> Tensor:
     """int8 `values` [rows, columns] with float32 `scales` [rows], `x` [tokens, columns] -> float64 `[tokens, rows]`.
 

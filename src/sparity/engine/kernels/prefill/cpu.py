@@ -31,7 +31,7 @@ def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
     if packed.pair not in UNPACKS:
         if packed.format == "dense":
             whole = packed.tensors["values"]
-        elif packed.format == "columns":
+        elif format_of(packed).by_channel:
             whole = packed.tensors["values"].T  # a view: there is no copy of the weight
         else:
             whole = format_of(packed).decode(packed)
