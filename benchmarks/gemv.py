@@ -1,11 +1,14 @@
 """GEMV: every kernel against our dense one, PyTorch's, and the speed of memory.
 
-    python benchmarks/gemv.py [--shapes 4096x4096,4096x14336] [--batches 1,4] [--rounds 15] [--threads 2]
+    python benchmarks/gemv.py [--shapes 4096x4096,4096x14336] [--batches 1,4] [--rounds 15]
+        [--threads 2] [--only columns] [--clock wall]
 
 Each case has a set of weights that is larger than the last cache, so that every call reads from memory; the cases
 take turns within a round. A case's time in a round is its fastest call, because a thread that loses its core to
 something else costs milliseconds; a ratio is the other side's time over this one's within a round. Given are the
 medians over all rounds with the lowest and the highest. `bound` is what the bytes alone would allow over dense bf16.
+Of `columns`, a share of each token's inputs is zero (several tokens have zeros of their own), and only the bytes of the
+other channels count. `--clock processor`, for one thread on a busy machine, counts the time that the thread ran.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from sparity.engine.kernels.native_weight import NativeWeight, on_large_pages
 from sparity.formats import build_format
 from sparity.measure.data.machine import describe
 
-CASES = {  # name -> format, values, share of zeros
+CASES = {  # name -> format, values, share of zeros among the weights; of columns: among the inputs
     "dense bf16": ("dense", "same", 0.0),
     "bitmask bf16 50 %": ("bitmask", "same", 0.5),
     "bitmask bf16 70 %": ("bitmask", "same", 0.7),
@@ -33,6 +36,8 @@ CASES = {  # name -> format, values, share of zeros
     "bitmask int8 50 %": ("bitmask", "int8", 0.5),
     "bitmask int8 70 %": ("bitmask", "int8", 0.7),
     "2:4 int8": ("two_of_four", "int8", 0.5),
+    **{f"columns bf16 {share} %": ("columns", "same", share / 100) for share in (0, 25, 50, 70)},
+    **{f"columns int8 {share} %": ("columns", "int8", share / 100) for share in (0, 25, 50, 70)},
 }
 DENSE, DENSE_INT8, TORCH, READ = "dense bf16", "dense int8", "PyTorch bf16", "memory, read only"
 CACHE = 160 << 20  # bytes of weights per case
@@ -51,13 +56,13 @@ def weight(name, rows, columns, sparsity, generator):
     return dense.masked_fill_(torch.rand(rows, columns, generator=generator) < sparsity, 0) if sparsity else dense
 
 
-def seconds(call, items):
+def seconds(call, items, clock):
     """The fastest call over a set of weights."""
     found = []
     for item in items:
-        begun = time.perf_counter()
+        begun = clock()
         call(item)
-        found.append(time.perf_counter() - begun)
+        found.append(clock() - begun)
     return min(found)
 
 
@@ -65,15 +70,22 @@ def spread(numbers):
     return {"median": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}
 
 
-def prepared(rows, columns):
-    """Case -> its set of weights and the bytes of one."""
+def prepared(cases, rows, columns):
+    """Case -> its set of weights and the bytes of one that a call reads."""
     generator = torch.Generator().manual_seed(0)
-    sets = {}
-    for case, (name, values, sparsity) in CASES.items():
-        first = weight(name, rows, columns, sparsity, generator)
+    sets, by_channel = {}, {}
+    for case, (name, values, sparsity) in cases.items():
+        if name == "columns" and values in by_channel:
+            same, size = by_channel[values]
+            sets[case] = (same, size * (1 - sparsity))
+            continue
+        first = weight(name, rows, columns, 0.0 if name == "columns" else sparsity, generator)
         packed = build_format(name).pack(first, values)
         count = max(2, -(-CACHE // packed.nbytes))
         sets[case] = ([NativeWeight(packed) for _ in range(count)], packed.nbytes)
+        if name == "columns":
+            by_channel[values] = sets[case]
+            sets[case] = (sets[case][0], packed.nbytes * (1 - sparsity))
     size = rows * columns * 2
     count = max(2, -(-CACHE // size))
     plain = weight("dense", rows, columns, 0.0, generator)
@@ -83,16 +95,23 @@ def prepared(rows, columns):
     return sets
 
 
-def measure(sets, rows, columns, batch, rounds):
-    x = torch.randn(batch, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
+def measure(cases, sets, rows, columns, batch, rounds, clock):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, columns, generator=generator).bfloat16()
     out = torch.empty(batch, rows, dtype=torch.bfloat16)
-    calls = {case: lambda item: gemv(item, x, out) for case in CASES}
+    drawn = torch.rand(batch, columns, generator=generator)
+
+    def multiply(name, share):
+        inputs = x.masked_fill(drawn < share, 0) if name == "columns" else x
+        return lambda item: gemv(item, inputs, out)
+
+    calls = {case: multiply(name, share) for case, (name, _, share) in cases.items()}
     calls[TORCH] = lambda item: torch.nn.functional.linear(x, item)
     calls[READ] = lambda item: native.library().sparity_read(item.data_ptr(), item.numel(), native.threads())
     times = {case: [] for case in calls}
     for number in range(rounds + 1):
         for case in list(calls) if number % 2 else reversed(list(calls)):
-            taken = seconds(calls[case], sets[case][0])
+            taken = seconds(calls[case], sets[case][0], clock)
             if number:  # the first round warms up
                 times[case].append(taken)
     results = {}
@@ -122,23 +141,31 @@ def main():
     parser.add_argument("--batches", default="1,4")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="", help="cases with this in their names, and dense")
     parser.add_argument("--out")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     options = parser.parse_args()
+    if options.clock == "processor" and options.threads != 1:
+        parser.error("--clock processor: for --threads 1")
+    clock = time.perf_counter if options.clock == "wall" else time.thread_time
     torch.set_num_threads(options.threads)
     results = {}
+    cases = {name: case for name, case in CASES.items() if options.only in name or name in (DENSE, DENSE_INT8)}
     for shape in options.shapes.split(","):
         rows, columns = map(int, shape.split("x"))
-        sets = prepared(rows, columns)
+        sets = prepared(cases, rows, columns)
         for batch in map(int, options.batches.split(",")):
             name = f"{shape}, batch {batch}"
-            results[name] = measure(sets, rows, columns, batch, options.rounds)
+            results[name] = measure(cases, sets, rows, columns, batch, options.rounds, clock)
             print(name, file=sys.stderr)
             for case, found in results[name].items():
                 shown = [f"{key} {found[key]['median']:.2f}" for key in found if key.startswith("o")]
                 print(f"  {case:22} {found['microseconds']['median']:7.0f} us", *shown, sep="  ", file=sys.stderr)
     content = {
         "command": f"python benchmarks/gemv.py --shapes {options.shapes} --batches {options.batches} "
-        f"--rounds {options.rounds} --threads {options.threads}",
+        f"--rounds {options.rounds} --threads {options.threads}"
+        + (f" --only {options.only}" if options.only else "")
+        + (f" --clock {options.clock}" if options.clock != "wall" else ""),
         "machine": describe(),
         "instruction_set": native.instruction_set(),
         "load": os.getloadavg(),

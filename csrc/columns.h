@@ -1,5 +1,5 @@
-// Weights by input channel, [columns, rows]: channels whose input is zero for all tokens are never read. A row's sum takes
-// its token's other channels one after another, so its bits depend on neither tiles, threads nor the tokens beside it.
+// Weights by input channel, [columns, rows]: channels whose input is zero for all tokens are never read. A row's sum
+// takes its token's other channels one after another, so its bits depend on neither tiles, threads nor other tokens.
 // Included by gemv.h inside its namespace.
 
 using sparity::kChannels;
@@ -200,7 +200,8 @@ template <class Isa>
 void columns(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
              int64_t end) {
   const int64_t size = in.tile_rows;
-  for (int64_t row = (begin * kTileRows + size - 1) / size * size; row < end * kTileRows && row < weight.rows; row += size) {
+  const int64_t last = end * kTileRows < weight.rows ? end * kTileRows : weight.rows;
+  for (int64_t row = (begin * kTileRows + size - 1) / size * size; row < last; row += size) {
     const int64_t rows = weight.rows - row < size ? weight.rows - row : size;
     for (int64_t token = 0; token < tokens; token += sparity::kMostTokens) {
       const int64_t now = tokens - token < sparity::kMostTokens ? tokens - token : sparity::kMostTokens;

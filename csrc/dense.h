@@ -33,8 +33,8 @@ struct Whole {
   }
 };
 
-// `Rows` neighbouring rows; what lies `ahead` weights further is fetched. The order of a sum's terms depends on neither `Tokens` nor `Rows`: an input's result is the
-// same whatever comes with it.
+// `Rows` neighbouring rows; what lies `ahead` weights further is fetched. The order of a sum's terms depends on neither
+// `Tokens` nor `Rows`: an input's result is the same whatever comes with it.
 template <class Isa, int Tokens, int Rows>
 inline void dense_rows_floats(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token,
                               int64_t row, int64_t ahead) {

@@ -112,7 +112,8 @@ class Prepared {
   int64_t channels_of(const Value* x, Value bits, int32_t* channels) {
     for (int64_t column = 0; column < columns_; ++column) used_[column] = uint16_t(x[column] & bits);
     for (int64_t token = 1; token < tokens_; ++token)
-      for (int64_t column = 0; column < columns_; ++column) used_[column] |= uint16_t(x[token * columns_ + column] & bits);
+      for (int64_t column = 0; column < columns_; ++column)
+        used_[column] |= uint16_t(x[token * columns_ + column] & bits);
     int64_t count = 0;
     for (int64_t column = 0; column < columns_; ++column) {  // without a jump
       channels[count] = int32_t(column);
@@ -158,8 +159,8 @@ class Prepared {
 // sums that stay in the first cache.
 int64_t column_rows(const SparityMatrix& weight, int64_t tokens, int threads) {
   constexpr int64_t kLine = 64;
-  const int64_t most = tokens == 1 ? (weight.scales ? sparity::kMostSums : 2048)
-                                   : std::min(int64_t(512), sparity::kMostSums / sparity::kMostTokens * (tokens <= 8 ? 2 : 1));
+  const int64_t alone = weight.scales ? sparity::kMostSums : 2048;
+  const int64_t most = tokens == 1 ? alone : sparity::kMostSums / (tokens <= 8 ? 8 : sparity::kMostTokens);
   const int64_t tiles = round_up((weight.rows + most - 1) / most, threads);
   return std::max(kLine, std::min(most, round_up((weight.rows + tiles - 1) / tiles, kLine)));
 }

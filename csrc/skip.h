@@ -1,6 +1,6 @@
 // Which channels of one token's input count, by each rule. Included by decode.h inside its namespace.
 
-// Ratios as whole numbers of the same order, which is that of floats from +0 on: the highest is what is infinite or NaN.
+// Ratios as whole numbers of the same order, which is that of floats from +0 on: the highest is infinite or NaN.
 constexpr uint32_t kInfinite = 0x7f800000;
 
 inline uint32_t ratio_key(float size, float threshold) {

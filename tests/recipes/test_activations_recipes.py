@@ -31,6 +31,7 @@ SHARES = {  # recipe -> the share that it asks for on average, and of how many p
     "griffin": (0.5, 6),
     "coreinfer": (0.5, 6),
     "tda": (0.5, 6),
+    "dejavu": (0.5, 12),
 }
 
 
@@ -41,7 +42,7 @@ def test_every_recipe_has_a_row():
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_recipe_parses_and_its_comment_says_what_it_is(path):
     recipe = Recipe.read(path)
-    assert recipe.model == "zoo:llama"
+    assert recipe.model == ("zoo:relu" if path.stem == "dejavu" else "zoo:llama")
     assert [stage.name for stage in recipe.stages] == ["activations"]
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
@@ -60,7 +61,7 @@ def test_a_method_runs_to_the_end_and_skips_what_it_states(path, tmp_path):
     for change in candidate.changes:
         assert change.skipped == pytest.approx(change.target, abs=0.02), change.name
     data = load_file(result.path / "sparity-dynamic" / "00-activations.safetensors")
-    places = 2 if path.stem in ("cats", "chess") else 1  # projections that one place saves
+    places = 2 if path.stem in ("cats", "chess", "dejavu") else 1  # projections that one place saves
     assert len({name.rpartition(".")[0] for name in data}) == count / places
     assert candidate.quality[0].tokens == 2 * 511
     assert candidate.quality[0].kl > 0

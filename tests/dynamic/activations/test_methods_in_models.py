@@ -117,6 +117,7 @@ def test_on_other_text_about_the_share_that_was_asked_for_is_skipped(name, spars
     places = {
         "all": every,
         "hidden": [(0, "down"), (4, "down")],
+        "neurons": [(0, "down"), (4, "down")],
         "gate_output": [(0, "gate_output"), (4, "gate_output")],
     }
     realised = []

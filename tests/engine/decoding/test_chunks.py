@@ -199,9 +199,14 @@ def test_of_whole_tokens_nothing_is_left_out(tiny, calls, monkeypatch):
 
     cache_of(model, TOKENS)  # the step is made
     dense = states()
-    sizes = {f"{name}_skip": model.config.hidden_size for name in native.PROJECTIONS}
-    wide = dict.fromkeys(("down_skip", "neuron_skip"), model.config.intermediate_size)
-    for name, columns in {**sizes, **wide}.items():
+    layer = model.model.layers[0]
+    inputs = {
+        f"{name.removesuffix('_proj')}_skip": projection.prepared.packed.shape[1]
+        for part in (layer.self_attn, layer.mlp)
+        for name, projection in part.named_children()
+        if name.endswith("_proj")
+    }
+    for name, columns in {**inputs, "neuron_skip": inputs["down_skip"]}.items():
         kept.append(NativeSkip(SkipRule(torch.tensor(torch.inf)), columns))
         for block in blocks_of(model):
             setattr(block, name, kept[-1].address)

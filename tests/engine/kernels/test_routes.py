@@ -41,6 +41,7 @@ def packed(name, values="same", dtype=torch.bfloat16):
         ("bitmask", "same", ["gemv", "prefill"], "prefill"),
         ("two_of_four", "int8", ["gemv", "prefill"], "prefill"),
         ("block", "same", ["gemv", "prefill"], "prefill"),
+        ("columns", "same", ["gemv", "prefill"], "prefill"),
     ],
 )
 def test_what_competes(name, values, few, many):
@@ -51,6 +52,17 @@ def test_what_competes(name, values, few, many):
     assert prepared.choice(17).winner == many
     assert prepared.choice(17).how == "the only candidate"
     assert len(clock.asked) == 1
+
+
+@NATIVE
+@pytest.mark.parametrize("values", ["same", "int8"])
+def test_one_input_of_columns_takes_the_kernel_that_skips_whatever_a_full_input_says(values):
+    prepared = prepare(packed("columns", values), Clock(gemv=2.0, prefill=1.0))
+    assert prepared.choice(1).winner == "gemv"
+    assert prepared.choice(4).winner == "prefill"
+    assert {found.name: found.lost for found in prepared.choice(1).candidates}["prefill"].startswith(
+        "reads the channels"
+    )
 
 
 @NATIVE

@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 from sparity.calibration import Statistics
 from sparity.dynamic.activations.methods.base import Method, Seen, nothing_skipped
 from sparity.dynamic.activations.places import Place
+from sparity.errors import InvalidInput
 from sparity.models import Projection
 
 
@@ -40,6 +41,10 @@ def skipped_share(method: Method, tensors: Mapping[str, Tensor], seen: Seen) -> 
 def seen_at(method: Method, place: Place, inputs: Statistics) -> Seen:
     """What a method needs to know of a place."""
     roles = tuple(projection.role for projection in place.reads)
+    if place.kind == "neurons":
+        return Seen(
+            inputs.only(method.statistics), place.weight, roles=roles, neurons=_neurons(place, inputs["inputs"])
+        )
     if place.kind != "gate_output":
         return Seen(inputs.only(method.statistics), place.weight, roles=roles)
     x, gate, up = inputs["inputs"], place.reads[0], place.saves[0]
@@ -47,6 +52,19 @@ def seen_at(method: Method, place: Place, inputs: Statistics) -> Seen:
     statistics = Statistics.gather(f"{place.name}.output", method.statistics)
     statistics.add(values)
     return Seen(statistics, place.weight, _product(up, x), values, roles)
+
+
+def _neurons(place: Place, x: Tensor) -> Tensor:
+    """What the last projection of an MLP reads when the MLP reads `x` [tokens, hidden].
+
+    Raises:
+        InvalidInput: a neuron that is not computed would not be 0.
+    """
+    first, *others = (_product(projection, x) for projection in place.reads)
+    neurons: Tensor = place.module(first)
+    if bool(place.module(torch.zeros_like(first[:1])).any()):
+        raise InvalidInput(f"activations: {place.name}: a neuron is 0 only where its function of 0 is, which it is not")
+    return neurons * others[0] if others else neurons
 
 
 def _product(projection: Projection, x: Tensor) -> Tensor:

@@ -81,9 +81,12 @@ class Prepared:
     def _offered(self, batch: int) -> dict[str, str | None]:
         """Route -> why it cannot multiply so many inputs, or None."""
         few = None if batch <= cpu.MOST_TOKENS else f"for at most {cpu.MOST_TOKENS} inputs"
+        same = "nothing to unpack: PyTorch does the same" if self.packed.plain else None
+        if batch == 1 and format_of(self.packed).by_channel:
+            same = "reads the channels that are skipped too"
         return {
             GEMV: self.declined or few,
-            PREFILL: self.declined or ("nothing to unpack: PyTorch does the same" if self.packed.plain else None),
+            PREFILL: self.declined or same,
             PYTORCH: None if self.packed.plain or self.declined else "unpacks the weight for each call",
         }
 

@@ -27,6 +27,8 @@ class Seen:
         partner: `[tokens, in]`, float32, what the activations of `values` are multiplied with, token by token: the up
             projection's outputs beside those of a gate; None = nothing or unknown.
         sample: the activations of `values`, `[tokens, in]`; None = those of the statistics.
+        neurons: `[tokens, neurons]`, float32, what the neurons of an MLP that reads `values` give; None =
+            the activations are neurons themselves.
         roles: of the projections that read them, or of a gate's output the gate; none where that is not known.
     """
 
@@ -35,6 +37,7 @@ class Seen:
     partner: Tensor | None = None
     sample: Tensor | None = None
     roles: tuple[str, ...] = ()
+    neurons: Tensor | None = None
 
     @property
     def values(self) -> Tensor:
