@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 import sparity
-from packed_folders import logits
+from packed_folders import TOKENS, logits
 from sparity.dynamic.activations.places import places_of
 from sparity.dynamic.activations.stage import Activations
 from sparity.engine.decoding.model import declines
@@ -46,7 +46,9 @@ def by_hand(model, thresholds):
 
     def forward(layer, threshold):
         def run(x):
-            late = (torch.arange(x.shape[-2]) >= 4)[:, None]
+            late = (torch.arange(x.shape[-2]) % TOKENS.shape[1] >= 4)[
+                :, None
+            ]  # OPT's MLP sees all rows one after the other
             x = torch.where(late & ~(x.abs() > threshold), torch.zeros_like(x), x)
             if isinstance(layer, Conv1D):
                 flat = torch.addmm(layer.bias, x.view(-1, x.shape[-1]), layer.weight)
