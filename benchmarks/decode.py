@@ -6,7 +6,8 @@
 Random weights (16 blocks, hidden 2048, 32 heads, 8 of them for keys and values, FFN 8192, vocabulary 32,000, untied)
 decode as fast as trained ones. --prepare writes them into FOLDER once, as a checkpoint and as GGUF, 6 GB. The variants
 that are named are then loaded, pruned by magnitude and packed; all are held in memory at once and take turns in each
-round. --out adds the run to those that FILE has. llama.cpp needs `pip install 'sparity[bench]'`.
+round. --out adds the run to those that FILE has. llama.cpp needs llama-cpp-python, in this Python (`pip install
+'sparity[bench]'`) or in one that --llama-python names.
 
 Beside each engine variant, the products of one token are timed alone in the same rounds, called as the decoding step
 calls them. The rest of a token's time is Python, transformers' `generate`, attention, norms and other small operations.
@@ -17,6 +18,7 @@ import ctypes
 import json
 import statistics
 import time
+from contextlib import nullcontext
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -27,12 +29,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sparity.engine.attach import attach
 from sparity.engine.kernels import native
 from sparity.files import read_json_object
-from sparity.measure.data.machine import describe, package_version
+from sparity.measure.data.machine import describe
 from sparity.measure.data.report import plain
+from sparity.measure.peers.llama import GgufModel, Llama, check_same, find_python
 from sparity.measure.timing.contenders import held_bytes
 from sparity.measure.timing.generation import Timed, time_generation
 from sparity.measure.timing.interleave import ratios, spread, take_turns
 from sparity.measure.timing.speed import pace
+from sparity.models.gguf_writer import write_gguf
 from sparity.models.loading import load
 from sparity.static.prune.patterns.base import build_pattern
 
@@ -62,22 +66,18 @@ def place(folder, peer=None):
     return folder / (f"{peer}.gguf" if peer else "dense")
 
 
-def prepare(folder, threads):
+def prepare(folder, llama, threads):
     """Write the dense checkpoint and the GGUF files that are not there yet."""
-    from peers import check_same, quantise
-
-    from gguf_file import write_gguf
-
     if not place(folder).exists():
         torch.manual_seed(0)
         LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).save_pretrained(place(folder))
     first, *others = PEERS
     if not place(folder, first).exists():
         write_gguf(load(place(folder)), place(folder, first))
-    check_same(load(place(folder)), place(folder, first))
+    check_same(load(place(folder)), GgufModel(llama, place(folder, first), PROMPT, threads))
     for kind in others:
         if not place(folder, kind).exists():
-            quantise(place(folder, first), place(folder, kind), kind, threads)
+            llama.quantise(place(folder, first), place(folder, kind), kind, threads)
 
 
 def prune(model, sparsity):
@@ -91,13 +91,12 @@ def prune(model, sparsity):
     return model
 
 
-def open_variant(folder, variant, context, threads):
+def open_variant(folder, variant, context, llama):
     """(what times one generation, bytes of weights, what times one token's products or None)."""
     if variant.startswith("llama.cpp"):
-        from peers import LlamaCpp
-
         path = place(folder, variant.removeprefix("llama.cpp "))
-        return LlamaCpp(path, context, threads).generate, path.stat().st_size, None
+        model = GgufModel(llama, path, context, torch.get_num_threads())
+        return model.time_generation, path.stat().st_size, None
     model = load(place(folder))
     if variant == "transformers":
         return partial(time_generation, model), held_bytes(model), None
@@ -147,12 +146,10 @@ def product_call(weights):
     return call
 
 
-def measure(folder, variants, options):
+def measure(folder, variants, options, llama):
     """One run: the variants and their products in turns."""
     ids = torch.arange(1, PROMPT + 1)[None]
-    opened = {
-        name: open_variant(folder, name, PROMPT + options.tokens + 1, torch.get_num_threads()) for name in variants
-    }
+    opened = {name: open_variant(folder, name, PROMPT + options.tokens + 1, llama) for name in variants}
     turns = {name: partial(generate, ids, options.tokens) for name, (generate, _, _) in opened.items()}
     turns |= {
         f"products of {name}": partial(alone, ids, options.tokens) for name, (_, _, alone) in opened.items() if alone
@@ -184,6 +181,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--llama-python", help="a Python that has llama-cpp-python")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -191,13 +189,23 @@ def main():
     unknown = [name for name in variants if name not in VARIANTS]
     if unknown:
         parser.error(f"no variant {unknown[0]!r}; there are: {'; '.join(VARIANTS)}")
-    if options.prepare:
-        prepare(options.folder, options.threads)
-        return
+    python = find_python(options.llama_python)
+    peers = options.prepare or any(name.startswith("llama.cpp") for name in variants)
+    if peers and python is None:
+        parser.error("llama-cpp-python is not installed here: --llama-python, or --variants without it")
+    with Llama(python) if peers else nullcontext() as llama:
+        if options.prepare:
+            prepare(options.folder, llama, options.threads)
+        else:
+            run_variants(variants, options, llama)
+
+
+def run_variants(variants, options, llama):
+    """One run, printed and added to those that --out has."""
     run = {
         "command": f"python benchmarks/decode.py FOLDER --variants '{';'.join(variants)}' --rounds {options.rounds}",
-        "machine": {**describe(), "llama-cpp-python": package_version("llama-cpp-python")},
-        **measure(options.folder, variants, options),
+        "machine": {**describe(), "llama-cpp-python": llama and llama.version},
+        **measure(options.folder, variants, options, llama),
     }
     known = read_json_object(options.out)["runs"] if options.out and options.out.exists() else []
     text = json.dumps(plain({"shape": SHAPE, "runs": [*known, run]}), indent=1)

@@ -1,36 +1,40 @@
 """Quality against speed on one real model: SmolLM2 in Sparity and in llama.cpp, from the same weights, in turns.
 
-    python benchmarks/pareto.py FOLDER --prepare [--calibration FILE] [--samples 24]
+    python benchmarks/pareto.py FOLDER --prepare [--calibration FILE] [--samples 24] [--llama-python PYTHON]
     python benchmarks/pareto.py FOLDER --text wikitext-2/test.txt [--windows 12] [--variants NAME;...] [--out FILE.json]
 
---prepare prunes by SparseGPT and, where llama-cpp-python is installed, writes the dense weights as GGUF, quantised by
+--prepare prunes by SparseGPT and, where there is llama-cpp-python, writes the dense weights as GGUF, quantised by
 llama.cpp's own code. The variants are then opened together: the perplexity of each on WikiText-2, then decode speed in
-turns. The plot is written beside --out; a variant that another one beats in both is named.
+turns. The plot is written beside --out; a variant that another one beats in both is named. llama.cpp runs in a process
+of its own: in the Python that --llama-python names, else in this one where it has llama-cpp-python.
 
 The weights of zoo:smollm2 come from a 4-bit grid (Q4_1): converted to Q4_1 again they lose nearly nothing, which says
 nothing about 4-bit quantisation of other models.
 """
 
 import argparse
-import importlib.util
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
+from gguf import GGMLQuantizationType
 
 from sparity.cli.console import ProgressBar
 from sparity.engine.attach import attach
 from sparity.files import write_json, write_text
 from sparity.measure.charts.tradeoff import dominated, tradeoff
-from sparity.measure.data.machine import describe, package_version
+from sparity.measure.data.machine import describe
 from sparity.measure.data.report import Contestant, plain
+from sparity.measure.peers.llama import GgufModel, Llama, check_same, find_python
 from sparity.measure.timing.contenders import held_bytes
 from sparity.measure.timing.generation import time_generation
 from sparity.measure.timing.interleave import ratios, take_turns
 from sparity.measure.timing.speed import pace
+from sparity.models.gguf_writer import write_gguf
 from sparity.models.loading import load, load_tokenizer
 from sparity.pipeline.run.runner import execute
-from sparity.quality.perplexity import exp, losses_of, perplexity
+from sparity.quality.perplexity import perplexity
 from sparity.recipe import Recipe
 
 MODEL = "zoo:smollm2"
@@ -62,21 +66,18 @@ def prepare(folder, options):
         }
         with ProgressBar(quiet=False) as progress:
             execute(Recipe.read(recipe), progress, output=place(folder, name), resume=True)
-    if importlib.util.find_spec("llama_cpp") is None:
+    python = find_python(options.llama_python)
+    if python is None:
         print("llama-cpp-python is not installed: no peers")
         return
-    from gguf import GGMLQuantizationType
-    from peers import check_same, quantise
-
-    from gguf_file import write_gguf
-
     model = load(MODEL)
-    for kind, path in ((kind, place(folder, f"llama.cpp {kind}")) for kind in PEERS):
-        if not path.exists() and kind in WRITTEN:
-            write_gguf(model, path, GGMLQuantizationType[kind])
-        elif not path.exists():
-            quantise(place(folder, f"llama.cpp {WRITTEN[0]}"), path, kind, options.threads)
-    check_same(model, place(folder, f"llama.cpp {WRITTEN[0]}"))
+    with Llama(python) as llama:
+        for kind, path in ((kind, place(folder, f"llama.cpp {kind}")) for kind in PEERS):
+            if not path.exists() and kind in WRITTEN:
+                write_gguf(model, path, GGMLQuantizationType[kind])
+            elif not path.exists():
+                llama.quantise(place(folder, f"llama.cpp {WRITTEN[0]}"), path, kind, options.threads)
+        check_same(model, GgufModel(llama, place(folder, f"llama.cpp {WRITTEN[0]}"), WINDOW, options.threads))
 
 
 def place(folder, name):
@@ -107,25 +108,21 @@ class Theirs:
 
     kind = "peer"
 
-    def __init__(self, folder, name, tokens):
-        from peers import LlamaCpp
-
-        self.path = place(folder, name)
-        self.bytes = self.path.stat().st_size
-        self.generate = LlamaCpp(self.path, PROMPT + tokens + 1, torch.get_num_threads()).generate
-
-    def perplexity(self, windows):
-        from peers import all_logits
-
-        losses = [float(losses_of(all_logits(self.path, ids), ids).mean()) for ids in windows]
-        return exp(sum(losses) / len(losses))
+    def __init__(self, llama, folder, name):
+        path = place(folder, name)
+        self.model = GgufModel(llama, path, WINDOW, torch.get_num_threads())
+        self.bytes, self.generate, self.perplexity = (
+            path.stat().st_size,
+            self.model.time_generation,
+            self.model.perplexity,
+        )
 
 
-def measure(folder, names, options):
-    """Perplexity of each variant, and their decode speeds in turns."""
+def measure(folder, names, options, llama):
+    """Perplexity of each variant, and their decode speeds in turns; `llama` is what runs the peers."""
     ids = torch.tensor(load_tokenizer(MODEL)(Path(options.text).read_text(), verbose=False)["input_ids"])
     windows = ids[: options.windows * WINDOW].view(-1, WINDOW)
-    opened = {name: Theirs(folder, name, options.tokens) if name in THEIRS else Ours(folder, name) for name in names}
+    opened = {name: Theirs(llama, folder, name) if name in THEIRS else Ours(folder, name) for name in names}
     quality = {name: variant.perplexity(windows) for name, variant in opened.items()}
     turns = [partial(variant.generate, ids[None, :PROMPT], options.tokens) for variant in opened.values()]
     times = dict(zip(names, take_turns(turns, options.rounds), strict=True))
@@ -135,7 +132,7 @@ def measure(folder, names, options):
     ]
     base = [time.token for time in times[names[0]]]
     return contestants, {
-        "machine": {**describe(), "llama-cpp-python": package_version("llama-cpp-python")},
+        "machine": {**describe(), "llama-cpp-python": llama and llama.version},
         "text": {"file": Path(options.text).name, "window": WINDOW, "windows": options.windows},
         "rounds": options.rounds,
         "variants": {
@@ -165,20 +162,24 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--llama-python", help="a Python that has llama-cpp-python")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.prepare:
         prepare(options.folder, options)
         return
-    here = (
-        [name for name in THEIRS if place(options.folder, name).exists()] if package_version("llama-cpp-python") else []
-    )
+    python = find_python(options.llama_python)
+    here = [name for name in THEIRS if python and place(options.folder, name).exists()]
     names = [name.strip() for name in options.variants.split(";")] if options.variants else [*OURS, *here]
     unknown = [name for name in names if name not in (*OURS, *THEIRS)]
     if unknown:
         parser.error(f"no variant {unknown[0]!r}; there are: {'; '.join((*OURS, *THEIRS))}")
-    contestants, found = measure(options.folder, names, options)
+    peers = any(name in THEIRS for name in names)
+    if peers and python is None:
+        parser.error("llama-cpp-python is not installed here: --llama-python")
+    with Llama(python) if peers else nullcontext() as llama:
+        contestants, found = measure(options.folder, names, options, llama)
     for one in contestants:
         beaten = f"  beaten by {found['dominated'][one.name]}" if one.name in found["dominated"] else ""
         print(f"{one.name:20} perplexity {one.perplexity:8.2f} {one.rate.median:8.1f} tokens/s{beaten}")

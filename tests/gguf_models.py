@@ -1,7 +1,4 @@
-"""GGUF files for tests: a tiny Llama with a byte-level vocabulary, written by the benchmarks' own writer."""
-
-import importlib.util
-from pathlib import Path
+"""GGUF files for tests: a tiny Llama with a byte-level vocabulary, written by our own writer."""
 
 import gguf
 import torch
@@ -9,18 +6,11 @@ from gguf import GGMLQuantizationType as Type
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from sparity.models.gguf_writer import write_gguf
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = [*SPECIAL, *bytes_to_unicode().values(), "ĠĠ", "hi"]
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
-
-
-def writer():
-    """The module `benchmarks/gguf_file.py`."""
-    path = Path(__file__).parents[1] / "benchmarks" / "gguf_file.py"
-    spec = importlib.util.spec_from_file_location("gguf_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def tiny_llama(tied=True, **changes):
@@ -58,7 +48,7 @@ def byte_words(rule="smollm"):
 
 def write(path, model=None, kind=Type.F32, rule="smollm", more=None):
     """Write a model, the tiny one by default, as a GGUF file; the path is returned."""
-    writer().write_gguf(model or tiny_llama(), path, kind, byte_words(rule), more)
+    write_gguf(model or tiny_llama(), path, kind, byte_words(rule), more)
     return path
 
 

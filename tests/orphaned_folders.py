@@ -6,6 +6,8 @@ import shutil
 import torch
 from safetensors.torch import load_file, save_file
 
+from sparity.checkpoints.source import CheckpointSource
+
 TWO_OF_FOUR = "sparse-24-bitmask"
 
 
@@ -67,3 +69,8 @@ def say(folder, key="quantization_config", sparsity=True, format="sparse-bitmask
     if sparsity:
         config[key]["sparsity_config"] = about
     path.write_text(json.dumps(config))
+
+
+def read(folder):
+    source = CheckpointSource(folder)
+    return source.read(list(source.shapes()))

@@ -1,4 +1,4 @@
-"""No file outside a stage's own asks which stage it is; the command line may write recipes."""
+"""No file outside a stage's own folder asks which stage it is; the command line may write recipes."""
 
 import ast
 from pathlib import Path
@@ -34,7 +34,8 @@ def asks(path):
 
 
 def test_no_file_asks_which_stage_it_is():
-    files = [path for path in sorted(SOURCE.rglob("*.py")) if path not in OWN]
+    beside = {path.parent for path in OWN if path.name == "stage.py"}  # what lies in a stage's folder is its own
+    files = [path for path in sorted(SOURCE.rglob("*.py")) if path not in OWN and path.parent not in beside]
     assert len(files) > 150
     assert [breach for path in files for breach in asks(path)] == []
 

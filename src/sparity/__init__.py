@@ -15,8 +15,10 @@ _HOMES = {
     "SparityError": "sparity.errors",
     "Recipe": "sparity.recipe",
     "Result": "sparity.pipeline.run.runner",
+    "activation_mask": "sparity.dynamic.activations.functions",
     "attach": "sparity.engine.attach",
     "attached": "sparity.engine.attach",
+    "fit_activations": "sparity.dynamic.activations.functions",
     "load": "sparity.models.loading",
     "perplexity": "sparity.quality.perplexity",
     "prune_weight": "sparity.static.prune.prune_weight",
@@ -24,13 +26,16 @@ _HOMES = {
     "run": "sparity.pipeline.run.runner",
     "sensitivity": "sparity.pipeline.studies.sensitivity",
     "sweep": "sparity.pipeline.studies.sweeping",
+    "with_activations": "sparity.dynamic.activations.functions",
 }
 __all__ = [
     "Recipe",
     "Result",
     "SparityError",
+    "activation_mask",
     "attach",
     "attached",
+    "fit_activations",
     "load",
     "perplexity",
     "prune_weight",
@@ -38,9 +43,11 @@ __all__ = [
     "run",
     "sensitivity",
     "sweep",
+    "with_activations",
 ]
 
 if TYPE_CHECKING:
+    from sparity.dynamic.activations.functions import activation_mask, fit_activations, with_activations
     from sparity.engine.attach import attach, attached
     from sparity.errors import SparityError
     from sparity.models.loading import load

@@ -127,16 +127,19 @@ def flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock; the kernel drops it when the process ends, however it ends.
 
+    Args:
+        wait: until another process that holds it lets it go.
+
     Raises:
-        RunConflict: another process holds it.
+        RunConflict: another process holds it, and `wait` is not wanted.
         SparityError: the file cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    guard = FileLock(path, timeout=0)
+    guard = FileLock(path, timeout=-1 if wait else 0)
     try:
         guard.acquire()
     except Timeout as error:

@@ -23,6 +23,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
     "prune.score": ("sparity.static.prune.scores",),
     "prune.pattern": ("sparity.static.prune.patterns",),
     "prune.solver": ("sparity.static.prune.solvers",),
+    "activations.method": ("sparity.dynamic.activations.methods",),
     "budget": ("sparity.budgets",),
     "statistic": ("sparity.calibration.input_statistics",),
     "format": ("sparity.formats",),

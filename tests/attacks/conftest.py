@@ -4,10 +4,13 @@ import re
 import shutil
 
 import pytest
+import torch
 
 import sparity
+from families import build, tiny_configs
 from interruptions import Killed
 from quick_models import both, calls, steps, tiny
+from sparity.pipeline.run.packing import convert
 from sparity.pipeline.run.run_folder import RunFolder
 
 __all__ = ["both", "calls", "steps", "tiny"]
@@ -51,6 +54,34 @@ def refused(tmp_path):
         return message
 
     return run
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """A tiny Llama in bfloat16, 70 % of the weights in its projections zero, saved as it is."""
+    model = build(tiny_configs()["llama"]).bfloat16()
+    model.config.dtype = torch.bfloat16
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "proj" in name:
+                values[torch.rand(values.shape) < 0.7] = 0
+    folder = tmp_path_factory.mktemp("plain") / "model"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sound(plain, tmp_path_factory):
+    """The same, packed."""
+    folder = tmp_path_factory.mktemp("sound") / "packed"
+    convert(plain, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(sound, tmp_path):
+    """A copy of the packed model, to be damaged."""
+    return shutil.copytree(sound, tmp_path / "packed")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 
 import mutants
 import sparity
-from families import build, tiny_configs
 from packed_folders import change, logits
 from sparity.errors import CorruptFile, SparityError
 from sparity.models import Decoder
@@ -20,31 +19,6 @@ from sparity.pipeline.run.verify import verify
 REST, FIRST = "sparity-00001-of-00004.safetensors", "sparity-00002-of-00004.safetensors"
 UP, QUERY = "model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj"
 NORM = "model.layers.0.input_layernorm.weight"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    model = build(tiny_configs()["llama"]).bfloat16()
-    model.config.dtype = torch.bfloat16
-    with torch.no_grad():
-        for name, values in model.named_parameters():
-            if "proj" in name:
-                values[torch.rand(values.shape) < 0.7] = 0
-    folder = tmp_path_factory.mktemp("plain") / "model"
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sound(plain, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sound") / "packed"
-    convert(plain, folder)
-    return folder
-
-
-@pytest.fixture
-def copy(sound, tmp_path):
-    return shutil.copytree(sound, tmp_path / "packed")
 
 
 def reindex(folder):

@@ -2,18 +2,15 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 import mutants
 import sparity
-from families import build, tiny_configs
 from packed_folders import change
 from sparity.errors import CorruptFile, InvalidInput, SparityError
 from sparity.pipeline.run.packing import convert
@@ -21,26 +18,6 @@ from sparity.pipeline.run.packing import convert
 WHOLE = "sparity-00002-of-00004.safetensors"  # the first block
 UP = "model.layers.0.mlp.up_proj"
 QUERY = "model.layers.0.self_attn.q_proj"  # [32, 32]
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A tiny packed Llama."""
-    model = build(tiny_configs()["llama"]).bfloat16()
-    model.config.dtype = torch.bfloat16
-    with torch.no_grad():
-        for name, values in model.named_parameters():
-            if "proj" in name:
-                values[torch.rand(values.shape) < 0.7] = 0
-    folder = tmp_path_factory.mktemp("sound")
-    model.save_pretrained(folder / "plain")
-    convert(folder / "plain", folder / "packed")
-    return folder / "packed"
-
-
-@pytest.fixture
-def copy(sound, tmp_path):
-    return shutil.copytree(sound, tmp_path / "packed")
 
 
 def refused(folder, words):

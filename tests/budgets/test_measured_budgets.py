@@ -6,6 +6,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from objectives import Objective
 
 from sparity import registry
 from sparity.budgets.base import Site, allocate
@@ -143,13 +144,15 @@ def test_never_worse_than_uniform():
 
 
 def test_fixed_sites_take_part_in_what_is_measured():
-    measure, calls = counted(lambda shares: sum(share**2 for share in shares.values()))
     sites = [Site(name, 1.0) for name in "abc"]
-    shares = allocate(build("knapsack"), sites, 0.5, {"a": 0.2}, measure)
-    assert shares["a"] == 0.2
-    assert sum(shares.values()) == pytest.approx(1.5)
-    assert calls
-    assert all(call["a"] == 0.2 for call in calls)
+    for name in ("greedy", "knapsack", "evopress", "block_greedy"):
+        measure, calls = counted(lambda shares: sum((1 + (name == "c")) * share**2 for name, share in shares.items()))
+        shares = allocate(build(name), sites, 0.5, {"a": 0.2}, Objective(measure))
+        assert shares["a"] == 0.2
+        assert shares["b"] > shares["c"]
+        assert sum(shares.values()) == pytest.approx(1.5)
+        assert calls
+        assert all(call["a"] == 0.2 for call in calls)
 
 
 BAD = '{"rows": [{"part": "layer", "projections": ["a"], "sparsity": 0.5, %s}]}'

@@ -8,7 +8,18 @@ import yaml
 from sparity import registry
 from sparity.recipe import Recipe
 
-KINDS = ("budget", "encoding", "family", "format", "prune.pattern", "prune.score", "prune.solver", "stage", "statistic")
+KINDS = (
+    "activations.method",
+    "budget",
+    "encoding",
+    "family",
+    "format",
+    "prune.pattern",
+    "prune.score",
+    "prune.solver",
+    "stage",
+    "statistic",
+)
 PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 
 
@@ -53,11 +64,13 @@ def test_explain_tells_a_stages_options_and_needs(sparity):
     assert entry["options"]["sparsity"] == {
         "type": "float",
         "default": 0.4,
-        "meaning": "share of input channels to skip, in [0, 1)",
+        "meaning": "share of the work that is skipped, in [0, 1): of the weights that a token need not read",
     }
-    assert entry["options"]["roles"]["type"] == "list or none"
+    assert entry["options"]["prompt"]["type"] == "'dense' or 'sparse'"
     assert entry["facts"] == {"statistics": "histogram", "preserves": "mask, shapes, values"}
-    assert "arXiv:2408.14690" in entry["source"]
+    (entry,) = sparity("explain", "cats", "--json").json
+    assert entry["facts"] == {"statistics": "inputs", "sites": "gate_output"}
+    assert "arXiv:2404.08763" in entry["source"]
     assert sparity("methods", "stage", "--json").json["stage"].keys() >= {"activations", "prune"}
 
 

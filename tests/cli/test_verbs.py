@@ -201,7 +201,10 @@ def test_demo_of_a_real_model(sparity, tmp_path, monkeypatch):
         assert prompt in page
         assert f"\n{prompt}\n" in done.out
     assert "Quality against speed</h2>" in page
-    assert "All run in bfloat16, in turns; perplexity in float32." in page
+    assert "All run in bfloat16, in turns; perplexity in bfloat16." in page
+    assert page.count("In turns with all others it decodes ") == 3
+    assert "not measured" not in page
+    assert "plain export" not in page
 
 
 def test_demo(sparity, model, token_files, tmp_path, monkeypatch):

@@ -70,6 +70,8 @@ ITEMS = [
     {"compare_within": "global", "pattern": "block:4x4", "score": "gradient"},
     {"order": "independent", "score": "taylor", "pattern": "2:4"},
     {"budget": {"knapsack": {"spread": 0.1, "step": 0.1, "samples": 1, "per": "block"}}, "score": "obd"},
+    {"budget": {"evopress": {"generations": 2, "samples": 1, "per": "block"}}, "score": "wanda"},
+    {"budget": {"block_greedy": {"step": 0.1, "samples": 1}}, "score": "wanda"},
     {"budget": {"greedy": {"spread": 0.1, "step": 0.1, "samples": 1, "per": "block"}}, "score": "fisher"},
 ]
 

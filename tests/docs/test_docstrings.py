@@ -9,8 +9,10 @@ import sparity
 from sparity import registry
 
 WITH_EXAMPLES = (
+    "activation_mask",
     "attach",
     "attached",
+    "fit_activations",
     "load",
     "perplexity",
     "prune_weight",
@@ -18,6 +20,7 @@ WITH_EXAMPLES = (
     "run",
     "sensitivity",
     "sweep",
+    "with_activations",
 )
 
 

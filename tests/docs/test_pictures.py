@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 import draw_demo
+from documents import DOCUMENTS, ROOT, rows
 from sparity.errors import InvalidInput
-from test_docs import DOCUMENTS, ROOT, rows
 
 PICTURES = sorted((ROOT / "docs/pictures").glob("*.svg"))
 SVG = "{http://www.w3.org/2000/svg}"

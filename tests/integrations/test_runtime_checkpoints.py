@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 import sparity
 from packed_folders import TOKENS, logits, same, tensors
 from sparity.checkpoints.packed import runtime_of
-from sparity.engine.decoding import drafts
 from sparity.engine.modules.linear import PackedLinear
+from sparity.engine.modules.skips import InputSkip
 from sparity.errors import InvalidInput
 from sparity.models import Decoder
 from sparity.models.attached_runtime import runtime_attached
@@ -52,9 +52,9 @@ def config_of(folder):
 
 
 def hooks(model):
-    """Of run-time stages: an attached model has one more, which watches for drafts."""
+    """Those that skip channels, and what each of the model and its base has beside them."""
     found = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
-    return sum(hook is not drafts.mark for hook in found)
+    return sum(isinstance(hook, InputSkip) for hook in found)
 
 
 @pytest.mark.parametrize("layout", ["plain", "packed"])
@@ -155,11 +155,12 @@ def test_what_uses_a_model_uses_its_stages(folders, token_files):
     ids = torch.arange(90) % 97
     assert perplexity(model, ids, window=30) != perplexity(dense, ids, window=30)
     answer = model.generate(TOKENS[:1], max_new_tokens=6, do_sample=False)
-    step = TOKENS[:1]
-    for _ in range(6):
+    cache, step, found = DynamicCache(), TOKENS[:1], TOKENS[:1]
+    for _ in range(6):  # the prompt with a cache is dense, each token after it sparse
         with torch.no_grad():
-            step = torch.cat([step, model(step, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-    assert torch.equal(answer[:, : step.shape[1]], step[:, : answer.shape[1]])
+            step = model(step, past_key_values=cache).logits[:, -1:].argmax(-1)
+        found = torch.cat([found, step], 1)
+    assert torch.equal(answer[:, : found.shape[1]], found[:, : answer.shape[1]])
 
 
 def test_on_the_engine_it_stays_attached_and_is_saved(folders, tmp_path):

@@ -64,8 +64,15 @@ RULES = {
     "owl": (by_row, 0),
     "greedy": (by_row, 0),
     "knapsack": (by_row, 0),
+    "block_greedy": (by_row, 0),
+    "evopress": (by_row, 0),
 }
-MEASURED = ("greedy", "knapsack")  # by blocks, so that there is less to measure
+LESS = {  # so that there is less to measure
+    "greedy": ["per=block"],
+    "knapsack": ["per=block"],
+    "block_greedy": ["step=0.1", "samples=2"],
+    "evopress": ["per=block", "generations=3", "samples=4"],
+}
 
 
 def pruning_of(recipe):
@@ -107,8 +114,8 @@ def test_every_recipe_has_a_rule():
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_method_runs_to_the_end_with_the_sparsity_of_its_rule(path, tmp_path):
-    by_block = [f"stages.0.prune.budget.{path.stem}.per=block"] if path.stem in MEASURED else []
-    recipe = Recipe.read(path, SMALL + by_block)
+    less = [f"stages.0.prune.budget.{path.stem}.{option}" for option in LESS.get(path.stem, ())]
+    recipe = Recipe.read(path, SMALL + less)
     result = sparity.run(recipe, output=tmp_path / "out")
     candidate = result.report.candidates[0]
     rule, surplus = RULES[path.stem]

@@ -1,26 +1,37 @@
 """What a budget is, and how fixed sparsities are set aside from it."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from sparity.calibration import Statistics
 from sparity.errors import InvalidInput
 
-Objective = Callable[[Mapping[str, float]], float]
 MOST = 0.999  # no site gives up everything
+
+
+class Objective(Protocol):
+    """Measures allocations: some sites give up their shares, the others are as they are."""
+
+    def __call__(self, allocation: Mapping[str, float], samples: int | None = None) -> float:
+        """The loss of the whole model, on the first `samples` calibration sequences; None is all."""
+
+    def block_error(self, block: int, allocation: Mapping[str, float], error: str = "token") -> float:
+        """How far the output of one block moves on the dense model's inputs: one of `quality.block_error`."""
 
 
 @dataclass(frozen=True)
 class Site:
     """Something that can give up a part of itself.
 
-    `cost` is its size in parameters, bytes or milliseconds, `depth` the number of its block, `evidence` what the
-    budget's own measurement found there, `bytes` what it takes when dense.
+    `cost` is its size in parameters, `depth` the number of its block, `evidence` what the budget's own measurement
+    found there, `bytes` what it takes when dense, `milliseconds` how long its product with one token takes at a share;
+    it is asked for only when time is what counts.
     """
 
     name: str
@@ -28,6 +39,7 @@ class Site:
     depth: int = 0
     evidence: float = 0.0
     bytes: float = 0.0
+    milliseconds: Callable[[float], float] | None = field(default=None, compare=False, repr=False)
 
 
 class Budget(ABC):
@@ -48,6 +60,16 @@ class Budget(ABC):
     def observe(self, weights: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> dict[str, float]:
         """The evidence of a block's sites: from their weights [out, in] and the statistics of their inputs, by name."""
         return {}
+
+    def objective_of(self, given: Objective | None) -> Objective:
+        """The objective, which a budget that measures cannot do without.
+
+        Raises:
+            InvalidInput: there is none.
+        """
+        if given is None:
+            raise InvalidInput(f"budget {self.name} measures the loss of allocations: it needs an objective")
+        return given
 
 
 @dataclass(frozen=True)
@@ -127,16 +149,6 @@ class MeasuredBudget(Budget):
             members.setdefault(site.depth if self.per == "block" else site.name, []).append(site)
         return [SiteGroup(tuple(found)) for found in members.values()]
 
-    def objective_of(self, given: Objective | None) -> Objective:
-        """The objective, which these budgets cannot do without.
-
-        Raises:
-            InvalidInput: there is none.
-        """
-        if given is None:
-            raise InvalidInput(f"budget {self.name} measures the loss of allocations: it needs an objective")
-        return given
-
 
 def allocate(
     budget: Budget,
@@ -177,9 +189,23 @@ def allocate(
             f"the overrides leave {free_cost / total:.1%} of the weights, which would need a sparsity of {rest:.3f} to "
             f"reach {sparsity} on average: change the overrides or the sparsity"
         )
-    whole = None if objective is None else lambda allocation: objective({**given, **allocation})
+    whole = None if objective is None else _WithFixed(objective, given)
     chosen_here = budget.allocate(free, rest, whole)
     return {site.name: given.get(site.name, chosen_here.get(site.name, 0.0)) for site in sites}
+
+
+@dataclass(frozen=True)
+class _WithFixed:
+    """An objective that sees the fixed sparsities too."""
+
+    objective: Objective
+    given: Mapping[str, float]
+
+    def __call__(self, allocation: Mapping[str, float], samples: int | None = None) -> float:
+        return self.objective({**self.given, **allocation}, samples)
+
+    def block_error(self, block: int, allocation: Mapping[str, float], error: str = "token") -> float:
+        return self.objective.block_error(block, {**self.given, **allocation}, error)
 
 
 def shift_to_sparsity(sites: Sequence[Site], shape: Sequence[float], sparsity: float) -> dict[str, float]:
@@ -208,3 +234,17 @@ def no_worse_than_uniform(
     """The allocation, or the same sparsity for all where that measures no worse."""
     uniform = dict.fromkeys((site.name for site in sites), sparsity)
     return allocation if objective(allocation) < objective(uniform) else uniform
+
+
+def between(table: Mapping[float, float]) -> Callable[[float], float]:
+    """Share -> value, on straight lines between those of a table, such as milliseconds; flat beyond its ends."""
+    shares = sorted(table)
+
+    def value(share: float) -> float:
+        above = bisect_left(shares, share)
+        if above in (0, len(shares)):
+            return table[shares[min(above, len(shares) - 1)]]
+        low, high = shares[above - 1], shares[above]
+        return table[low] + (table[high] - table[low]) * (share - low) / (high - low)
+
+    return value

@@ -23,12 +23,13 @@ class Knapsack(MeasuredBudget):
     A multiple-choice knapsack, solved exactly (SciPy's HiGHS). Losses are taken to add up; the result is at least as
     good as the uniform budget on the sequences it was measured on. With `cost: bytes` the weights of a file that
     stores a bit per weight and the values that stay are to be as small as with the uniform budget: what stays dense
-    saves its bits too, so the sparsity may be a little less. `table` is a `sensitivity.json` that `sparity
-    sensitivity` wrote for the same model: nothing is measured then. The loss is measured on `samples` calibration
-    sequences. `per: block` lets the matrices of a block move together.
+    saves its bits too, so the sparsity may be a little less. With `cost: milliseconds` a token is to take no longer
+    than with the uniform budget, by the times of this machine's kernels; a site may stay dense. `table` is a
+    `sensitivity.json` that `sparity sensitivity` wrote for the same model: nothing is measured then. The loss is
+    measured on `samples` calibration sequences. `per: block` lets the matrices of a block move together.
     """
 
-    cost: Literal["parameters", "bytes"] = "parameters"
+    cost: Literal["parameters", "bytes", "milliseconds"] = "parameters"
     table: str | None = None
 
     @property
@@ -42,7 +43,7 @@ class Knapsack(MeasuredBudget):
         if sparsity == 0 or len(groups) == 1:
             return dict.fromkeys((site.name for site in sites), sparsity)
         if self.table is None:
-            measure, candidates = self.objective_of(objective), self.candidates(sparsity)
+            measure, candidates = self.objective_of(objective), self._candidates(sparsity)
             losses = [[measure(group.allocation(each)) if each else 0.0 for each in candidates] for group in groups]
         else:
             if self.per == "block":
@@ -54,10 +55,19 @@ class Knapsack(MeasuredBudget):
             allocation = shift_to_sparsity(sites, [allocation[site.name] for site in sites], sparsity)
         return allocation if self.table is not None else no_worse_than_uniform(allocation, sites, sparsity, measure)
 
+    def _candidates(self, sparsity: float) -> list[float]:
+        """The sparsities to try; where time counts, dense is always one: its kernel is another."""
+        found = self.candidates(sparsity)
+        return [0.0, *found] if self.cost == "milliseconds" and found[0] > 0 else found
+
     def _saved(self, site: Site, sparsity: float) -> float:
-        """What a site gives up at a sparsity: weights, or bytes less the bit per weight that says where they were."""
+        """What a site gives up: weights, time, or bytes less the bit per weight that says where they were."""
         if self.cost == "parameters":
             return site.cost * sparsity
+        if self.cost == "milliseconds":
+            if site.milliseconds is None:
+                raise InvalidInput(f"knapsack: it is not known how long {site.name} takes: use `cost: parameters`")
+            return site.milliseconds(0.0) - site.milliseconds(sparsity)
         return site.bytes * sparsity - site.cost / 8 if sparsity else 0.0
 
     def _goal(self, sites: Sequence[Site], sparsity: float) -> float:
@@ -78,7 +88,7 @@ def _choose(
     if not np.isfinite(loss).all():
         raise NumericalError("a measured loss is NaN or infinite: measure at a smaller spread")
     gain = np.array([[sum(saved(site, each) for site in group.sites) for each in candidates] for group in groups])
-    scale = max(abs(goal), 1.0)
+    scale = max(abs(goal), float(np.abs(gain).max()), 1e-30)
     solved = milp(
         loss.ravel() / max(float(np.abs(loss).max()), 1e-30),
         integrality=np.ones(loss.size),

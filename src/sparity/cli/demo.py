@@ -1,5 +1,6 @@
 """`sparity demo`: the whole of it, on a real chat model where that was fetched, else on the bundled one."""
 
+import contextlib
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -37,9 +38,10 @@ REAL_STAGES: tuple[dict[str, Any], ...] = (
 )
 REAL_SHARED: dict[str, Any] = {
     "model": f"zoo:{REAL}",
-    "dtype": "float32",  # where the processor has no bfloat16 arithmetic, its forward passes take ten times as long
+    "dtype": "bfloat16",  # whose products are float32 ones where the processor emulates bfloat16
     "calibration": {"text": "python-docs:calibration", "documents": "joined", "samples": 8, "length": 512, "batch": 4},
     "measure": {"perplexity": ["python-docs:held-out"], "window": 512, "windows": 4, "speed": None},
+    "output": {"format": "packed"},
 }
 PROMPTS = (
     "What is the capital of France?",
@@ -51,15 +53,19 @@ PROMPTS = (
 def demo(
     output: Annotated[str, typer.Option("--output", "-o", help="The folder for report and JSON.")] = "demo-out",
     bundled: Annotated[bool, typer.Option("--bundled", help="On the bundled model, whatever was fetched.")] = False,
+    llama_python: Annotated[
+        str | None, typer.Option("--llama-python", help="A Python that has llama-cpp-python; else this one if it has.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Prune a model in several ways and compare what that did to its quality, size and speed.
 
     Where zoo:smollm2 was fetched (sparity fetch smollm2) it is that chat model: magnitude and SparseGPT at 50 %, and
-    SparseGPT 2:4; at the end all models decode in turns and answer the same questions. Else it is the bundled one:
-    magnitude, Wanda and SparseGPT, to 50 % and to 2:4. It is too small to gain speed from zeros, so a larger one with
-    random weights shows speed. Calibrated on Python's own documentation, measured on held-out parts of it.
+    SparseGPT 2:4; at the end all models, and llama.cpp with the dense weights where llama-cpp-python is installed,
+    decode in turns and answer the same questions. Else it is the bundled one: magnitude, Wanda and SparseGPT, to 50 %
+    and to 2:4. It is too small to gain speed from zeros, so a larger one with random weights shows speed. Calibrated on
+    Python's own documentation, measured on held-out parts of it.
     """
     with console.errors_in_one_line():
         from sparity.files import make_folder, write_json, write_text
@@ -77,7 +83,7 @@ def demo(
                 soft_wrap=True,
             )
         with tempfile.TemporaryDirectory(prefix="sparity-demo-") as folder, console.ProgressBar(quiet) as progress:
-            report = _compare(Path(folder), progress, real)
+            report = _compare(Path(folder), progress, real, llama_python)
         write_json(place / "report.json", report.to_dict())
         write_text(place / "report.html", render_html(report))
     if json:
@@ -88,7 +94,7 @@ def demo(
         console.out.print(f"page: {place / 'report.html'}", soft_wrap=True)
 
 
-def _compare(folder: Path, progress: console.ProgressBar, real: bool) -> "Report":
+def _compare(folder: Path, progress: console.ProgressBar, real: bool, llama_python: str | None) -> "Report":
     """One report of all ways of pruning, with the speed of what can show it."""
     from sparity.measure.timing.random_model import time_larger
     from sparity.pipeline.run.runner import execute
@@ -104,21 +110,37 @@ def _compare(folder: Path, progress: console.ProgressBar, real: bool) -> "Report
     report = dataclasses.replace(results[0].report, candidates=candidates)
     if real:
         progress.phase("all models in turns, and what they answer")
-        return _with_contestants(report, results, shared["model"])
+        return _with_contestants(report, results, folder, llama_python)
     progress.phase("timing a larger model with random weights")
     return dataclasses.replace(report, larger=time_larger())
 
 
-def _with_contestants(report: "Report", results: "list[Result]", model: str) -> "Report":
-    from sparity.measure.timing.showdown import showdown
+def _with_contestants(report: "Report", results: "list[Result]", folder: Path, llama_python: str | None) -> "Report":
+    from sparity.measure.peers.entrants import llama_entrants
+    from sparity.measure.peers.llama import Llama, find_python
+    from sparity.measure.timing.showdown import our_entrants, showdown
     from sparity.models import transformers as hf
+    from sparity.models.loading import load_tokenizer
+    from sparity.pipeline.run.tokens import measured_texts
+    from sparity.quality.perplexity import split_windows
+    from sparity.recipe import Recipe
 
     pruned = {
         candidate.name: (result.path, candidate.quality[0].perplexity)
         for result, candidate in zip(results, report.candidates, strict=True)
     }
-    dense = hf.locate(model), report.candidates[0].quality[0].dense_perplexity
-    return dataclasses.replace(report, contestants=showdown(dense, pruned, PROMPTS))
+    dense = hf.locate(REAL_SHARED["model"])
+    tokenizer = load_tokenizer(dense)
+    entrants = list(our_entrants((dense, report.candidates[0].quality[0].dense_perplexity), pruned, tokenizer))
+    python = find_python(llama_python)
+    with Llama(python) if python else contextlib.nullcontext() as llama:
+        if llama is not None:
+            outline = hf.outline_model(hf.read_config(dense))
+            recipe = Recipe.read({**REAL_SHARED, "stages": [{"prune": REAL_STAGES[0]}]})
+            (text,) = measured_texts(recipe.measure, tokenizer, outline)
+            windows = split_windows(outline, text.ids, text.window)
+            entrants += llama_entrants(llama, dense, folder, windows, tokenizer)
+        return dataclasses.replace(report, contestants=showdown(entrants, tokenizer, PROMPTS))
 
 
 def _print_contestants(report: "Report") -> None:

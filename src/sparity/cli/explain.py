@@ -17,7 +17,8 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            help="A stage, score, pattern, solver, budget, statistic, family, format or encoding.", show_default=False
+            help="A stage, score, pattern, solver, method, budget, statistic, family, format or encoding.",
+            show_default=False,
         ),
     ],
     json: Json = False,
@@ -51,7 +52,7 @@ def first_sentence(plugin: type) -> str:
 
 def describe(kind: str, plugin: Any) -> dict[str, Any]:
     """A plug-in's documentation as data."""
-    options, facts = _of_a_stage(plugin) if kind == "stage" else _of_a_dataclass(plugin)
+    options, facts = _of_a_stage(plugin) if kind == "stage" else _of_a_dataclass(kind, plugin)
     return {
         "kind": kind,
         "name": plugin.name,
@@ -63,7 +64,7 @@ def describe(kind: str, plugin: Any) -> dict[str, Any]:
     }
 
 
-def _of_a_dataclass(plugin: Any) -> tuple[dict[str, Any], dict[str, str]]:
+def _of_a_dataclass(kind: str, plugin: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """Options and facts."""
     from sparity.registry import type_words
 
@@ -76,6 +77,8 @@ def _of_a_dataclass(plugin: Any) -> tuple[dict[str, Any], dict[str, str]]:
     facts = {}
     if getattr(plugin, "needs", None):
         facts["statistics"] = ", ".join(plugin.needs)
+    if kind == "activations.method":
+        facts |= {"statistics": ", ".join(sorted(plugin().statistics)), "sites": plugin.where}
     if getattr(plugin, "compare_within", None):
         facts["compares within"] = plugin.compare_within
     if getattr(plugin, "own_score", None):

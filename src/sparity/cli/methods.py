@@ -11,7 +11,8 @@ from sparity.cli.options import Json
 
 def methods(
     kind: Annotated[
-        str | None, typer.Argument(help="stage, score, pattern, solver, budget, statistic, family, format or encoding.")
+        str | None,
+        typer.Argument(help="stage, score, pattern, solver, method, budget, statistic, family, format or encoding."),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -17,6 +17,7 @@ from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
 from sparity.engine.modules.module_swap import Swap
 from sparity.engine.modules.packed_module import HoldsPacked
+from sparity.engine.modules.skips import skip_of
 from sparity.engine.saving import save_packed, save_plain
 from sparity.errors import InvalidInput, wrong_input
 from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding, build_format
@@ -168,6 +169,8 @@ def _packed_linear(name: str, layer: Any, form: str, encoding: Encoding) -> Pack
     weight = layer.weight.detach()
     weight = weight.T if transposed else weight
     chosen = _chosen(weight, form, encoding)
+    if chosen.name == "dense" and form in ("smallest", "fastest") and skip_of(layer) is not None:
+        chosen = build_format("columns")  # where channels of the input are skipped, their weights are not read
     if chosen.name == "dense" and encoding.exact and not transposed:
         return None
     replacement = PackedLinear(name, weight.shape[1], weight.shape[0], layer.bias, transposed)

@@ -100,6 +100,11 @@ def set_features(module: nn.Module, outputs: int, inputs: int) -> None:
             setattr(module, in_name, inputs)
 
 
+def in_features(module: nn.Module) -> int:
+    """The input channels that a linear module has, packed ones too."""
+    return int(next(getattr(module, name) for _, name in FEATURES if hasattr(module, name)))
+
+
 def first_argument(module: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
     """The input of an ordinary projection."""
     inputs: Tensor = arguments[0]

@@ -4,17 +4,15 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from sparity.checkpoints.gguf_header import Header, read_header
 from sparity.checkpoints.source import OutlineSource
-from sparity.errors import CorruptFile, InvalidInput, SparityError
-from sparity.files import cache_folder, disk_errors, flush_folder, make_folder
+from sparity.errors import CorruptFile, InvalidInput
+from sparity.files import cache_folder, disk_errors, flush_folder, lock, make_folder
 from sparity.models import gguf_tokenizer
 from sparity.models import transformers as hf
 from sparity.models.decoder import Decoder
@@ -67,7 +65,7 @@ def kept(target: Path, make: Callable[[Path], None]) -> Path:
     if target.is_dir():
         return target
     make_folder(target.parent)
-    with _turn(target.with_name(f"{target.name}.lock")):
+    with lock(target.with_name(f"{target.name}.lock"), wait=True):
         if target.is_dir():  # another process made it meanwhile
             return target
         partial = target.with_name(f".{target.name}.partial")
@@ -82,19 +80,6 @@ def kept(target: Path, make: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
-
-
-@contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    guard = FileLock(path)
-    try:
-        guard.acquire()
-    except OSError as error:
-        raise SparityError(f"cannot lock {path}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        guard.release()
 
 
 def convert(file: Path, target: Path, card: str) -> None:

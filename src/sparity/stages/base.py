@@ -94,8 +94,17 @@ class ModelEvidence(Protocol):
     def blocks(self) -> Iterator[BlockEvidence]:
         """Every block with the statistics that the stage's `needs.decision` names; may be called again."""
 
-    def trial(self, decision: Decision) -> float:
-        """KL to the model as it is, in nats per token, when the stage is applied with a decision."""
+    def trial(self, decision: Decision, samples: int | None = None) -> float:
+        """KL to the model as it is, in nats per token, when the stage is applied with a decision.
+
+        Measured on the first `samples` of the `needs.trials` calibration sequences, or on all of them.
+        """
+
+    def block_error(self, block: int, decision: Decision, error: str = "token") -> float:
+        """How far the output of one block moves on the inputs it has in the model as it is.
+
+        `error` is one of `quality.block_error`; what is decided for other blocks makes no difference.
+        """
 
 
 class Stage(Section, ABC):
@@ -115,7 +124,7 @@ class Stage(Section, ABC):
         """What the stage does in a few words, such as "wanda, 50 %, unstructured"."""
 
     @property
-    def method(self) -> str:
+    def how(self) -> str:
         """How it chooses, without how much, such as "wanda + sparsegpt"."""
         return self.name
 
@@ -207,7 +216,7 @@ class RuntimeStage(Stage):
 
     @abstractmethod
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
-        """The data of one block."""
+        """The data of one block; tensors called `NAME.PART` rest on the share of NAME alone."""
 
     @abstractmethod
     def attach(

@@ -87,13 +87,13 @@ def test_an_allocation_is_measured_once_also_by_another_process(family_models, t
 
 
 def test_pruned_weights_are_forgotten_when_there_are_too_many(family_models, trials, monkeypatch):
-    monkeypatch.setattr("sparity.pipeline.evidence.trials.CACHE_BYTES", 1)
+    monkeypatch.setattr("sparity.pipeline.evidence.applied.CACHE_BYTES", 1)
     measured, _, job = trials(family_models["llama"], {"score": "magnitude"})
     shares = {projection.name: 0.5 for site in job.decoder.sites(0) for projection in site.projections}
     found = measured.measure({"sparsity": shares})
     monkeypatch.undo()
     assert found.kl > 0
-    assert len(measured._edited) == 1
+    assert len(measured.applied.kept) == 1
 
 
 @pytest.mark.parametrize("budget", ["greedy", "knapsack"])
@@ -115,6 +115,104 @@ def test_a_run_is_no_worse_than_uniform_where_it_was_measured(family_models, tok
     }
     slack = 1.05 if prune.get("order") != "independent" else 1 + 1e-6  # measured on the dense model's statistics
     assert kl["measured"] <= kl["uniform"] * slack
+
+
+def test_fewer_samples_are_those_that_come_first(family_models, trials):
+    """Also when the last batch is of another size than any before."""
+    name = "model.layers.1.mlp.up_proj"
+    dense = family_models["llama"]
+    whole, _, _ = trials(dense, {"score": "magnitude"}, samples=3)
+    decision = {"sparsity": {name: 0.5}}
+    of_three = whole.measure(decision, samples=3)
+    of_two = whole.measure(decision, samples=2)
+    of_one = whole.measure(decision, samples=1)
+    assert whole.measure(decision) == whole.measure(decision, samples=9) == of_three
+    assert len({of_one.kl, of_two.kl, of_three.kl}) == 3
+    fewer = Trials(whole._decoder, whole.applied._stage, whole._folder, whole._tokens[:2], 4)
+    fewer._known.clear()
+    assert fewer.measure(decision).kl == pytest.approx(of_two.kl, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("error", "of"),
+    [
+        ("token", lambda dense, found: (found - dense).norm(dim=2).mean()),
+        ("teal", lambda dense, found: (found - dense)[:, -(dense.shape[1] // 4) :].norm(dim=1).mean()),
+    ],
+)
+def test_the_error_of_one_block_is_that_of_its_output_on_the_dense_models_inputs(family_models, trials, error, of):
+    dense = family_models["llama"]
+    measured, _, job = trials(dense, {"score": "magnitude"})
+    names = [f"model.layers.{block}.mlp.{role}_proj" for block in (0, 1) for role in ("gate", "down")]
+    decision = {"sparsity": dict.fromkeys(names, 0.5)}
+    found = measured.block_error(1, decision, error)
+    pruned = copy.deepcopy(dense)
+    for name in names[2:]:
+        module = pruned.get_submodule(name)
+        with torch.no_grad():
+            module.weight.copy_(job.stages[0].stage.pruning.apply(module.weight.clone(), None, 0.5)[0])
+    seen = []
+    for model in (dense, pruned):  # what comes before block 1 is the dense model's in both
+        take = lambda module, arguments, output: seen.append(output)  # noqa: E731
+        with model.model.layers[1].register_forward_hook(take), torch.no_grad():
+            model(job.tokens[:3])
+    assert found == pytest.approx(float(of(*seen)), rel=1e-5)
+    assert found > 0
+    assert measured.block_error(2, decision, error) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_errors_of_blocks_are_remembered(family_models, trials, monkeypatch):
+    monkeypatch.setattr("sparity.pipeline.evidence.trials.KEPT_EVERY", 1)
+    decision = {"sparsity": {"model.layers.1.mlp.up_proj": 0.5}}
+    measured, _, _ = trials(family_models["llama"], {"score": "wanda"})
+    first = measured.block_error(1, decision)
+    again, _, _ = trials(family_models["llama"], {"score": "wanda"})
+    monkeypatch.setattr(Trials, "_moved", None)
+    assert again.block_error(1, decision) == first
+    with pytest.raises(TypeError):
+        again.block_error(1, decision, "teal")
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"evopress": {"samples": 4, "generations": 4, "offspring": 4, "survivors": 2}},
+        {"block_greedy": {"samples": 2, "step": 0.1}},
+        {"block_greedy": {"samples": 2, "step": 0.03, "reference": True}},
+    ],
+    ids=str,
+)
+def test_searches_in_a_run_meet_the_target_twice_alike(family_models, token_files, tmp_path, budget):
+    prune = {"score": "wanda", "budget": budget, "overrides": {"*.0.mlp.up_proj": 0.3}}
+    model = family_models["llama"]
+    targets = []
+    for number in range(2):
+        result = sparity.run(recipe(token_files, prune), model=model, output=tmp_path / str(number), device="cpu")
+        assert result.report.candidates[0].target == pytest.approx(0.5, abs=1e-9)
+        targets.append({change.name: change.target for change in result.report.candidates[0].changes})
+    assert targets[0] == targets[1]
+    assert targets[0]["model.layers.0.mlp.up_proj"] == 0.3
+    assert len({round(target, 6) for target in targets[0].values()}) > 2
+
+
+@pytest.mark.parametrize("search", ["evopress", "block_greedy"])
+def test_killed_while_searching(tiny_llama_folder, token_files, tmp_path, search):
+    options = {
+        "evopress": {"samples": 2, "generations": 2, "offspring": 3, "survivors": 2},
+        "block_greedy": {"samples": 1, "step": 0.25},
+    }
+    prune = {"score": "magnitude", "budget": {search: options[search]}}
+    chosen = recipe(token_files, prune, model=str(tiny_llama_folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparity.pipeline.evidence.trials.KEPT_EVERY", 2)
+        whole = weight_files(sparity.run(chosen, output=tmp_path / "whole").path)
+        for count in (4, 8):
+            with pytest.MonkeyPatch.context() as inner:
+                dies_at(count, inner)
+                with pytest.raises(Killed):
+                    sparity.run(chosen, output=tmp_path / str(count))
+            resumed = sparity.run(chosen, output=tmp_path / str(count), resume=True)
+            assert weight_files(resumed.path) == whole
 
 
 def test_killed_while_measuring(tiny_llama_folder, token_files, tmp_path):

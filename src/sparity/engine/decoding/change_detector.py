@@ -8,6 +8,7 @@ from torch.nn.modules import module as every_module
 
 from sparity.engine.decoding.llama_layout import forwards
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
+from sparity.engine.modules.skips import InputSkip, skip_of
 
 SETTINGS = ("layer_idx", "head_dim", "num_key_value_groups", "scaling", "variance_epsilon")  # of modules
 KINDS = ("layer_types", "sliding_window")  # of the configuration
@@ -27,12 +28,14 @@ class Snapshot:
         self._holders = [*filter(None, map(_holder, self._modules))]
         self._weights = [holder._prepared for holder in self._holders]  # kept alive: the library reads their memory
         self._addresses = self._current_addresses()
+        self._skips = self._current_skips()  # kept alive: the library reads their numbers
 
     def changed(self) -> bool:
         """Whether a module came, went, has other code, settings or memory of a parameter, or a layer another weight."""
         return (
             any(tuple(held.values()) != children for held, children in self._children)
             or self._addresses != self._current_addresses()
+            or self._skips != self._current_skips()
             or any(held.get(name) != value for held, name, value in self._settings)
             or any(vars(kind).get("forward") is not forward for kind, forward in self._forwards)
             or any(holder._prepared is not weight for holder, weight in zip(self._holders, self._weights, strict=True))
@@ -42,9 +45,12 @@ class Snapshot:
         """Whether something wants to be told when a module runs, or takes the place of its `forward`."""
         everywhere: bool = every_module._has_any_global_hook()  # type: ignore[no-untyped-call]
         return everywhere or any(
-            "forward" in vars(module) or module._forward_pre_hooks or (module._forward_hooks and _hooked(module))
+            "forward" in vars(module) or _watched(module) or (module._forward_hooks and _hooked(module))
             for module in self._modules[1:]
         )
+
+    def _current_skips(self) -> list[InputSkip | None]:
+        return [skip_of(module) for module in self._modules if module._forward_pre_hooks]
 
     def _current_addresses(self) -> list[int | None]:
         found = (held.get(name) for held, name in self._parameters)
@@ -54,6 +60,12 @@ class Snapshot:
 def _holder(module: nn.Module) -> Any:
     """What keeps the prepared weight of a linear layer; None for any other module."""
     return module._held if isinstance(module, DenseLinear) else module if isinstance(module, PackedLinear) else None
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether anything but one skip, which the fast path does itself, waits in front of a module."""
+    hooks = module._forward_pre_hooks
+    return bool(hooks) and not (len(hooks) == 1 and skip_of(module) is not None and _holder(module) is not None)
 
 
 def _hooked(module: Any) -> bool:

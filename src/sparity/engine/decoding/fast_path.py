@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from sparity.engine.decoding.change_detector import Snapshot
-from sparity.engine.decoding.llama_layout import library_blocks, shape_of_heads
+from sparity.engine.decoding.llama_layout import library_blocks, shape_of_heads, skips_of
 from sparity.engine.decoding.rotary import tables as rotary_tables
 from sparity.engine.kernels import native
+from sparity.engine.modules.skips import skip_of
 from sparity.engine.runtime import CacheLayer, CacheShape
 
 HARMLESS = {"past_key_values", "return_dict", "cache_position"}  # options that change nothing here
@@ -29,7 +30,9 @@ class Step:
     def __init__(self, base: Any, made_of: Snapshot) -> None:
         self.base = base
         self._made_of = made_of
-        self._blocks = library_blocks(base)
+        self._skips = [skips_of(layer) for layer in base.layers]
+        self._tokens = next((skip.tokens for module in base.layers.modules() if (skip := skip_of(module))), None)
+        self._blocks = library_blocks(base, self._skips)
         self._heads = [shape_of_heads(layer)[1:] for layer in base.layers]  # key and value heads, and their size
         self._known_shapes: dict[int, list[CacheShape]] = {}  # by rows
 
@@ -78,6 +81,8 @@ class Step:
             return "attention is not causal"
         if config._attn_implementation not in ("sdpa", "eager"):
             return f"attention is {config._attn_implementation}, not sdpa or eager"
+        if self._tokens is not None and not self._tokens.following:
+            return "channels are skipped, and nobody says in which tokens"
         return "modules have hooks, or another forward" if self._made_of.hooked() else None
 
     def __call__(
@@ -114,6 +119,8 @@ class Step:
         views = [layer.view(fresh, shape) for layer, shape in zip(layers, self._shapes(batch), strict=True)]
         for block, view in zip(blocks, views, strict=True):
             view.write(block.attention.cache)
+        sparse = None if self._tokens is None else self._tokens.between(length, fresh)
+        whole = None if sparse is None else (~sparse).to(torch.uint8).reshape(tokens).contiguous()
         step = native.Step(
             rows=batch,
             tokens=tokens,
@@ -125,6 +132,7 @@ class Step:
             visible_keys=0 if visible is None else visible.shape[1],
             last_norm=base.norm.weight.data_ptr(),
             last_epsilon=base.norm.variance_epsilon,
+            whole=None if whole is None else whole.data_ptr(),
             stream=stream.data_ptr(),
             out=out.data_ptr(),
         )

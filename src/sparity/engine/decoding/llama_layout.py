@@ -4,19 +4,23 @@ The library checks nothing: every shape, type and place of memory is checked her
 what the model's own code goes by, and not what the configuration says of them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparity.engine.kernels import native
+from sparity.engine.kernels.skip.cpu import NativeSkip
 from sparity.engine.kernels.step.cpu import WIDTHS
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
+from sparity.engine.modules.skips import skip_of
 
 MODELS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 OURS = ("transformers.", "sparity.")
 Layer = PackedLinear | DenseLinear
+LayerSkips = dict[str, NativeSkip]  # by projection
+SHARED = {"k": ("q",), "v": ("q", "k"), "up": ("gate",)}  # whose input a projection's is too
 
 
 def outline_declines(base: Any) -> str | None:
@@ -54,6 +58,11 @@ def declines(base: Any) -> str | None:
             not isinstance(module, Layer) or module.prepared is None or module.prepared.declined
         ):
             return f"layers.{name} is not multiplied by the compiled kernels"
+    skips = [skip for module in base.layers.modules() if (skip := skip_of(module)) is not None]
+    if any(skip.rule.centre is not None for skip in skips):
+        return "channels are skipped around a centre"
+    if len({id(skip.tokens) for skip in skips}) > 1:
+        return "several stages skip channels"
     dtypes = {parameter.dtype for parameter in base.parameters()}
     if dtypes != {torch.bfloat16}:
         return f"parameters in {', '.join(sorted(map(str, dtypes)))}, not all in bfloat16"
@@ -76,9 +85,25 @@ def shape_of_heads(layer: Any) -> tuple[int, int, int]:
     return _rows(attention.q_proj) // width, _rows(attention.k_proj) // width, width
 
 
-def library_blocks(base: Any) -> Any:
-    """An array of the library's blocks, for a model that `declines` gives no reason against."""
-    return (native.DecoderBlock * len(base.layers))(*map(_block, base.layers))
+def library_blocks(base: Any, skips: Sequence[LayerSkips]) -> Any:
+    """An array of the library's blocks, for a model that `declines` gives no reason against.
+
+    It points to the skips of each layer, which must outlive it.
+    """
+    return (native.DecoderBlock * len(base.layers))(*map(_block, base.layers, skips))
+
+
+def skips_of(layer: Any) -> LayerSkips:
+    """What skips channels in front of each of a layer's products; those of one input that say the same are one."""
+    found: dict[str, NativeSkip] = {}
+    for name, projection in zip(native.PROJECTIONS, _projections(layer), strict=True):
+        skip = skip_of(projection)
+        if skip is not None:
+            columns = projection.prepared.packed.shape[1]
+            before = (found[other] for other in SHARED.get(name, ()) if other in found)
+            alike = next((other for other in before if other.rule.same(skip.rule)), None)
+            found[name] = alike or NativeSkip(skip.rule, columns)
+    return found
 
 
 def _misfits(base: Any) -> Iterator[str]:
@@ -143,7 +168,7 @@ def _head_norms(layer: Any) -> list[Any]:
     return [getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm")]
 
 
-def _block(layer: Any) -> native.DecoderBlock:
+def _block(layer: Any, skips: LayerSkips) -> native.DecoderBlock:
     heads, kv_heads, width = shape_of_heads(layer)
     norms = _head_norms(layer)
     block = native.DecoderBlock(
@@ -164,4 +189,5 @@ def _block(layer: Any) -> native.DecoderBlock:
     for name, projection in zip(native.PROJECTIONS, _projections(layer), strict=True):
         setattr(block, name, projection.prepared.native.address)
         setattr(block, f"{name}_bias", None if projection.bias is None else projection.bias.data_ptr())
+        setattr(block, f"{name}_skip", skips[name].address if name in skips else None)
     return block

@@ -14,8 +14,9 @@ def contestants_section(report: Report) -> str:
     drawn = tradeoff("Quality against speed", report.contestants)
     parts = [figure("Perplexity against decode speed: the best are at the lower right", drawn)]
     sizes = "; ".join(f"{one.name} {numbers.size(one.weight_bytes)}" for one in report.contestants)
+    ours = "All of ours run" if any(one.kind == "peer" for one in report.contestants) else "All run"
     parts.append(
-        f"<p>All run in bfloat16, in turns; perplexity in {report.dtype}. Weights in memory: {escape(sizes)}.</p>"
+        f"<p>{ours} in bfloat16, in turns; perplexity in {report.dtype}. Weights in memory: {escape(sizes)}.</p>"
     )
     beaten = dominated(report.contestants)
     if beaten:

@@ -26,14 +26,17 @@ def describe_model(report: Report) -> str:
 
 def summarise(report: Report, candidate: Candidate) -> str:
     """What was done, what it cost in quality, whether it got faster, and the size of the files."""
-    parts = (describe_quality, describe_speed, describe_size)
-    return " ".join([describe_changes(report, candidate), *(describe(candidate) for describe in parts)])
+    speed = _speed_in_turns(report, candidate) or describe_speed(candidate)
+    return " ".join([describe_changes(report, candidate), describe_quality(candidate), speed, describe_size(candidate)])
 
 
 def summarise_briefly(report: Report, candidate: Candidate) -> str:
     """The same for one of several: changes, quality and speed."""
     changes = shorten_changes(report, candidate)
-    speed = describe_decoding(candidate.speed) if candidate.speed else describe_speed(candidate)
+    if candidate.speed:
+        speed = describe_decoding(candidate.speed)
+    else:
+        speed = _speed_in_turns(report, candidate) or describe_speed(candidate)
     return f"{changes[0].upper()}{changes[1:]}. {describe_quality(candidate)} {speed}"
 
 
@@ -135,6 +138,15 @@ def describe_speed(candidate: Candidate) -> str:
         return "Speed was not measured."
     share = f" {SHARE}" if candidate.speed.engine_dense else ""
     return f"{describe_decoding(candidate.speed)}{share}"
+
+
+def _speed_in_turns(report: Report, candidate: Candidate) -> str:
+    """Of a candidate that was timed together with all others and not beside dense alone; nothing of any other."""
+    rates = {one.name: numbers.rate(one.rate.median) for one in report.contestants}
+    if candidate.speed or candidate.name not in rates:
+        return ""
+    dense = [f"{rates[one.name]} ({one.name})" for one in report.contestants if one.kind == "dense"]
+    return f"In turns with all others it decodes {rates[candidate.name]} tokens/s, against {join(dense)}."
 
 
 def describe_decoding(speed: Speed) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def answers(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int) -> dict[str, str]:
@@ -12,9 +13,7 @@ def answers(model: Any, tokenizer: Any, prompts: Sequence[str], tokens: int) -> 
 
 
 def _answer(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]])  # [1, prompt]
+    ids = chat_ids(tokenizer, prompt)
     with torch.no_grad():
         made = model.generate(
             input_ids=ids,
@@ -26,5 +25,17 @@ def _answer(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
             top_k=None,
             pad_token_id=0,
         )
-    said: str = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+    return in_words(tokenizer, made[0, ids.shape[1] :])
+
+
+def chat_ids(tokenizer: Any, prompt: str) -> Tensor:
+    """What a user asks, in the chat template and up to where the model answers: ids `[1, prompt]`."""
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return torch.tensor([tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]])
+
+
+def in_words(tokenizer: Any, ids: Any) -> str:
+    """1-D ids as text on one line, without special tokens."""
+    said: str = tokenizer.decode(ids, skip_special_tokens=True)
     return " ".join(said.split())

@@ -60,8 +60,15 @@ class PassEvidence:
             else:
                 yield LiveIndependent(needs).for_block(visit)
 
-    def trial(self, decision: Decision) -> float:
+    def trial(self, decision: Decision, samples: int | None = None) -> float:
         """See `ModelEvidence.trial`."""
+        return self._tried().measure(decision, samples).kl
+
+    def block_error(self, block: int, decision: Decision, error: str = "token") -> float:
+        """See `ModelEvidence.block_error`."""
+        return self._tried().block_error(block, decision, error)
+
+    def _tried(self) -> Trials:
         if self._trials is None:
             assert self._opened.tokens is not None, "a stage that tries decisions needs calibration tokens"
             self._progress.phase("measuring what sparsity costs")
@@ -74,7 +81,7 @@ class PassEvidence:
             self._trials = self._open.enter_context(
                 Trials(self._opened.decoder, self._stage, self._folder, tokens, self._opened.batch, known)
             )
-        return self._trials.measure(decision).kl
+        return self._trials
 
 
 def _read(store: StatisticsStore, needs: frozenset[str], block: Block) -> BlockEvidence:

@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -16,14 +15,17 @@ from torch.nn.functional import cross_entropy
 from sparity.calibration.cosine import mean_cosine
 from sparity.calibration.evidence import BlockEvidence, no_evidence
 from sparity.calibration.mapped import create_tensor
-from sparity.errors import InvalidInput, NumericalError
-from sparity.models import Block, Decoder
+from sparity.errors import NumericalError
+from sparity.models import Block, BlockInputs, Decoder
+from sparity.pipeline.evidence.applied import Applied
 from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.products.float32 import float32_products
+from sparity.quality.block_error import BLOCK_ERRORS
 from sparity.quality.perplexity import exp
-from sparity.stages import BlockStage, Decision, RuntimeStage, Stage
+from sparity.stages import Decision, Stage
 
-CACHE_BYTES = 1 << 30  # of blocks that stay loaded, and of edited weights that need not be made again
+CACHE_BYTES = 1 << 30  # of blocks that stay loaded
+KEPT_EVERY = 32  # errors of a block between two writes: each is found again in no time
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class Trials:
         batch: int = 1,
         known: Callable[[Block], BlockEvidence] | None = None,
     ) -> None:
-        self._decoder, self._stage, self._folder = decoder, stage, folder
+        self._decoder, self._folder = decoder, folder
         self._tokens, self._batch = tokens, batch  # [samples, length]
-        self._evidence = known or no_evidence
+        self.applied = Applied(decoder, stage, known or no_evidence)
         self._known: dict[str, list[float]] = {}
-        self._edited: OrderedDict[tuple[str, float], Tensor] = OrderedDict()
+        self._errors: dict[int, dict[str, float]] = {}  # by block, where they were asked for
         blocks = range(len(decoder))
         self._blocks_of = {p.name: i for i in blocks for site in decoder.sites(i) for p in site.projections}
         self._blocks: dict[int, Block] = {}
@@ -71,19 +73,38 @@ class Trials:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def measure(self, decision: Decision) -> Trial:
-        """Measure one decision, or recall it.
+    def measure(self, decision: Decision, samples: int | None = None) -> Trial:
+        """Measure one decision, or recall it; on the first `samples` sequences, or on all.
 
         Raises:
             NumericalError: the edited model's loss is NaN or infinite.
         """
-        changed = {name: sparsity for name, sparsity in sorted(decision["sparsity"].items()) if sparsity > 0}
-        key = sha256(json.dumps([len(self._tokens), changed]).encode()).hexdigest()[:24]
+        changed = _changed(decision)
+        count = len(self._tokens) if samples is None else min(samples, len(self._tokens))
+        key = _key([count, changed])
         if key not in self._known:
-            self._known[key] = list(self._run(changed))
+            self._known[key] = list(self._run(changed, count))
             self._folder.remember("trials", self._known)
         kl, loss = self._known[key]
         return Trial(kl, exp(loss))
+
+    def block_error(self, index: int, decision: Decision, error: str = "token") -> float:
+        """How far the output of one block moves when its inputs are the model's own, mean over sequences, or recalled.
+
+        `error` is one of `quality.block_error`; what the decision says of other blocks makes no difference.
+
+        Raises:
+            NumericalError: it is NaN or infinite.
+        """
+        changed = {name: share for name, share in _changed(decision).items() if self._blocks_of[name] == index}
+        if index not in self._errors:
+            self._errors[index] = self._folder.recall(f"trial-errors-{index}") or {}
+        known, key = self._errors[index], _key([len(self._tokens), error, changed])
+        if key not in known:
+            known[key] = self._moved(index, changed, BLOCK_ERRORS[error])
+            if len(known) % KEPT_EVERY == 0:
+                self._folder.remember(f"trial-errors-{index}", known)
+        return known[key]
 
     def cosines(self) -> list[float]:
         """The mean cosine of each block's inputs and outputs, over all tokens, in the model as it is."""
@@ -91,26 +112,38 @@ class Trials:
             self._prepare()
         return [mean_cosine(before, after) for before, after in pairwise(self._hidden)]
 
-    def _run(self, changed: Mapping[str, float]) -> tuple[float, float]:
+    def _moved(self, index: int, changed: Mapping[str, float], error: Callable[[Tensor, Tensor], float]) -> float:
+        if not self._prepared:
+            self._prepare()
+        dense = self._hidden[index + 1]
+        found = torch.empty_like(dense)
+        with self._block(index) as block, self.applied.on(block, changed):
+            block.run(self._inputs, self._hidden[index], into=found)
+        moved = sum(error(*pair) for pair in zip(dense, found, strict=True)) / len(dense)
+        if not math.isfinite(moved):
+            raise NumericalError("a block gives NaN or infinite outputs; use a wider dtype (float32)")
+        return moved
+
+    def _run(self, changed: Mapping[str, float], samples: int) -> tuple[float, float]:
         """KL and mean loss, both in nats per token."""
         if not self._prepared:
             self._prepare()
         decoder = self._decoder
         first = min((self._blocks_of[name] for name in changed), default=len(decoder))
-        hidden = self._hidden[first].clone()
+        hidden, inputs = self._hidden[first][:samples].clone(), self._inputs_for(samples)
         for index in range(first, len(decoder)):
-            with self._block(index) as block, self._applied(block, changed):
-                block.run(self._inputs, hidden, into=hidden)
+            with self._block(index) as block, self.applied.on(block, changed):
+                block.run(inputs, hidden, into=hidden)
         divergence = loss = 0.0
         with torch.no_grad():
-            for sample, ids in enumerate(self._tokens):
+            for sample, ids in enumerate(self._tokens[:samples]):
                 logits = self._logits(sample, hidden)
                 q, p = logits.log_softmax(-1), self._own[sample].to(logits.device)
                 divergence += float((p.exp() * (p - q)).sum(-1).mean())
                 loss += float(cross_entropy(logits, ids[1:].to(logits.device)))
         if not math.isfinite(divergence) or not math.isfinite(loss):
             raise NumericalError("the pruned model gives NaN or infinite losses; use a wider dtype (float32)")
-        return divergence / len(self._tokens), loss / len(self._tokens)
+        return divergence / samples, loss / samples
 
     def _prepare(self) -> None:
         decoder, tokens = self._decoder, self._tokens
@@ -134,6 +167,14 @@ class Trials:
                 self._own[sample] = self._logits(sample, self._hidden[-1]).log_softmax(-1)
         self._prepared = True
 
+    def _inputs_for(self, samples: int) -> BlockInputs:
+        """What blocks are given beside hidden states, for a last batch as small as so many samples leave."""
+        rest = samples % self._batch
+        if rest and rest not in self._inputs.arguments:
+            arguments = self._decoder.inputs(self._tokens[:rest], rest).arguments
+            self._inputs = replace(self._inputs, arguments={**self._inputs.arguments, **arguments})
+        return self._inputs
+
     def _logits(self, sample: int, hidden: Tensor) -> Tensor:
         """Predictions `[length - 1, vocabulary]` in float32."""
         part = hidden[sample : sample + 1].to(self._decoder.device)
@@ -153,51 +194,10 @@ class Trials:
             self._blocks[index] = self._open.enter_context(decoder.block(index))
         yield self._blocks[index]
 
-    @contextmanager
-    def _applied(self, block: Block, changed: Mapping[str, float]) -> Iterator[None]:
-        """The stage applied to what is changed in a block, within the context."""
-        here = {p.name: changed[p.name] for p in block.projections if p.name in changed}
-        if not here:
-            yield
-        elif isinstance(self._stage, RuntimeStage):
-            part = _with_sites_of(block, here)
-            fit = self._stage.fit(self._decoder, self._evidence(part), {"sparsity": here})
-            with self._stage.attach(block.module, part.sites, fit.tensors):
-                yield
-        elif isinstance(self._stage, BlockStage):
-            with self._edited_weights(self._stage, block, here):
-                yield
-        else:
-            raise InvalidInput(f"{self._stage.name} trains the whole model: its parts cannot be measured one by one")
 
-    @contextmanager
-    def _edited_weights(self, stage: BlockStage, block: Block, here: Mapping[str, float]) -> Iterator[None]:
-        projections = {p.name: p for p in block.projections if p.name in here}
-        before = {name: projection.weight.clone() for name, projection in projections.items()}
-        new = {name: sparsity for name, sparsity in here.items() if (name, sparsity) not in self._edited}
-        if new:
-            stage.edit(self._decoder, self._evidence(_with_sites_of(block, new)), {"sparsity": new})
-            made = {name: projections[name].weight.clone() for name in new}
-            if any(made[name].shape != before[name].shape for name in new):
-                raise InvalidInput(f"{stage.name} changes shapes: its parts cannot be measured one by one")
-        for name, projection in projections.items():
-            if name not in new:
-                projection.write(self._edited[name, here[name]])
-        for name in new:
-            self._keep(name, here[name], made[name])
-        try:
-            yield
-        finally:
-            for name, projection in projections.items():
-                projection.write(before[name])
-
-    def _keep(self, name: str, sparsity: float, weight: Tensor) -> None:
-        self._edited[name, sparsity] = weight
-        while sum(kept.nbytes for kept in self._edited.values()) > CACHE_BYTES and len(self._edited) > 1:
-            self._edited.popitem(last=False)
+def _changed(decision: Decision) -> dict[str, float]:
+    return {name: share for name, share in sorted(decision["sparsity"].items()) if share > 0}
 
 
-def _with_sites_of(block: Block, names: Collection[str]) -> Block:
-    """The block with those input sites only that hold one of the projections: what is known of others is not read."""
-    sites = tuple(site for site in block.sites if any(projection.name in names for projection in site.projections))
-    return replace(block, sites=sites)
+def _key(measured: list[object]) -> str:
+    return sha256(json.dumps(measured).encode()).hexdigest()[:24]

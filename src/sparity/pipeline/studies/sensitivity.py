@@ -181,7 +181,7 @@ def _measure(job: Job, ratios: Sequence[float], folder: RunFolder, progress: Pro
     return SensitivityReport(
         model=job.name,
         architecture=type(job.decoder.skeleton).__name__,
-        method=stage.method,
+        method=stage.how,
         ratios=tuple(ratios),
         text=text.name,
         tokens=tokens.numel() - len(tokens),

@@ -1,16 +1,16 @@
 """Prune: zeros by a score, in a pattern, shared out by a budget; a solver corrects what stays."""
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from sparity import registry
-from sparity.budgets.base import Budget, Objective, Site, allocate
+from sparity.budgets.base import Budget, allocate
 from sparity.calibration import Statistics
 from sparity.calibration.evidence import BlockEvidence, Order
 from sparity.calibration.statistics import GRADIENTS
@@ -20,8 +20,10 @@ from sparity.models.block import Projection
 from sparity.registry import register
 from sparity.sections import Number, Spec
 from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
+from sparity.stages.allocation import allocation_of, build_budget, files_of, projections, sites_of, with_budget
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
 from sparity.static.prune.global_threshold import GlobalThreshold
+from sparity.static.prune.kernel_time import kernel_milliseconds
 from sparity.static.prune.pruning import Pruning
 from sparity.visible import logger
 
@@ -70,8 +72,8 @@ class Prune(BlockStage):
         return self.pruning.words
 
     @property
-    def method(self) -> str:
-        """See `Stage.method`."""
+    def how(self) -> str:
+        """See `Stage.how`."""
         return self.pruning.method
 
     @property
@@ -87,24 +89,21 @@ class Prune(BlockStage):
 
     def needs(self) -> Needs:
         """See `Stage.needs`."""
-        pruning, budget = self.pruning, self._budget()
+        pruning = self.pruning
         gradients = pruning.needs & frozenset(GRADIENTS)
-        return Needs(
+        own = Needs(
             statistics=pruning.needs - gradients,
             gradients=gradients,
-            decision=pruning.dense_needs
-            | frozenset(budget.needs)
-            | (pruning.needs if budget.measures else frozenset()),
-            repeated=budget.measures or pruning.across_layers,
-            trials=getattr(budget, "samples", sys.maxsize) if budget.measures else 0,
+            decision=pruning.dense_needs,
+            repeated=pruning.across_layers,
             order=self.order,
             true_sequential=self.true_sequential,
         )
+        return with_budget(own, build_budget(self.budget))
 
     def reads(self) -> Mapping[str, str]:
         """The table of a budget that was measured before."""
-        table = getattr(self._budget(), "table", None)
-        return {"table": table} if table else {}
+        return files_of(build_budget(self.budget))
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
         """The sparsity of every projection: `{"sparsity": {projection: share to remove}}`."""
@@ -112,27 +111,19 @@ class Prune(BlockStage):
             raise InvalidInput(
                 "true_sequential needs `order: sequential`: independent statistics see the dense model only"
             )
-        pruning, budget = self.pruning, self._budget()
+        pruning, budget = self.pruning, build_budget(self.budget)
         if pruning.across_layers and budget.name != "uniform":
             raise InvalidInput(
                 f"compare_within global decides what each projection gives up: leave budget {budget.name} out"
             )
-        observed, objective = {}, None
-        if evidence is None:
-            budget = registry.build("budget", "uniform") if budget.needs or budget.measures else budget
-        elif pruning.across_layers:
-            budget = GlobalThreshold(lambda: self._scores(pruning, evidence), pruning.pattern)
-        elif budget.measures:
-            objective = _objective(evidence)
-        elif budget.needs:
-            observed = _observed(budget, evidence)
-        sites = _sites(model, observed)
+        if pruning.across_layers and evidence is not None:
+            budget = GlobalThreshold(partial(self._scores, pruning, evidence), pruning.pattern)
         if pruning.pattern.sparsity is None:
-            fixed = {**dict.fromkeys(self.dense, 0.0), **self.overrides}
-            allocation = allocate(budget, sites, pruning.sparsity, fixed, objective)
+            sites = sites_of(model, kernel_milliseconds)
+            allocation = allocation_of(budget, sites, evidence, pruning.sparsity, self._fixed)
         else:
-            allocation = self._allocation_of_fixed_pattern(pruning, sites)
-        for _, projection in _projections(model):
+            allocation = self._allocation_of_fixed_pattern(pruning, budget, model)
+        for _, projection in projections(model):
             if allocation[projection.name] > 0:
                 rows, columns = projection.weight.shape
                 pruning.pattern.check_shape(rows, columns, projection.name)
@@ -165,7 +156,7 @@ class Prune(BlockStage):
         """See `Stage.estimate`."""
         pruning, changes = self.pruning, []
         solving, largest, largest_input = 0.0, 0, 0
-        for index, projection in _projections(model):
+        for index, projection in projections(model):
             rows, columns = projection.weight.shape
             sparsity = decision["sparsity"].get(projection.name, 0.0)
             changes.append(
@@ -202,9 +193,10 @@ class Prune(BlockStage):
                     problems.append(f"{projection.name}: {breaches} groups break the pattern ({pattern.words})")
         return problems
 
-    def _budget(self) -> Budget:
-        budget: Budget = registry.build("budget", self.budget)
-        return budget
+    @property
+    def _fixed(self) -> dict[str, float]:
+        """Name or glob -> its own sparsity."""
+        return {**dict.fromkeys(self.dense, 0.0), **self.overrides}
 
     def _pruned(
         self,
@@ -242,9 +234,9 @@ class Prune(BlockStage):
                     if statistics.tokens or not statistics.needs:
                         yield projection.name, pruning.score.score(projection.weight, known.of(projection, statistics))
 
-    def _allocation_of_fixed_pattern(self, pruning: Pruning, sites: Sequence[Site]) -> dict[str, float]:
+    def _allocation_of_fixed_pattern(self, pruning: Pruning, budget: Budget, model: Decoder) -> dict[str, float]:
         """N:M removes the same share wherever it is applied: projections can only be left dense."""
-        pattern, budget = pruning.pattern, self._budget()
+        pattern, sites, fixed = pruning.pattern, sites_of(model), self._fixed
         uneven = {glob: chosen for glob, chosen in self.overrides.items() if chosen not in (0, pattern.sparsity)}
         if uneven or budget.name != "uniform":
             what = f"overrides {uneven}" if uneven else f"budget {budget.name}"
@@ -252,47 +244,12 @@ class Prune(BlockStage):
                 f"{pattern.words} removes {pruning.sparsity:.0%} everywhere and cannot follow the {what}; list "
                 "projections under `dense:`, or use the unstructured pattern"
             )
-        fixed = {**dict.fromkeys(self.dense, 0.0), **self.overrides}
         allocate(budget, sites, 0.0, dict.fromkeys(fixed, 0.0))  # every glob must match
         dense = [glob for glob, chosen in fixed.items() if chosen == 0]
         named = {site.name for glob in dense for site in sites if fnmatchcase(site.name, glob)}
         if len(named) == len(sites):
             raise InvalidInput("every projection is to stay dense: nothing is left to prune")
         return {site.name: 0.0 if site.name in named else pruning.sparsity for site in sites}
-
-
-def _projections(model: Decoder) -> Iterator[tuple[int, Projection]]:
-    """The number of its block, and every projection."""
-    for index in range(len(model)):
-        for site in model.sites(index):
-            for projection in site.projections:
-                yield index, projection
-
-
-def _sites(model: Decoder, observed: Mapping[str, float]) -> list[Site]:
-    """What a budget shares the sparsity out among."""
-    sites = []
-    for index, projection in _projections(model):
-        size = float(projection.weight.numel())
-        found = observed.get(projection.name, 0.0)
-        sites.append(Site(projection.name, size, index, found, size * model.dtype.itemsize))
-    return sites
-
-
-def _objective(evidence: ModelEvidence) -> Objective:
-    return lambda allocation: evidence.trial({"sparsity": dict(allocation)})
-
-
-def _observed(budget: Budget, evidence: ModelEvidence) -> dict[str, float]:
-    """What a budget finds in the blocks."""
-    found: dict[str, float] = {}
-    for known in evidence.blocks():
-        weights, inputs = {}, {}
-        for site, statistics in known.sites():
-            for projection in site.projections:
-                weights[projection.name], inputs[projection.name] = projection.weight, statistics.only(budget.needs)
-        found.update(budget.observe(weights, inputs))
-    return found
 
 
 def _unseen(evidence: BlockEvidence, projection: Projection, known: Statistics) -> bool:

@@ -1,7 +1,7 @@
 """The one rule by which input channels are skipped; every method of activation sparsity is a choice of its numbers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,6 +43,13 @@ class SkipRule:
         """Whether every channel of every input is left as it is: no threshold, or none that a number does not pass."""
         return self.centre is None and self.scale in ("constant", "rms") and not bool(self.threshold.any())
 
+    def same(self, other: "SkipRule") -> bool:
+        """Whether another rule says the same of every input."""
+        mine, theirs = (self.scale, self.kept, self.deviations), (other.scale, other.kept, other.deviations)
+        centres = (self.centre, other.centre)
+        alike = all(c is None for c in centres) or (all(c is not None for c in centres) and torch.equal(*centres))  # type: ignore[arg-type]
+        return mine == theirs and alike and torch.equal(self.threshold, other.threshold)
+
     def keep(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> bool like `x`, True where a channel counts."""
         size = self._size(x)
@@ -60,6 +67,18 @@ class SkipRule:
         """`x` [..., in] -> `x - centre` where a channel counts, else 0; a bias then holds `weight @ centre`."""
         kept = x if self.centre is None else x - self.centre
         return kept.masked_fill(~self.keep(x), 0)
+
+    def fill(self, x: Tensor) -> Tensor:
+        """`x` [..., in] with the centre, or 0, in place of what does not count: `apply` plus the centre."""
+        keep = self.keep(x)
+        return x.masked_fill(~keep, 0) if self.centre is None else torch.where(keep, x, self.centre)
+
+    def like(self, x: Tensor) -> "SkipRule":
+        """The rule with its numbers where `x` is, and the centre in its type."""
+        centre = self.centre
+        if self.threshold.device == x.device and (centre is None or centre.dtype == x.dtype):
+            return self
+        return replace(self, threshold=self.threshold.to(x.device), centre=None if centre is None else centre.to(x))
 
     def _size(self, x: Tensor) -> Tensor:
         wide = x.float()

@@ -1,8 +1,13 @@
 """A transformers Llama written as a GGUF file, of any type that the gguf package can quantise to."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import gguf
 import torch
 from gguf import GGMLQuantizationType as Type
+from torch import Tensor
 
 NAMES = {
     "input_layernorm": "attn_norm",
@@ -18,7 +23,13 @@ NAMES = {
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(model, path, kind=Type.BF16, vocabulary=None, more=None):
+def write_gguf(
+    model: Any,
+    path: Path,
+    kind: Any = Type.BF16,
+    vocabulary: Callable[[Any, int], None] | None = None,
+    more: Callable[[Any], None] | None = None,
+) -> None:
     """Write a Llama of transformers; tied embeddings are stored once.
 
     Args:
@@ -64,7 +75,7 @@ def write_gguf(model, path, kind=Type.BF16, vocabulary=None, more=None):
     writer.close()
 
 
-def without_text(writer, size):
+def without_text(writer: Any, size: int) -> None:
     """A vocabulary for models that are only timed."""
     writer.add_tokenizer_model("llama")
     writer.add_token_list([b"<unk>", *(f"t{number}".encode() for number in range(1, size))])
@@ -72,7 +83,7 @@ def without_text(writer, size):
     writer.add_token_types([gguf.TokenType.UNKNOWN, *[gguf.TokenType.NORMAL] * (size - 1)])
 
 
-def their_name(stem):
+def their_name(stem: str) -> str:
     """The name of a tensor in GGUF."""
     if stem in OUTSIDE:
         return OUTSIDE[stem]
@@ -80,7 +91,7 @@ def their_name(stem):
     return f"blk.{block}.{NAMES[rest]}"
 
 
-def rotated(weight, heads):
+def rotated(weight: Tensor, heads: int) -> Tensor:
     """Rows in the order that llama.cpp rotates: the two halves of each head interleaved."""
     rows, columns = weight.shape
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)

@@ -1,0 +1,1 @@
+"""How the channels that are skipped are chosen: one file per method."""

@@ -1,0 +1,162 @@
+"""Where a model's activations are skipped, and the work that each place saves."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparity.errors import InvalidInput, suggestion
+from sparity.models import InputSite, Projection
+from sparity.models.block import in_features
+
+# every projection's input; the inputs of the MLP's last one; the gate's output; the MLP's neurons, before any of them
+# is computed
+Where = Literal["all", "hidden", "gate_output", "neurons"]
+Kind = Literal["input", "hidden", "gate_output", "neurons"]
+HIDDEN = ("down", "fc2")
+ACTIVATIONS = ("act_fn", "activation_fn", "act")  # what modules call the function between gate and up
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module whose inputs, or outputs, are activations that can be skipped.
+
+    Attributes:
+        name: of the (first) projection that it is named after.
+        kind: `input` of a projection, `hidden` when that is the last of an MLP, `gate_output`: what the gate's
+            activation function gives, `neurons`: what that, or the one of an MLP without a gate, will give.
+        site: where the activations, or (gate, neurons) the inputs of the MLP, are seen.
+        reads: the projections that the module holds; of a gate the gate itself; of neurons the gate and up, or fc1.
+        saves: the projections of which a skipped channel need not be read.
+        module: what is hooked; of neurons the activation function.
+    """
+
+    name: str
+    kind: Kind
+    site: InputSite
+    reads: tuple[Projection, ...]
+    saves: tuple[Projection, ...]
+    module: nn.Module
+
+    @property
+    def columns(self) -> int:
+        """The channels."""
+        return in_features(self.saves[-1].module)
+
+    @property
+    def cost(self) -> int:
+        """The weights that a channel of the place stands for, over all channels."""
+        return sum(projection.weight.numel() for projection in self.saves)
+
+    @property
+    def weight(self) -> Tensor:
+        """`[out, in]`: what the activations are multiplied by; of a gate's, the columns of down."""
+        if self.kind in ("gate_output", "neurons"):
+            return self.saves[-1].weight
+        weights = [projection.weight for projection in self.reads]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def places_of(root: nn.Module, sites: Sequence[InputSite], chosen: Where | Sequence[str]) -> list[Place]:
+    """The places in a model or a block, in the order of computation.
+
+    Args:
+        root: what holds the sites' modules.
+        sites: input sites.
+        chosen: `all`, `hidden`, `gate_output`, `neurons`, or roles of projections such as [gate, up, down].
+
+    Raises:
+        InvalidInput: fused experts, roles that no projection has, part of a fused matrix, or no gate.
+    """
+    every = [projection for site in sites for projection in site.projections]
+    if expert := next((projection for projection in every if projection.expert is not None), None):
+        raise InvalidInput(
+            f"activations: {expert.name} is one of several experts in one module, whose inputs cannot be skipped yet: "
+            "leave the stage out for this model; thresholds for experts come later"
+        )
+    if chosen == "gate_output":
+        return list(_gates(root, sites))
+    if chosen == "neurons":
+        return list(_neurons(root, sites))
+    roles = _roles(every, chosen)
+    places = []
+    for site in sites:
+        for module in dict.fromkeys(projection.module for projection in site.projections):
+            held = tuple(projection for projection in site.projections if projection.module is module)
+            wanted = [projection for projection in held if projection.role in roles]
+            if wanted and len(wanted) < len(held):
+                raise InvalidInput(
+                    f"activations.sites: {', '.join(p.role for p in held)} are one matrix in this model "
+                    f"({wanted[0].name} is a part of it) and have one input: name all of them or none"
+                )
+            if wanted:
+                kind: Kind = "hidden" if held[0].role in HIDDEN else "input"
+                places.append(Place(held[0].name, kind, site, held, held, module))
+    return places
+
+
+def _roles(every: Sequence[Projection], chosen: str | Sequence[str]) -> set[str]:
+    known = list(dict.fromkeys(projection.role for projection in every))
+    if chosen == "all":
+        return set(known)
+    if chosen == "hidden":
+        found = {role for role in known if role in HIDDEN}
+        if not found:
+            raise InvalidInput(
+                f"activations.sites: hidden is the input of an MLP's last projection ({' or '.join(HIDDEN)}), which "
+                f"this model does not have (roles: {', '.join(known)})"
+            )
+        return found
+    named = [chosen] if isinstance(chosen, str) else chosen
+    for role in named:
+        if role not in known:
+            close = suggestion(role, known)
+            raise InvalidInput(
+                f'activations.sites: no projection has the role "{role}"{close} (roles: {", ".join(known)}; or all, '
+                "hidden, gate_output, neurons)"
+            )
+    return set(named)
+
+
+def _gates(root: nn.Module, sites: Sequence[InputSite]) -> Iterator[Place]:
+    """The output of the activation function of every gated MLP."""
+    down = next((p for site in sites for p in site.projections if p.role == "down"), None)
+    if down is None or not any(p.role == "gate" for site in sites for p in site.projections):
+        raise InvalidInput("activations.sites: gate_output needs an MLP with a gate, which this model does not have")
+    for seen, (gate, *_), saves, function in _layers(root, sites):
+        if len(saves) == 3:
+            yield Place(gate.name, "gate_output", seen, (gate,), saves[1:], function)
+
+
+def _neurons(root: nn.Module, sites: Sequence[InputSite]) -> Iterator[Place]:
+    """The neurons of every MLP, seen from its input."""
+    found = [Place(reads[0].name, "neurons", seen, reads, saves, fn) for seen, reads, saves, fn in _layers(root, sites)]
+    if not found:
+        raise InvalidInput("activations.sites: neurons needs an MLP of gate, up and down or of fc1 and fc2")
+    yield from found
+
+
+def _layers(
+    root: nn.Module, sites: Sequence[InputSite]
+) -> Iterator[tuple[InputSite, tuple[Projection, ...], tuple[Projection, ...], nn.Module]]:
+    """Of every MLP its input, the projections that read it, these and the last one, and the activation function."""
+    parents = {child: parent for parent in root.modules() for child in parent.children()}
+    waiting: tuple[InputSite, tuple[Projection, ...]] | None = None
+    for site in sites:
+        by_role = {projection.role: projection for projection in site.projections}
+        if "gate" in by_role and "up" in by_role:
+            waiting = site, (by_role["gate"], by_role["up"])
+        elif "fc1" in by_role:
+            waiting = site, (by_role["fc1"],)
+        elif waiting is not None and (last := next((by_role[role] for role in HIDDEN if role in by_role), None)):
+            seen, reads = waiting
+            parent = parents.get(reads[0].module)
+            function = next((getattr(parent, name) for name in ACTIVATIONS if hasattr(parent, name)), None)
+            if not isinstance(function, nn.Module):
+                raise InvalidInput(
+                    f"activations.sites: the function that is applied to {reads[0].name} is no module of this model"
+                )
+            yield seen, reads, (*reads, last), function
+            waiting = None
