@@ -17,6 +17,7 @@ from sparity.dynamic.activations.stage import Activations
 from sparity.errors import InvalidInput, NumericalError, wrong_input
 from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
+from sparity.stages.allocation import build_budget
 
 STAGE_OPTIONS = ("prompt", "first")  # of `with_activations`; all others are the method's
 
@@ -191,6 +192,9 @@ def _fitted(
     tokens = torch.as_tensor(token_ids)
     if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
         raise InvalidInput(f"token ids must be whole numbers [samples, length], got {list(tokens.shape)}")
+    shared_out = build_budget(stage.budget)
+    if shared_out.measures or shared_out.needs:
+        raise InvalidInput(f"budget {shared_out.name} rests on a run's measurements: use a recipe (`sparity run`)")
     decoder = Decoder.open(model)
     decision = stage.decide(decoder, None)
     evidence, data = LiveSequential(stage.needs().statistics), dict[str, Tensor]()
