@@ -45,7 +45,7 @@ def test_single_steps_are_the_hooks_own_but_for_rounding(model, form):
     for place in places_of(model, sites, "all"):
         never = torch.rand(place.columns, generator=generator) < 0.5
         data[f"{place.name}.threshold"] = torch.zeros(place.columns).masked_fill(never, torch.inf)
-    with Activations().attach(model, sites, data):
+    with Activations(sparsity=0.5).attach(model, sites, data):
         expected, _ = steps(model)
         with sparity.attached(model, form=form):
             assert declines(model) is None
@@ -68,6 +68,13 @@ def test_every_scale_of_a_rule_runs_on_the_fast_path(model, method, options):
             found, others = steps(model)
     assert others == 0
     assert float((found - expected).abs().max()) <= 0.05 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("sparsity", "by_columns"), [(0.24, False), (0.25, True)])
+def test_weights_lie_by_column_where_enough_is_skipped(model, sparsity, by_columns):
+    with sparity.with_activations(model, IDS, method="teal", sparsity=sparsity), sparity.attached(model):
+        packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+        assert len(packed) == (7 * len(model.model.layers) if by_columns else 0)
 
 
 def test_skips_that_come_and_go_are_noticed(model):

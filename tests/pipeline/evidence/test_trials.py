@@ -195,6 +195,15 @@ def test_searches_in_a_run_meet_the_target_twice_alike(family_models, token_file
     assert len({round(target, 6) for target in targets[0].values()}) > 2
 
 
+def killed_and_resumed(chosen, output, count):
+    """What a run that died before its rename number `count` comes to when it goes on."""
+    with pytest.MonkeyPatch.context() as patch:
+        dies_at(count, patch)
+        with pytest.raises(Killed):
+            sparity.run(chosen, output=output)
+    return sparity.run(chosen, output=output, resume=True)
+
+
 @pytest.mark.parametrize("search", ["evopress", "block_greedy"])
 def test_killed_while_searching(tiny_llama_folder, token_files, tmp_path, search):
     options = {
@@ -207,12 +216,7 @@ def test_killed_while_searching(tiny_llama_folder, token_files, tmp_path, search
         patch.setattr("sparity.pipeline.evidence.trials.KEPT_EVERY", 2)
         whole = weight_files(sparity.run(chosen, output=tmp_path / "whole").path)
         for count in (4, 8):
-            with pytest.MonkeyPatch.context() as inner:
-                dies_at(count, inner)
-                with pytest.raises(Killed):
-                    sparity.run(chosen, output=tmp_path / str(count))
-            resumed = sparity.run(chosen, output=tmp_path / str(count), resume=True)
-            assert weight_files(resumed.path) == whole
+            assert weight_files(killed_and_resumed(chosen, tmp_path / str(count), count).path) == whole
 
 
 def test_killed_while_measuring(tiny_llama_folder, token_files, tmp_path):
@@ -220,11 +224,7 @@ def test_killed_while_measuring(tiny_llama_folder, token_files, tmp_path):
     chosen = recipe(token_files, prune, model=str(tiny_llama_folder))
     whole = weight_files(sparity.run(chosen, output=tmp_path / "whole").path)
     for count in (4, 11, 13, 17, 22):
-        with pytest.MonkeyPatch.context() as patch:
-            dies_at(count, patch)
-            with pytest.raises(Killed):
-                sparity.run(chosen, output=tmp_path / str(count))
-        resumed = sparity.run(chosen, output=tmp_path / str(count), resume=True)
+        resumed = killed_and_resumed(chosen, tmp_path / str(count), count)
         assert weight_files(resumed.path) == whole
         assert not (resumed.path / ".sparity").exists()
 

@@ -19,7 +19,7 @@ def fit_place(method: Method, place: Place, inputs: Statistics, sparsity: float)
     Args:
         method: fitted to the place.
         place: where.
-        inputs: the statistics of `place.site`, those of `needed`.
+        inputs: the statistics of `place.site`, those that the stage needs.
         sparsity: the share to skip, in [0, 1).
     """
     if sparsity == 0:
@@ -27,6 +27,13 @@ def fit_place(method: Method, place: Place, inputs: Statistics, sparsity: float)
     seen = seen_at(method, place, inputs)
     tensors = method.fit(seen, sparsity)
     return tensors, skipped_share(method, tensors, seen)
+
+
+def data_bytes(method: Method, place: Place, sparsity: float) -> int:
+    """The bytes of the data that `fit_place` will give; no weight is read."""
+    if sparsity == 0:
+        return sum(tensor.nbytes for tensor in nothing_skipped().values())
+    return method.nbytes(place, sparsity)
 
 
 def skipped_share(method: Method, tensors: Mapping[str, Tensor], seen: Seen) -> float:

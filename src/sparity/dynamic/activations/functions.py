@@ -150,7 +150,7 @@ def with_activations(
         method: of `sparity methods activations.method`.
         sparsity: the share of the work to skip, in [0, 1).
         budget: how it is shared out among places: a name, or {name: {option: value}}.
-        sites: `all`, `hidden`, `gate_output`, roles such as ["gate", "up"], or None for the method's own.
+        sites: `all`, `hidden`, `gate_output`, `neurons`, roles such as ["gate", "up"], or None for the method's own.
         options: the method's, and the stage's `prompt` and `first`.
 
     Yields:

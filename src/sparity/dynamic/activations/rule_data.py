@@ -26,6 +26,11 @@ def tensors_of(rule: SkipRule) -> dict[str, Tensor]:
     return found
 
 
+def rule_bytes(rule: SkipRule) -> int:
+    """The bytes of a rule's tensors."""
+    return sum(tensor.nbytes for tensor in tensors_of(rule).values())
+
+
 def rule_of(tensors: Mapping[str, Tensor], columns: int, what: str) -> SkipRule:
     """The rule for inputs of `columns` channels.
 

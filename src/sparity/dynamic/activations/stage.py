@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparity import registry
 from sparity.budgets.base import Site
 from sparity.calibration.evidence import BlockEvidence
-from sparity.dynamic.activations.fitting import fit_place
+from sparity.dynamic.activations.fitting import data_bytes, fit_place
 from sparity.dynamic.activations.methods.base import Method
 from sparity.dynamic.activations.places import Place, Where, places_of
 from sparity.dynamic.activations.rule_data import AGAIN
@@ -25,8 +25,6 @@ from sparity.sections import Number, Spec, Whole
 from sparity.stages import Change, Decision, Needs, RuntimeStage
 from sparity.stages.allocation import allocation_of, build_budget, files_of, with_budget
 from sparity.stages.base import Estimate, ModelEvidence, RuntimeFit, Workload
-
-FP32 = 4
 
 
 @register("stage", "activations")
@@ -41,7 +39,8 @@ class Activations(RuntimeStage):
     sites: Where | Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
         description="all (inputs of all projections), hidden (inputs of the MLP's last one), gate_output (what the "
-        "gate's activation gives), or roles such as [gate, up, down]; default: the method's own",
+        "gate's activation gives), neurons (the MLP's, before any is computed), or roles such as [gate, up, down]; "
+        "default: the method's own",
     )
     prompt: Literal["dense", "sparse"] = Field("dense", description="whether prompts are skipped in too")
     first: Annotated[Whole, Field(ge=0)] = Field(
@@ -110,7 +109,7 @@ class Activations(RuntimeStage):
         """See `RuntimeStage.attach`."""
         method, places = self.chosen, self._places_to_attach(module, sites)
         by_place = _by_place(places, data)
-        tokens = SparseTokens(self.first, self.prompt)
+        tokens = SparseTokens(self.first, self.prompt, self.sparsity)
         with ExitStack() as open_:
             for place in places:
                 open_.enter_context(method.attach(place, by_place[place.name], tokens))
@@ -120,12 +119,13 @@ class Activations(RuntimeStage):
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
-        allocation, changes = decision["sparsity"], list[Change]()
+        allocation, method, changes, total = decision["sparsity"], self.chosen, list[Change](), 0
         for index in range(len(model)):
             for place in self._places(model.skeleton, model.sites(index)):
                 share = allocation.get(place.name, 0.0)
                 changes += self._changes(place, index, share, share, weighed=False)
-        return Estimate(changes=tuple(changes), runtime_bytes=FP32 * len(allocation))
+                total += data_bytes(method, place, share)
+        return Estimate(changes=tuple(changes), runtime_bytes=total)
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
         """Places whose recorded share is none."""

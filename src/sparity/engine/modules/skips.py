@@ -29,16 +29,16 @@ class SparseTokens:
     The first `first` real tokens of a sequence are dense. A call that comes with a key-value cache and brings the
     prompt of a generation is dense as a whole unless `prompt` is `sparse`, in whatever chunks the prompt comes; later
     tokens, and drafts that are checked, are sparse. A call without a cache scores a text, which is sparse as if each of
-    its tokens had been decoded.
+    its tokens had been decoded. `sparsity` is the mean share of the channels that a sparse token skips.
     """
 
-    def __init__(self, first: int = FIRST, prompt: Literal["dense", "sparse"] = "dense") -> None:
-        self.first, self.prompt = first, prompt
+    def __init__(self, first: int = FIRST, prompt: Literal["dense", "sparse"] = "dense", sparsity: float = 0.0) -> None:
+        self.first, self.prompt, self.sparsity = first, prompt, sparsity
         self._call = _Call()
         self._owner = next(OWNERS)  # of what is kept of sequences
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseTokens":
-        copied = SparseTokens(self.first, self.prompt)
+        copied = SparseTokens(self.first, self.prompt, self.sparsity)
         copied._owner = self._owner  # a copy of the model may go on with a cache
         return copied
 

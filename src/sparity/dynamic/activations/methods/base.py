@@ -16,6 +16,8 @@ from sparity.engine.kernels.skip.reference import SkipRule
 from sparity.engine.modules.skips import InputSkip, OutputSkip, SparseTokens
 from sparity.errors import InvalidInput
 
+STAND_IN = 4  # tokens
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -73,6 +75,10 @@ class Method(ABC):
     def fit(self, seen: Seen, sparsity: float) -> dict[str, Tensor]:
         """The data by which about `sparsity` of the channels are skipped, in (0, 1)."""
 
+    def nbytes(self, place: Place, sparsity: float) -> int:
+        """The bytes of what `fit` will give for a place, whatever its activations are; no weight is read."""
+        return sum(tensor.nbytes for tensor in self.fit(stand_in(place), sparsity).values())
+
     @abstractmethod
     def attach(self, place: Place, tensors: Mapping[str, Tensor], tokens: SparseTokens) -> AbstractContextManager[None]:
         """Skip channels at a place until the context closes.
@@ -117,6 +123,16 @@ class RuleMethod(Method):
     def mask(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """See `Method.mask`."""
         return rule_of(tensors, x.shape[-1], "x").like(x).keep(x)
+
+
+def stand_in(place: Place) -> Seen:
+    """Random activations of a place and a random weight, for what depends on nothing but their sizes."""
+    values, partner = torch.randn(2, STAND_IN, place.columns, generator=torch.Generator().manual_seed(0))
+    statistics = Statistics.gather(place.name, {"histogram", "inputs"})
+    statistics.add(values)
+    beside = partner if place.kind == "gate_output" else None
+    roles = tuple(projection.role for projection in place.reads)
+    return Seen(statistics, torch.ones(1, place.columns), beside, values, roles)
 
 
 def nothing_skipped() -> dict[str, Tensor]:

@@ -50,8 +50,7 @@ class DejaVu(Method):
         neurons = x if seen.neurons is None else seen.neurons
         kept = max(int(neurons.shape[-1] * (1 - sparsity) + ROUNDING), 1)
         labels, of_relu = active(neurons, kept)
-        rank = max(x.shape[-1] // PER_RANK, LEAST_RANK) if self.rank is None else self.rank
-        found = trained(x, labels, kept, rank, self.steps, self.rate)
+        found = trained(x, labels, kept, self._rank(x.shape[-1]), self.steps, self.rate)
         if of_relu:
             log.info("%s: the predictor finds %.1f %% of the active neurons", seen.statistics.site, 100 * found.recall)
         else:
@@ -63,6 +62,14 @@ class DejaVu(Method):
             )
         numbers = {"kept": torch.tensor(kept), "recall": torch.tensor(found.recall)}
         return {"first": found.first, "second": found.second, **numbers}
+
+    def nbytes(self, place: Place, sparsity: float) -> int:
+        """See `Method.nbytes`: in float32, and two numbers."""
+        inputs = in_features(place.reads[0].module)
+        return 4 * self._rank(inputs) * (inputs + place.columns) + torch.tensor(0).nbytes + torch.tensor(0.0).nbytes
+
+    def _rank(self, inputs: int) -> int:
+        return max(inputs // PER_RANK, LEAST_RANK) if self.rank is None else self.rank
 
     @contextmanager
     def attach(self, place: Place, tensors: Mapping[str, Tensor], tokens: SparseTokens) -> Iterator[None]:

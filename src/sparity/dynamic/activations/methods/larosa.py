@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparity.dynamic.activations.method_data import InputChange, checked, in_front
-from sparity.dynamic.activations.methods.base import RuleMethod, Seen
+from sparity.dynamic.activations.methods.base import RuleMethod, Seen, stand_in
 from sparity.dynamic.activations.places import Kind, Place
 from sparity.dynamic.activations.quantiles import ROUNDING
-from sparity.dynamic.activations.rule_data import rule_of
+from sparity.dynamic.activations.rule_data import rule_bytes, rule_of
 from sparity.engine.kernels.skip.reference import SkipRule
 from sparity.engine.modules.skips import SparseTokens
 from sparity.registry import register
@@ -48,6 +48,11 @@ class Larosa(RuleMethod):
             size = gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
             found["rotation"] = torch.linalg.eigh(gram / size).eigenvectors.float().contiguous()  # by rising eigenvalue
         return found
+
+    def nbytes(self, place: Place, sparsity: float) -> int:
+        """See `Method.nbytes`."""
+        rotated = not INNER & {projection.role for projection in place.reads}
+        return rule_bytes(self.rule(stand_in(place), sparsity)) + (4 * place.columns**2 if rotated else 0)
 
     @contextmanager
     def attach(self, place: Place, tensors: Mapping[str, Tensor], tokens: SparseTokens) -> Iterator[None]:

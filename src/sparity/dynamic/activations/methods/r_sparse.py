@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sparity.dynamic.activations.method_data import InputChange, checked, in_front
-from sparity.dynamic.activations.methods.base import RuleMethod, Seen
+from sparity.dynamic.activations.methods.base import RuleMethod, Seen, stand_in
 from sparity.dynamic.activations.places import Kind, Place
 from sparity.dynamic.activations.quantiles import ROUNDING, divided, quantile
-from sparity.dynamic.activations.rule_data import rule_of
+from sparity.dynamic.activations.rule_data import rule_bytes, rule_of
 from sparity.engine.kernels.skip.reference import SkipRule
 from sparity.engine.modules.skips import SparseTokens
 from sparity.errors import InvalidInput
@@ -64,6 +64,12 @@ class RSparse(RuleMethod):
         channels = int(columns * (1 - sparsity) * self.rho + ROUNDING)
         left = rows * columns * (1 - sparsity) - channels * rows
         return min(int(left / (rows + columns) + ROUNDING), rows, columns)
+
+    def nbytes(self, place: Place, sparsity: float) -> int:
+        """See `Method.nbytes`."""
+        rows = sum(projection.weight.shape[0] for projection in place.reads)
+        rank = 0 if self.rho == 1 else self.rank(rows, place.columns, sparsity)
+        return rule_bytes(self.rule(stand_in(place), sparsity)) + 4 * place.columns * rank
 
     @contextmanager
     def attach(self, place: Place, tensors: Mapping[str, Tensor], tokens: SparseTokens) -> Iterator[None]:
