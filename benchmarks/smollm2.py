@@ -16,6 +16,7 @@ from sparity.measure.data.machine import describe
 from sparity.measure.data.report import plain
 from sparity.measure.data.sweep_report import Row
 from sparity.measure.show import numbers
+from sparity.measure.show.sentences import describe_answer
 from sparity.measure.timing.answers import answers
 from sparity.models.loading import load, load_tokenizer
 from sparity.pipeline.run.runner import execute
@@ -28,7 +29,6 @@ PROMPTS = (
     "Why does ice float on water?",
 )
 TOKENS = 40
-NOTHING = "(nothing: the likeliest first token ends the answer)"
 
 
 def table(known):
@@ -49,7 +49,7 @@ def table(known):
         )
     for prompt in PROMPTS:
         lines += ["", f"**{prompt}**", "", f"- dense: {known['dense'][prompt]}"]
-        lines += [f"- {', '.join(reversed(row['labels']))}: {row['says'][prompt] or NOTHING}" for row in rows]
+        lines += [f"- {', '.join(reversed(row['labels']))}: {describe_answer(row['says'][prompt])}" for row in rows]
     return "\n".join(lines)
 
 

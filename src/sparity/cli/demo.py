@@ -147,6 +147,7 @@ def _print_contestants(report: "Report") -> None:
     """Speed and quality in a line each, and three answers."""
     from sparity.measure.charts.tradeoff import dominated
     from sparity.measure.show import numbers
+    from sparity.measure.show.sentences import describe_answer
 
     beaten = dominated(report.contestants)
     for one in report.contestants:
@@ -158,4 +159,4 @@ def _print_contestants(report: "Report") -> None:
         console.out.print(f"\n{prompt}", soft_wrap=True)
         for one in report.contestants:
             if prompt in one.answers:
-                console.out.print(f"  {one.name}: {one.answers[prompt]}", soft_wrap=True)
+                console.out.print(f"  {one.name}: {describe_answer(one.answers[prompt])}", soft_wrap=True)

@@ -54,3 +54,12 @@ def test_speed_begins_at_zero_so_that_lengths_are_ratios():
     left = 80.0
     assert math.isclose((float(drawn["half"]["cx"]) - left) / (float(drawn["dense"]["cx"]) - left), 2.0, rel_tol=1e-2)
     assert re.search(r">0<", tradeoff("title", FIELD[:3]))
+
+
+def test_no_label_lies_on_a_whisker():
+    field = [Contestant("alone", Spread(20, 15, 60), 30, "sparse"), Contestant("exact", Spread(70, 70, 70), 90, "peer")]
+    root = ElementTree.fromstring(tradeoff("title", field))
+    mark = {name: float(circle["cy"]) for name, circle in circles(tradeoff("title", field)).items()}
+    label = {text.text: float(text.get("y")) for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert abs(label["exact"] - 4 - mark["exact"]) < 0.2  # beside its mark
+    assert abs(label["alone"] - 4 - mark["alone"]) >= 14  # which a line to the right goes through

@@ -185,10 +185,20 @@ def _mark(point: Point, x: float, y: float, colour: str, x_name: str) -> str:
     return f'<path d="M{x - 6:.1f} {y + 6:.1f}h12l-6 -11z" fill="{colour}"><title>{escape(words)}</title></path>'
 
 
-def label_spots(spots: Sequence[tuple[float, float]], names: Sequence[str], top: float, bottom: float) -> list[str]:
-    """A label beside each spot, moved to the first place that is free, upwards first, with a line where it moved."""
+def label_spots(
+    spots: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    top: float,
+    bottom: float,
+    whiskers: Sequence[tuple[float, float]] = (),
+) -> list[str]:
+    """A label beside each spot, moved to the first place that is free, upwards first, with a line where it moved.
+
+    `whiskers`, from left to right through each spot, are not free.
+    """
     line = FONT + 3.0
     taken = [(x - 7, x + 7, y) for x, y in spots]
+    taken += [(low, high, y) for (low, high), (_, y) in zip(whiskers, spots, strict=False)]
     parts = []
     for (x, y), name in sorted(zip(spots, names, strict=True), key=lambda item: -item[0][1]):
         text = cut(name, WIDTH / 3)

@@ -55,16 +55,16 @@ def tradeoff(title: str, contestants: Sequence[Contestant]) -> str:
             draw_text(x, TOP + HEIGHT + 22, tick_words(tick), "middle", faint=True),
         ]
     spots = [(across.place(one.rate.median), upward.place(one.perplexity)) for one in shown]
-    for one, (x, y) in zip(shown, spots, strict=True):
+    whiskers = [(across.place(one.rate.low), across.place(one.rate.high)) for one in shown]
+    for one, (x, y), (low, high) in zip(shown, spots, whiskers, strict=True):
         paint = PAINTS[one.kind]
-        low, high = across.place(one.rate.low), across.place(one.rate.high)
         fill = "var(--page, #ffffff)" if one.name in beaten else paint
         parts.append(
             f'<path d="M{low:.1f} {y:.1f}H{high:.1f}" stroke="{paint}" stroke-opacity="0.5" stroke-width="2"/>'
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" fill="{fill}" stroke="{paint}" stroke-width="2">'
             f"<title>{escape(_words(one, beaten))}</title></circle>"
         )
-    parts += label_spots(spots, [one.name for one in shown], TOP, TOP + HEIGHT)
+    parts += label_spots(spots, [one.name for one in shown], TOP, TOP + HEIGHT, whiskers)
     return svg(title, "; ".join(_words(one, beaten) for one in contestants), TOP + HEIGHT + 54, parts)
 
 

@@ -4,6 +4,7 @@ from sparity.measure.charts.tradeoff import dominated, tradeoff
 from sparity.measure.data.report import Report
 from sparity.measure.show import numbers
 from sparity.measure.show.page import figure
+from sparity.measure.show.sentences import describe_answer
 from sparity.visible import escape
 
 
@@ -24,7 +25,7 @@ def contestants_section(report: Report) -> str:
         parts.append(f"<p>Beaten in both, hollow in the picture: {escape(said)}.</p>")
     for prompt in dict.fromkeys(prompt for one in report.contestants for prompt in one.answers):
         rows = "".join(
-            f"<li><b>{escape(one.name)}:</b> {escape(one.answers[prompt])}</li>"
+            f"<li><b>{escape(one.name)}:</b> {escape(describe_answer(one.answers[prompt]))}</li>"
             for one in report.contestants
             if prompt in one.answers
         )

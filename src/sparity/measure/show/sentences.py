@@ -266,3 +266,8 @@ def describe_machine(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             facts.append((name.replace("_", " "), "none" if value is None else str(value)))
     return facts
+
+
+def describe_answer(answer: str) -> str:
+    """What a model said, or that it said nothing."""
+    return answer or "(nothing: the likeliest first token ends the answer)"
