@@ -1,7 +1,5 @@
 """Several new tokens of each row in one call: short prompts, left padding, drafts that are checked and taken back."""
 
-from functools import partial
-
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache
@@ -212,7 +210,8 @@ def test_of_whole_tokens_nothing_is_left_out(tiny, calls, monkeypatch):
             setattr(block, name, kept[-1].address)
     assert not torch.equal(states(), dense)
     whole = torch.ones(TOKENS.numel(), dtype=torch.uint8)
-    monkeypatch.setattr(native, "Step", partial(native.Step, whole=whole.data_ptr()))
+    step = native.Step
+    monkeypatch.setattr(native, "Step", lambda **fields: step(**fields | {"whole": whole.data_ptr()}))
     torch.testing.assert_close(states(), dense, rtol=0.05, atol=0.02)
     assert calls[-2:] == [(2, 13)] * 2
 

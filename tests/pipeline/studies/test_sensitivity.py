@@ -130,7 +130,7 @@ def test_killed_and_resumed(tiny_llama_folder, recipe, tmp_path, monkeypatch):
         sparity.sensitivity(chosen, [0.5], output=tmp_path / "out")
     measured = []
     run = Trials._run
-    monkeypatch.setattr(Trials, "_run", lambda self, changed: measured.append(1) or run(self, changed))
+    monkeypatch.setattr(Trials, "_run", lambda self, *given: measured.append(1) or run(self, *given))
     resumed = sparity.sensitivity(chosen, [0.5], output=tmp_path / "out", resume=True).report
     assert resumed.rows == whole.rows
     assert 0 < len(measured) < len(whole.rows)
