@@ -23,7 +23,8 @@ from sparity.errors import InvalidInput, wrong_input
 from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding, build_format
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 
-BY_COLUMNS = 0.25  # the share of skipped channels from which weights by column are faster, docs/performance.md
+BY_COLUMNS = 0.25  # the share of skipped channels from which weights by column are faster: docs/performance.md
+BY_COLUMNS_OF_BYTES = 0.4  # and of int8 weights
 
 
 @wrong_input()
@@ -38,7 +39,7 @@ def attach(model: Any, form: str = "smallest", values: EncodingSpec = "same") ->
         model: from transformers, on the CPU, in bfloat16. Layers that are packed already stay as they are.
         form: of the formats that can hold a matrix's zeros the "smallest", or the "fastest", which is timed (dense
             where dense is); or the name of one format for all of them. With both of the first, a dense matrix behind
-            skipped input channels, at least a quarter of them, is laid out by channel (`columns`).
+            skipped input channels, at least 25 % of them (40 % in int8), is laid out by channel (`columns`).
         values: the encoding of the packed weights: "same", or one that quantises, such as "int8": then outputs change.
 
     Raises:
@@ -172,8 +173,8 @@ def _packed_linear(name: str, layer: Any, form: str, encoding: Encoding) -> Pack
     weight = layer.weight.detach()
     weight = weight.T if transposed else weight
     chosen = _chosen(weight, form, encoding)
-    skip = skip_of(layer)
-    if chosen.name == "dense" and form in ("smallest", "fastest") and skip and skip.tokens.sparsity >= BY_COLUMNS:
+    skip, least = skip_of(layer), BY_COLUMNS if encoding.exact else BY_COLUMNS_OF_BYTES
+    if chosen.name == "dense" and form in ("smallest", "fastest") and skip and skip.tokens.sparsity >= least:
         chosen = build_format("columns")  # the weights of a channel that is skipped are not read
     if chosen.name == "dense" and encoding.exact and not transposed:
         return None

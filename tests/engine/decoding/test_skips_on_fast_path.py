@@ -70,11 +70,14 @@ def test_every_scale_of_a_rule_runs_on_the_fast_path(model, method, options):
     assert float((found - expected).abs().max()) <= 0.05 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize(("sparsity", "by_columns"), [(0.24, False), (0.25, True)])
-def test_weights_lie_by_column_where_enough_is_skipped(model, sparsity, by_columns):
-    with sparity.with_activations(model, IDS, method="teal", sparsity=sparsity), sparity.attached(model):
-        packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-        assert len(packed) == (7 * len(model.model.layers) if by_columns else 0)
+@pytest.mark.parametrize(
+    ("sparsity", "values", "by_columns"),
+    [(0.24, "same", False), (0.25, "same", True), (0.39, "int8", False), (0.4, "int8", True)],
+)
+def test_weights_lie_by_column_where_enough_is_skipped(model, sparsity, values, by_columns):
+    with sparity.with_activations(model, IDS, method="teal", sparsity=sparsity), sparity.attached(model, values=values):
+        packed = [module.packed.format for module in model.modules() if isinstance(module, PackedLinear)]
+    assert packed.count("columns") == (7 * len(model.model.layers) if by_columns else 0)
 
 
 def test_skips_that_come_and_go_are_noticed(model):
