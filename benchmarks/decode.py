@@ -5,9 +5,10 @@
 
 Random weights (16 blocks, hidden 2048, 32 heads, 8 of them for keys and values, FFN 8192, vocabulary 32,000, untied)
 decode as fast as trained ones. --prepare writes them into FOLDER once, as a checkpoint and as GGUF, 6 GB. The variants
-that are named are then loaded, pruned by magnitude and packed; all are held in memory at once and take turns in each
-round. --out adds the run to those that FILE has. llama.cpp needs llama-cpp-python, in this Python (`pip install
-'sparity[bench]'`) or in one that --llama-python names.
+that are named are then loaded, pruned by magnitude and packed, or given thresholds (TEAL's, at all inputs of the
+blocks) below which channels are skipped; all are held in memory at once and take turns in each round. --out adds the
+run to those that FILE has. llama.cpp needs llama-cpp-python, in this Python (`pip install 'sparity[bench]'`) or in one
+that --llama-python names.
 
 Beside each engine variant, the products of one token are timed alone in the same rounds, called as the decoding step
 calls them. The rest of a token's time is Python, transformers' `generate`, attention, norms and other small operations.
@@ -18,7 +19,7 @@ import ctypes
 import json
 import statistics
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -26,6 +27,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sparity.dynamic.activations.functions import with_activations
 from sparity.engine.attach import attach
 from sparity.engine.kernels import native
 from sparity.files import read_json_object
@@ -52,11 +54,12 @@ SHAPE = {
     "tie_word_embeddings": False,
 }
 SPARSITIES = {"dense": None, "50 %": 0.5, "70 %": 0.7, "2:4": "2:4"}
+SKIPPED = {"0 % skipped": 0.0, "40 % skipped": 0.4, "50 % skipped": 0.5, "65 % skipped": 0.65}  # of the channels
 VALUES = {"bf16": "same", "int8": "int8"}
 PEERS = ("bf16", "Q8_0", "Q4_0")
 VARIANTS = [
     "transformers",
-    *(f"engine {sparsity} {values}" for values in VALUES for sparsity in SPARSITIES),
+    *(f"engine {sparsity} {values}" for values in VALUES for sparsity in (*SPARSITIES, *SKIPPED)),
     *(f"llama.cpp {kind}" for kind in PEERS),
 ]
 
@@ -91,7 +94,13 @@ def prune(model, sparsity):
     return model
 
 
-def open_variant(folder, variant, context, llama):
+def skip_channels(model, share, open_):
+    """Leave out a share of the channels at every linear layer of the blocks, in place, until `open_` is left."""
+    ids = torch.randint(model.config.vocab_size, (4, 64), generator=torch.Generator().manual_seed(0))
+    return open_.enter_context(with_activations(model, ids, method="teal", sparsity=share))
+
+
+def open_variant(folder, variant, context, llama, open_):
     """(what times one generation, bytes of weights, what times one token's products or None)."""
     if variant.startswith("llama.cpp"):
         path = place(folder, variant.removeprefix("llama.cpp "))
@@ -103,13 +112,18 @@ def open_variant(folder, variant, context, llama):
     sparsity, values = variant.removeprefix("engine ").rsplit(" ", 1)
     if sparsity == "dense":
         attach(model, form="dense", values=VALUES[values])
+    elif sparsity in SKIPPED:
+        attach(skip_channels(model, SKIPPED[sparsity], open_), values=VALUES[values])
     else:
         attach(prune(model, SPARSITIES[sparsity]), values=VALUES[values])
-    return partial(time_generation, model), held_bytes(model), partial(time_products, model)
+    return partial(time_generation, model), held_bytes(model), partial(time_products, model, SKIPPED.get(sparsity, 0))
 
 
-def time_products(model, ids, tokens):
-    """Seconds for the products of one token, called as the decoding step calls them: the median of `tokens`."""
+def time_products(model, skipped, ids, tokens):
+    """Seconds for the products of one token, called as the decoding step calls them: the median of `tokens`.
+
+    Of the inputs of the blocks' products a share `skipped` is 0.
+    """
     groups = [
         group
         for block in model.model.layers
@@ -121,7 +135,8 @@ def time_products(model, ids, tokens):
             (mlp.down_proj,),
         )
     ]
-    calls = [product_call([layer.prepared.native for layer in group]) for group in [*groups, (model.lm_head,)]]
+    calls = [product_call([layer.prepared.native for layer in group], skipped) for group in groups]
+    calls.append(product_call([model.lm_head.prepared.native]))
     found = []
     for _ in range(tokens):
         begun = time.perf_counter()
@@ -131,25 +146,25 @@ def time_products(model, ids, tokens):
     return Timed(0.0, statistics.median(found))
 
 
-def product_call(weights):
+def product_call(weights, skipped=0.0):
     """A call without arguments that multiplies weights which share an input; nothing but the library's work is left."""
     x = torch.randn(1, weights[0].packed.shape[1]).bfloat16()
+    x[torch.rand(x.shape) < skipped] = 0
     outs = [torch.empty(weight.packed.shape[0], dtype=torch.bfloat16) for weight in weights]
     pointers = ctypes.c_void_p * len(weights)
     addresses, targets = pointers(*(weight.address for weight in weights)), pointers(*(out.data_ptr() for out in outs))
+    inputs = pointers(*[x.data_ptr()] * len(weights))
 
     def call(kept=(x, outs)):  # in memory as long as the call is
-        native.library().sparity_gemv_many(
-            addresses, len(weights), kept[0].data_ptr(), targets, False, 1, native.threads()
-        )
+        native.library().sparity_gemv_many(addresses, len(weights), inputs, targets, False, 1, native.threads())
 
     return call
 
 
-def measure(folder, variants, options, llama):
+def measure(folder, variants, options, llama, open_):
     """One run: the variants and their products in turns."""
     ids = torch.arange(1, PROMPT + 1)[None]
-    opened = {name: open_variant(folder, name, PROMPT + options.tokens + 1, llama) for name in variants}
+    opened = {name: open_variant(folder, name, PROMPT + options.tokens + 1, llama, open_) for name in variants}
     turns = {name: partial(generate, ids, options.tokens) for name, (generate, _, _) in opened.items()}
     turns |= {
         f"products of {name}": partial(alone, ids, options.tokens) for name, (_, _, alone) in opened.items() if alone
@@ -202,10 +217,12 @@ def main():
 
 def run_variants(variants, options, llama):
     """One run, printed and added to those that --out has."""
+    with ExitStack() as open_:
+        measured = measure(options.folder, variants, options, llama, open_)
     run = {
         "command": f"python benchmarks/decode.py FOLDER --variants '{';'.join(variants)}' --rounds {options.rounds}",
         "machine": {**describe(), "llama-cpp-python": llama and llama.version},
-        **measure(options.folder, variants, options, llama),
+        **measured,
     }
     known = read_json_object(options.out)["runs"] if options.out and options.out.exists() else []
     text = json.dumps(plain({"shape": SHAPE, "runs": [*known, run]}), indent=1)
