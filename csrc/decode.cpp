@@ -23,6 +23,7 @@ struct Product {
   const SparityMatrix* weight;
   const uint16_t* bias;
   const SparitySkip* skip;
+  const float* shift;
   uint16_t* out;  // [tokens, rows]
 };
 
@@ -44,9 +45,15 @@ int mask(const Product (&products)[Count], const uint16_t* x, const uint8_t* who
   return SPARITY_OK;
 }
 
-void add_bias(const Product& product, int64_t tokens) {
-  for (int64_t at = 0; product.bias && at < tokens * product.weight->rows; ++at)
-    product.out[at] = to_bfloat16(to_float(product.out[at]) + to_float(product.bias[at % product.weight->rows]));
+void add_bias(const Product& product, const uint8_t* whole, int64_t tokens) {
+  const int64_t rows = product.weight->rows;
+  for (int64_t token = 0; token < tokens; ++token) {
+    const float* shift = whole && whole[token] ? nullptr : product.shift;
+    uint16_t* out = product.out + token * rows;
+    for (int64_t row = 0; (shift || product.bias) && row < rows; ++row)
+      out[row] = to_bfloat16(to_float(out[row]) + (shift ? shift[row] : 0.0f) +
+                             (product.bias ? to_float(product.bias[row]) : 0.0f));
+  }
 }
 
 template <int Count>
@@ -66,7 +73,7 @@ int multiply(const Product (&products)[Count], const uint16_t* x, const uint8_t*
     const int status = sparity_gemv_many(weights, Count, xs, outs, 0, now, threads);
     if (status) return status;
   }
-  for (const Product& product : products) add_bias(product, tokens);
+  for (const Product& product : products) add_bias(product, whole, tokens);
   return SPARITY_OK;
 }
 
@@ -93,7 +100,7 @@ int multiply_wanted(const Product& product, const uint16_t* wanted, const uint16
                           threads))
       return SPARITY_UNSUPPORTED;
   }
-  add_bias(product, tokens);
+  add_bias(product, whole, tokens);
   return SPARITY_OK;
 }
 
@@ -241,8 +248,10 @@ int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count,
     uint16_t* ups = gates + tokens * b.gate->rows;
     sparity_rms_norm(step->stream, i ? added : nullptr, b.attention_norm, b.attention_epsilon, tokens, hidden, normed,
                      threads);
-    if (multiply<3>({{b.q, b.q_bias, b.q_skip, q}, {b.k, b.k_bias, b.k_skip, k}, {b.v, b.v_bias, b.v_skip, v}}, normed,
-                    whole, tokens, spare, threads))
+    if (multiply<3>({{b.q, b.q_bias, b.q_skip, b.q_shift, q},
+                     {b.k, b.k_bias, b.k_skip, b.k_shift, k},
+                     {b.v, b.v_bias, b.v_skip, b.v_shift, v}},
+                    normed, whole, tokens, spare, threads))
       return SPARITY_UNSUPPORTED;
     SparityAttention attention = b.attention;
     attention.rows = step->rows;
@@ -253,9 +262,11 @@ int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count,
     attention.visible = step->visible;
     attention.visible_keys = step->visible_keys;
     if (sparity_attend(&attention, q, k, v, seen, threads)) return SPARITY_UNSUPPORTED;
-    if (multiply<1>({{b.o, b.o_bias, b.o_skip, added}}, seen, whole, tokens, spare, threads)) return SPARITY_UNSUPPORTED;
+    if (multiply<1>({{b.o, b.o_bias, b.o_skip, b.o_shift, added}}, seen, whole, tokens, spare, threads))
+      return SPARITY_UNSUPPORTED;
     sparity_rms_norm(step->stream, added, b.mlp_norm, b.mlp_epsilon, tokens, hidden, normed, threads);
-    const Product gate = {b.gate, b.gate_bias, b.gate_skip, gates}, up = {b.up, b.up_bias, b.up_skip, ups};
+    const Product gate = {b.gate, b.gate_bias, b.gate_skip, b.gate_shift, gates};
+    const Product up = {b.up, b.up_bias, b.up_skip, b.up_shift, ups};
     const int64_t neurons = tokens * b.up->rows;
     if (b.neuron_skip) {
       if (multiply<1>({gate}, normed, whole, tokens, spare, threads)) return SPARITY_UNSUPPORTED;
@@ -268,7 +279,7 @@ int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count,
       if (multiply<2>({gate, up}, normed, whole, tokens, spare, threads)) return SPARITY_UNSUPPORTED;
       sparity_gate(gates, ups, neurons, gates, threads);
     }
-    if (multiply<1>({{b.down, b.down_bias, b.down_skip, added}}, gates, whole, tokens, spare, threads))
+    if (multiply<1>({{b.down, b.down_bias, b.down_skip, b.down_shift, added}}, gates, whole, tokens, spare, threads))
       return SPARITY_UNSUPPORTED;
   }
   sparity_rms_norm(step->stream, count ? added : nullptr, step->last_norm, step->last_epsilon, tokens, hidden,

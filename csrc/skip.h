@@ -104,7 +104,10 @@ inline void keep_rms(const SparitySkip& skip, const uint16_t* x, int64_t columns
 
 // One token; `keys` has room for its columns where the rule is top or statistical.
 void skip(const SparitySkip& skip, const uint16_t* x, bool whole, int64_t columns, uint32_t* keys, uint16_t* out) {
-  if (whole) return keep(skip, x, columns, out, [](int64_t, float) { return true; });
+  if (whole) {
+    if (out != x) memcpy(out, x, size_t(columns) * sizeof(uint16_t));
+    return;
+  }
   switch (skip.scale) {
     case SPARITY_SKIP_RMS:
       return keep_rms(skip, x, columns, out);

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 6 };
+enum { SPARITY_ABI = 7 };
 enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3, SPARITY_COLUMNS = 4 };
 enum { SPARITY_OK = 0, SPARITY_UNSUPPORTED = 1 };
 
@@ -97,8 +97,8 @@ typedef struct {
   double deviations;
 } SparitySkip;
 
-// x [tokens, columns] -> out, which may be x: x_i - m_i, rounded, where channel i counts, else 0. A bias of the product
-// then holds the weight times m. whole: uint8 [tokens], 1 where all channels count; null = nowhere.
+// x [tokens, columns] -> out, which may be x: x_i - m_i, rounded, where channel i counts, else 0; the weight times m is
+// then to be added to the product. whole: uint8 [tokens], 1 for tokens that are copied as they are; null = none.
 SPARITY_EXPORT int sparity_skip(const SparitySkip* skip, const uint16_t* x, const uint8_t* whole, int64_t tokens,
                                 int64_t columns, uint16_t* out, int threads);
 
@@ -135,13 +135,15 @@ SPARITY_EXPORT int sparity_attend(const SparityAttention* attention, const uint1
                                   const uint16_t* v, uint16_t* out, int threads);
 
 // One block: its attention and then its gated MLP. A null bias adds nothing; a null skip leaves a product's input as it
-// is, and products of one input that have the same skip share its result.
+// is, and products of one input that have the same skip share its result. A shift is the weight times the skip's centre,
+// null where there is none; it is added, like a bias, for the tokens of which channels are skipped.
 typedef struct {
   const SparityMatrix *q, *k, *v, *o, *gate, *up, *down;
   const uint16_t *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;  // [rows]
   const uint16_t *attention_norm, *mlp_norm;                                            // [hidden]
   float attention_epsilon, mlp_epsilon;
   const SparitySkip *q_skip, *k_skip, *v_skip, *o_skip, *gate_skip, *up_skip, *down_skip;
+  const float *q_shift, *k_shift, *v_shift, *o_shift, *gate_shift, *up_shift, *down_shift;  // [rows]
   // Of silu(gate), [neurons], with no centre: neurons that do not count are 0 for down, and a dense up is not computed for
   // those that count for no token. A null one leaves all neurons.
   const SparitySkip* neuron_skip;

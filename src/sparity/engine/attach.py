@@ -17,7 +17,7 @@ from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
 from sparity.engine.modules.module_swap import Swap
 from sparity.engine.modules.packed_module import HoldsPacked
-from sparity.engine.modules.skips import skip_of
+from sparity.engine.modules.skips import InputSkip, output_skip_of, skip_of
 from sparity.engine.saving import save_packed, save_plain
 from sparity.errors import InvalidInput, wrong_input
 from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding, build_format
@@ -139,7 +139,7 @@ def _swaps(model: Any, form: str, encoding: Encoding) -> Iterator[Swap]:
         return Swap(model.get_submodule(owner), leaf, original, packed, own)
 
     for layer, places in _linear(model):
-        linear = _packed_linear(places[0], layer, form, encoding)
+        linear = _packed_linear(places[0], layer, form, encoding, _skip_before(model, places[0], layer))
         if linear is not None:
             if isinstance(layer, DenseLinear):
                 layer.release()  # what it holds ready would keep its weight in memory
@@ -167,13 +167,20 @@ def _replaced(module: Any) -> bool:
     return "forward" in vars(module)
 
 
-def _packed_linear(name: str, layer: Any, form: str, encoding: Encoding) -> PackedLinear | None:
+def _skip_before(model: Any, name: str, layer: nn.Module) -> InputSkip | None:
+    """What makes inputs of a layer 0: in front of it, or, for the last of a gated MLP, behind the gate's function."""
+    mlp, _, leaf = name.rpartition(".")
+    function = getattr(model.get_submodule(mlp), "act_fn", None) if leaf == "down_proj" else None
+    return skip_of(layer) or (output_skip_of(function) if isinstance(function, nn.Module) else None)
+
+
+def _packed_linear(name: str, layer: Any, form: str, encoding: Encoding, skip: InputSkip | None) -> PackedLinear | None:
     """A packed layer for the place of `layer`; None where it stays, because dense is what it will be."""
     transposed = isinstance(layer, Conv1D)
     weight = layer.weight.detach()
     weight = weight.T if transposed else weight
     chosen = _chosen(weight, form, encoding)
-    skip, least = skip_of(layer), BY_COLUMNS if encoding.exact else BY_COLUMNS_OF_BYTES
+    least = BY_COLUMNS if encoding.exact else BY_COLUMNS_OF_BYTES
     if chosen.name == "dense" and form in ("smallest", "fastest") and skip and skip.tokens.sparsity >= least:
         chosen = build_format("columns")  # the weights of a channel that is skipped are not read
     if chosen.name == "dense" and encoding.exact and not transposed:

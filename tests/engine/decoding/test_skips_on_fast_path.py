@@ -59,7 +59,15 @@ def test_single_steps_are_the_hooks_own_but_for_rounding(model, form):
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [("teal", {}), ("rms", {"sites": ["o", "down"]}), ("wina", {}), ("statistical_topk", {})]
+    ("method", "options"),
+    [
+        ("teal", {}),
+        ("rms", {"sites": ["o", "down"]}),
+        ("wina", {}),
+        ("statistical_topk", {}),
+        ("thresholds", {"centre": "mean"}),
+        ("cats", {"sites": "gate_output"}),
+    ],
 )
 def test_every_scale_of_a_rule_runs_on_the_fast_path(model, method, options):
     with sparity.with_activations(model, IDS, method=method, sparsity=0.02, **options):
@@ -112,16 +120,69 @@ def test_the_first_tokens_are_dense_in_every_row(model, monkeypatch):
     assert flags == [[False] * 12, [True, False], [True, False], None]
 
 
-def test_several_stages_and_centres_run_the_models_own_code(model):
+@pytest.mark.parametrize("values", ["same", "int8"])
+def test_what_is_left_out_counts_as_the_centre(model, values):
+    """Half of the channels never count; the others do, so that no rounding decides which. The first token is dense."""
+    sites, generator = input_sites(model), torch.Generator().manual_seed(1)
+    data = {}
+    for place in places_of(model, sites, "all"):
+        never = torch.rand(place.columns, generator=generator) < 0.5
+        data[f"{place.name}.threshold"] = torch.zeros(place.columns).masked_fill(never, torch.inf)
+        data[f"{place.name}.centre"] = torch.randn(place.columns, generator=generator) * 0.5
+    dense, _ = steps(model)
+    with Activations(sparsity=0.5, first=25).attach(model, sites, data):
+        expected, _ = steps(model)
+        with sparity.attached(model, form="dense", values=values):
+            assert declines(model) is None
+            found, others = steps(model)
+    assert others == 0
+    assert float((found - expected).abs().max()) <= (0.03 if values == "same" else 0.1) * float(expected.abs().max())
+    assert float((found[:, 25:] - dense[:, 25:]).abs().max()) > 0.2 * float(dense.abs().max())
+    if values == "same":
+        assert torch.equal(expected[:, :25], dense[:, :25])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.97])
+def test_neurons_that_the_gate_leaves_small_are_not_read(model, share):
+    """Cats: down lies by column; the neurons that count are those that the hook keeps."""
+    sites = input_sites(model)
+    places = places_of(model, sites, "gate_output")
+    never = torch.rand(places[0].columns, generator=torch.Generator().manual_seed(1)) < share
+    data = {f"{p.name}.threshold": torch.zeros(p.columns).masked_fill(never, torch.inf) for p in places}
+    with Activations(method="cats", sparsity=share).attach(model, sites, data):
+        expected, _ = steps(model)
+        with sparity.attached(model):
+            assert declines(model) is None
+            found, others = steps(model)
+            packed = [name for name, m in model.named_modules() if isinstance(m, PackedLinear)]
+    assert others == 0
+    assert packed == [f"model.layers.{layer}.mlp.down_proj" for layer in range(len(model.model.layers))]
+    assert float((found - expected).abs().max()) <= 0.03 * float(expected.abs().max())
+
+
+def test_several_stages_share_the_fast_path_unless_their_tokens_differ(model):
+    def teal(site, **options):
+        return sparity.with_activations(model, IDS, method="teal", sparsity=0.02, sites=[site], **options)
+
     with sparity.attached(model):
-        with sparity.with_activations(model, IDS, method="thresholds", sparsity=0.5, centre="mean"):
-            assert declines(model) == "channels are skipped around a centre"
-        with (
-            sparity.with_activations(model, IDS, method="teal", sparsity=0.5, sites=["q"]),
-            sparity.with_activations(model, IDS, method="teal", sparsity=0.5, sites=["o"]),
-        ):
-            assert declines(model) == "several stages skip channels"
+        with teal("q"), teal("down"):
+            found, others = steps(model)
+            assert others == 0
+        with teal("q"), teal("down", first=5):
+            assert declines(model) == "stages skip channels of different tokens"
         assert declines(model) is None
+    with teal("q"), teal("down"):
+        expected, _ = steps(model)
+    assert float((found - expected).abs().max()) <= 0.05 * float(expected.abs().max())
+
+
+def test_outputs_around_a_centre_run_the_models_own_code(model):
+    sites = input_sites(model)
+    place = places_of(model, sites, "gate_output")[0]
+    data = {f"{place.name}.threshold": torch.ones(place.columns), f"{place.name}.centre": torch.ones(place.columns)}
+    data |= {f"{p.name}.threshold": torch.tensor(0.0) for p in places_of(model, sites, "gate_output")[1:]}
+    with Activations(method="cats", sparsity=0.5).attach(model, sites, data), sparity.attached(model):
+        assert declines(model) == "what layers.0.mlp.act_fn gives is skipped around a centre"
 
 
 @pytest.mark.parametrize("draft", [1, 4, 9])

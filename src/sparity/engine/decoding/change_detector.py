@@ -8,7 +8,7 @@ from torch.nn.modules import module as every_module
 
 from sparity.engine.decoding.llama_layout import forwards
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
-from sparity.engine.modules.skips import InputSkip, skip_of
+from sparity.engine.modules.skips import InputSkip, OutputSkip, output_skip_of, skip_of
 
 SETTINGS = ("layer_idx", "head_dim", "num_key_value_groups", "scaling", "variance_epsilon")  # of modules
 KINDS = ("layer_types", "sliding_window")  # of the configuration
@@ -50,7 +50,8 @@ class Snapshot:
         )
 
     def _current_skips(self) -> list[InputSkip | None]:
-        return [skip_of(module) for module in self._modules if module._forward_pre_hooks]
+        found = ((skip_of(module), output_skip_of(module)) for module in self._modules if _has_hooks(module))
+        return [skip for pair in found for skip in pair]
 
     def _current_addresses(self) -> list[int | None]:
         found = (held.get(name) for held, name in self._parameters)
@@ -69,4 +70,10 @@ def _watched(module: nn.Module) -> bool:
 
 
 def _hooked(module: Any) -> bool:
-    return any(getattr(hook, "__module__", None) != RECORDERS for hook in module._forward_hooks.values())
+    """Whether anything but one skip, which the fast path does itself or declines, waits behind a module."""
+    hooks = [hook for hook in module._forward_hooks.values() if getattr(hook, "__module__", None) != RECORDERS]
+    return bool(hooks) and not (len(hooks) == 1 and type(hooks[0]) is OutputSkip)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_pre_hooks or module._forward_hooks)

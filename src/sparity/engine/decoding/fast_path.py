@@ -17,7 +17,7 @@ from sparity.engine.decoding.change_detector import Snapshot
 from sparity.engine.decoding.llama_layout import library_blocks, shape_of_heads, skips_of
 from sparity.engine.decoding.rotary import tables as rotary_tables
 from sparity.engine.kernels import native
-from sparity.engine.modules.skips import skip_of
+from sparity.engine.modules.skips import skips_below
 from sparity.engine.runtime import CacheLayer, CacheShape
 
 HARMLESS = {"past_key_values", "return_dict", "cache_position"}  # options that change nothing here
@@ -31,7 +31,7 @@ class Step:
         self.base = base
         self._made_of = made_of
         self._skips = [skips_of(layer) for layer in base.layers]
-        self._tokens = next((skip.tokens for module in base.layers.modules() if (skip := skip_of(module))), None)
+        self._tokens = next((skip.tokens for skip in skips_below(base.layers)), None)
         self._blocks = library_blocks(base, self._skips)
         self._heads = [shape_of_heads(layer)[1:] for layer in base.layers]  # key and value heads, and their size
         self._known_shapes: dict[int, list[CacheShape]] = {}  # by rows

@@ -5,6 +5,7 @@ what the model's own code goes by, and not what the configuration says of them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,13 +15,28 @@ from sparity.engine.kernels import native
 from sparity.engine.kernels.skip.cpu import NativeSkip
 from sparity.engine.kernels.step.cpu import WIDTHS
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
-from sparity.engine.modules.skips import skip_of
+from sparity.engine.modules.skips import output_skip_of, skip_of, skips_below
+from sparity.formats import unpack
 
 MODELS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 OURS = ("transformers.", "sparity.")
 Layer = PackedLinear | DenseLinear
-LayerSkips = dict[str, NativeSkip]  # by projection
 SHARED = {"k": ("q",), "v": ("q", "k"), "up": ("gate",)}  # whose input a projection's is too
+
+
+@dataclass(frozen=True)
+class LayerSkips:
+    """What is left out in one layer, where the library reads it.
+
+    Attributes:
+        skips: in front of each product, by projection; those of one input that say the same are one.
+        shifts: float32 `[rows]`, the weight times the skip's centre, by projection, where there is one.
+        neurons: of what the activation function gives.
+    """
+
+    skips: dict[str, NativeSkip] = field(default_factory=dict)
+    shifts: dict[str, Tensor] = field(default_factory=dict)
+    neurons: NativeSkip | None = None
 
 
 def outline_declines(base: Any) -> str | None:
@@ -58,11 +74,12 @@ def declines(base: Any) -> str | None:
             not isinstance(module, Layer) or module.prepared is None or module.prepared.declined
         ):
             return f"layers.{name} is not multiplied by the compiled kernels"
-    skips = [skip for module in base.layers.modules() if (skip := skip_of(module)) is not None]
-    if any(skip.rule.centre is not None for skip in skips):
-        return "channels are skipped around a centre"
-    if len({id(skip.tokens) for skip in skips}) > 1:
-        return "several stages skip channels"
+    if len({(skip.tokens.first, skip.tokens.prompt) for skip in skips_below(base.layers)}) > 1:
+        return "stages skip channels of different tokens"
+    for name, module in base.layers.named_modules():
+        skip = output_skip_of(module)
+        if skip is not None and (not name.endswith(".mlp.act_fn") or skip.rule.centre is not None):
+            return f"what layers.{name} gives is skipped" + (" around a centre" if skip.rule.centre is not None else "")
     dtypes = {parameter.dtype for parameter in base.parameters()}
     if dtypes != {torch.bfloat16}:
         return f"parameters in {', '.join(sorted(map(str, dtypes)))}, not all in bfloat16"
@@ -94,16 +111,20 @@ def library_blocks(base: Any, skips: Sequence[LayerSkips]) -> Any:
 
 
 def skips_of(layer: Any) -> LayerSkips:
-    """What skips channels in front of each of a layer's products; those of one input that say the same are one."""
-    found: dict[str, NativeSkip] = {}
+    """What skips channels of a layer."""
+    outputs = output_skip_of(layer.mlp.act_fn)
+    neurons = None if outputs is None else NativeSkip(outputs.rule, _rows(layer.mlp.up_proj))
+    found, shifts = dict[str, NativeSkip](), dict[str, Tensor]()
     for name, projection in zip(native.PROJECTIONS, _projections(layer), strict=True):
         skip = skip_of(projection)
         if skip is not None:
-            columns = projection.prepared.packed.shape[1]
+            packed, rule = projection.prepared.packed, skip.rule.like(torch.empty(0, dtype=torch.bfloat16))
             before = (found[other] for other in SHARED.get(name, ()) if other in found)
-            alike = next((other for other in before if other.rule.same(skip.rule)), None)
-            found[name] = alike or NativeSkip(skip.rule, columns)
-    return found
+            alike = next((other for other in before if other.rule.same(rule)), None)
+            found[name] = alike or NativeSkip(rule, packed.shape[1])
+            if rule.centre is not None:
+                shifts[name] = unpack(packed).float() @ rule.centre.float()
+    return LayerSkips(found, shifts, neurons)
 
 
 def _misfits(base: Any) -> Iterator[str]:
@@ -176,6 +197,7 @@ def _block(layer: Any, skips: LayerSkips) -> native.DecoderBlock:
         attention_epsilon=layer.input_layernorm.variance_epsilon,
         mlp_norm=layer.post_attention_layernorm.weight.data_ptr(),
         mlp_epsilon=layer.post_attention_layernorm.variance_epsilon,
+        neuron_skip=None if skips.neurons is None else skips.neurons.address,
         attention=native.Attention(
             heads=heads,
             kv_heads=kv_heads,
@@ -189,5 +211,6 @@ def _block(layer: Any, skips: LayerSkips) -> native.DecoderBlock:
     for name, projection in zip(native.PROJECTIONS, _projections(layer), strict=True):
         setattr(block, name, projection.prepared.native.address)
         setattr(block, f"{name}_bias", None if projection.bias is None else projection.bias.data_ptr())
-        setattr(block, f"{name}_skip", skips[name].address if name in skips else None)
+        setattr(block, f"{name}_skip", skips.skips[name].address if name in skips.skips else None)
+        setattr(block, f"{name}_shift", skips.shifts[name].data_ptr() if name in skips.shifts else None)
     return block

@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 6
+ABI = 7
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -86,6 +86,7 @@ class DecoderBlock(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
         *((name, ctypes.c_float) for name in ("attention_epsilon", "mlp_epsilon")),
         *((f"{name}_skip", ctypes.c_void_p) for name in PROJECTIONS),
+        *((f"{name}_shift", ctypes.c_void_p) for name in PROJECTIONS),
         ("neuron_skip", ctypes.c_void_p),
         ("attention", Attention),
     )

@@ -216,17 +216,28 @@ class InputSkip:
         return filled if flags is None else torch.where(flags[..., None], filled, x)
 
 
-def skip_of(module: nn.Module) -> InputSkip | None:
-    """What skips channels of a module's input; None where nothing does."""
-    return next((hook for hook in module._forward_pre_hooks.values() if type(hook) is InputSkip), None)
-
-
 class OutputSkip(InputSkip):
     """A forward hook that does the same with a module's output: neurons that an activation function leaves small."""
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:  # type: ignore[override]
         """The output, masked."""
         return self.masked(output)
+
+
+def skip_of(module: nn.Module) -> InputSkip | None:
+    """What skips channels of a module's input; None where nothing does."""
+    return next((hook for hook in module._forward_pre_hooks.values() if type(hook) is InputSkip), None)
+
+
+def output_skip_of(module: nn.Module) -> OutputSkip | None:
+    """What skips channels of a module's output; None where nothing does."""
+    return next((hook for hook in module._forward_hooks.values() if type(hook) is OutputSkip), None)
+
+
+def skips_below(module: nn.Module) -> list[InputSkip]:
+    """All that skips inputs or outputs of a module and of those inside it."""
+    found = (skip for below in module.modules() for skip in (skip_of(below), output_skip_of(below)))
+    return [skip for skip in found if skip is not None]
 
 
 def _says_padding(mask: Any, rows: int, length: int, fresh: int) -> TypeGuard[Tensor]:

@@ -55,7 +55,7 @@ def skip(rule: NativeSkip, x: Tensor, whole: Tensor | None = None, out: Tensor |
     Args:
         rule: for as many columns.
         x: contiguous.
-        whole: uint8 [tokens], 1 for tokens of which every channel counts; None = none.
+        whole: uint8 [tokens], 1 for tokens that stay as they are; None = none.
         out: like `x`.
 
     Raises:
