@@ -12,7 +12,7 @@ from sparity import registry
 from sparity.budgets.base import Site, between
 from sparity.engine.kernels import choice_file
 from sparity.errors import InvalidInput, SparityError
-from sparity.static.prune import kernel_time
+from sparity.stages import kernel_time
 
 LEVELS = (0.0, 0.3, 0.5, 0.7)
 
@@ -118,3 +118,10 @@ def test_times_that_cannot_be_had(clock, monkeypatch):
     monkeypatch.setattr(kernel_time, "default_timer", lambda: None)
     with pytest.raises(InvalidInput, match="SPARITY_CHOICE=rules turns off"):
         kernel_time.kernel_milliseconds(matrix, 0.3)
+
+
+def test_bytes_of_channels_that_are_skipped_have_no_mask():
+    budget = registry.build("budget", {"knapsack": {"cost": "bytes"}})
+    few = [Site("masked", 8.0, bytes=16.0), Site("skipped", 8.0, bytes=16.0, mask=False)]
+    assert [budget._saved(site, 0.5) for site in few] == [7.0, 8.0]
+    assert [budget._saved(site, 0.0) for site in few] == [0.0, 0.0]

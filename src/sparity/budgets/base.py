@@ -31,7 +31,7 @@ class Site:
 
     `cost` is its size in parameters, `depth` the number of its block, `evidence` what the budget's own measurement
     found there, `bytes` what it takes when dense, `milliseconds` how long its product with one token takes at a share;
-    it is asked for only when time is what counts.
+    it is asked for only when time is what counts. `mask` says whether a bit per weight tells what is left.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Site:
     evidence: float = 0.0
     bytes: float = 0.0
     milliseconds: Callable[[float], float] | None = field(default=None, compare=False, repr=False)
+    mask: bool = True
 
 
 class Budget(ABC):

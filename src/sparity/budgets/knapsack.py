@@ -23,8 +23,9 @@ class Knapsack(MeasuredBudget):
     A multiple-choice knapsack, solved exactly (SciPy's HiGHS). Losses are taken to add up; the result is at least as
     good as the uniform budget on the sequences it was measured on. With `cost: bytes` the weights of a file that
     stores a bit per weight and the values that stay are to be as small as with the uniform budget: what stays dense
-    saves its bits too, so the sparsity may be a little less. With `cost: milliseconds` a token is to take no longer
-    than with the uniform budget, by the times of this machine's kernels; a site may stay dense. `table` is a
+    saves its bits too, so the sparsity may be a little less; channels that are skipped at run time have no such bits.
+    With `cost: milliseconds` a token is to take no longer than with the uniform budget, by the times of this machine's
+    kernels; a site may stay dense. `table` is a
     `sensitivity.json` that `sparity sensitivity` wrote for the same model: nothing is measured then. The loss is
     measured on `samples` calibration sequences. `per: block` lets the matrices of a block move together.
     """
@@ -68,7 +69,8 @@ class Knapsack(MeasuredBudget):
             if site.milliseconds is None:
                 raise InvalidInput(f"knapsack: it is not known how long {site.name} takes: use `cost: parameters`")
             return site.milliseconds(0.0) - site.milliseconds(sparsity)
-        return site.bytes * sparsity - site.cost / 8 if sparsity else 0.0
+        mask = site.cost / 8 if site.mask else 0.0
+        return site.bytes * sparsity - mask if sparsity else 0.0
 
     def _goal(self, sites: Sequence[Site], sparsity: float) -> float:
         return sum(self._saved(site, sparsity) for site in sites)

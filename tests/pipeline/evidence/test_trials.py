@@ -13,12 +13,12 @@ from sparity.calibration.store import StatisticsStore
 from sparity.models import Decoder
 from sparity.pipeline.evidence.dense_statistics import dense_statistics, stored_needs
 from sparity.pipeline.evidence.model_evidence import stored_evidence
-from sparity.pipeline.evidence.trials import Trials
 from sparity.pipeline.run.job import prepare
 from sparity.pipeline.run.progress import Silence
 from sparity.pipeline.run.run_folder import RunFolder
 from sparity.quality.agreement import compare
 from sparity.recipe import Recipe
+from sparity.stages.trials import Trials
 
 FAMILIES = tuple(tiny_configs())
 
@@ -87,7 +87,7 @@ def test_an_allocation_is_measured_once_also_by_another_process(family_models, t
 
 
 def test_pruned_weights_are_forgotten_when_there_are_too_many(family_models, trials, monkeypatch):
-    monkeypatch.setattr("sparity.pipeline.evidence.applied.CACHE_BYTES", 1)
+    monkeypatch.setattr("sparity.stages.applied.CACHE_BYTES", 1)
     measured, _, job = trials(family_models["llama"], {"score": "magnitude"})
     shares = {projection.name: 0.5 for site in job.decoder.sites(0) for projection in site.projections}
     found = measured.measure({"sparsity": shares})
@@ -162,7 +162,7 @@ def test_the_error_of_one_block_is_that_of_its_output_on_the_dense_models_inputs
 
 
 def test_errors_of_blocks_are_remembered(family_models, trials, monkeypatch):
-    monkeypatch.setattr("sparity.pipeline.evidence.trials.KEPT_EVERY", 1)
+    monkeypatch.setattr("sparity.stages.trials.KEPT_EVERY", 1)
     decision = {"sparsity": {"model.layers.1.mlp.up_proj": 0.5}}
     measured, _, _ = trials(family_models["llama"], {"score": "wanda"})
     first = measured.block_error(1, decision)
@@ -213,7 +213,7 @@ def test_killed_while_searching(tiny_llama_folder, token_files, tmp_path, search
     prune = {"score": "magnitude", "budget": {search: options[search]}}
     chosen = recipe(token_files, prune, model=str(tiny_llama_folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparity.pipeline.evidence.trials.KEPT_EVERY", 2)
+        patch.setattr("sparity.stages.trials.KEPT_EVERY", 2)
         whole = weight_files(sparity.run(chosen, output=tmp_path / "whole").path)
         for count in (4, 8):
             assert weight_files(killed_and_resumed(chosen, tmp_path / str(count), count).path) == whole

@@ -12,7 +12,7 @@ from sparity.calibration.cosine import mean_cosine
 from sparity.errors import InvalidInput, RunConflict
 from sparity.models import Decoder
 from sparity.models.model_parts import model_flops, parts
-from sparity.pipeline.evidence.trials import Trials
+from sparity.stages.trials import Trials
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from sparity.dynamic.activations.stage import Activations
 from sparity.errors import InvalidInput, NumericalError, wrong_input
 from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
-from sparity.stages.allocation import build_budget
+from sparity.stages.evidence_in_memory import EvidenceInMemory
 
 STAGE_OPTIONS = ("prompt", "first")  # of `with_activations`; all others are the method's
 
@@ -146,7 +146,8 @@ def with_activations(
 
     Args:
         model: a Hugging Face causal language model.
-        token_ids: what the method is fitted to, `[samples, length]`.
+        token_ids: what the method is fitted to, `[samples, length]`; a budget that measures does so on the first of
+            its `samples`.
         method: of `sparity methods activations.method`.
         sparsity: the share of the work to skip, in [0, 1).
         budget: how it is shared out among places: a name, or {name: {option: value}}.
@@ -192,13 +193,11 @@ def _fitted(
     tokens = torch.as_tensor(token_ids)
     if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():
         raise InvalidInput(f"token ids must be whole numbers [samples, length], got {list(tokens.shape)}")
-    shared_out = build_budget(stage.budget)
-    if shared_out.measures or shared_out.needs:
-        raise InvalidInput(f"budget {shared_out.name} rests on a run's measurements: use a recipe (`sparity run`)")
-    decoder = Decoder.open(model)
-    decision = stage.decide(decoder, None)
+    ids, decoder = tokens.long().cpu(), Decoder.open(model)
+    with EvidenceInMemory(decoder, stage, ids) as known:
+        decision = stage.decide(decoder, known)
     evidence, data = LiveSequential(stage.needs().statistics), dict[str, Tensor]()
-    for visit in walk(decoder, decoder.inputs(tokens.long().cpu(), 1)):
+    for visit in walk(decoder, decoder.inputs(ids, 1)):
         data.update(stage.fit(decoder, evidence.for_block(visit), decision).tensors)
     return _attached(model, stage, data)
 

@@ -3,7 +3,7 @@
 What a run fits is one small set of tensors per place; the weights stay. On the engine, skipped channels are not read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from sparity.sections import Number, Spec, Whole
 from sparity.stages import Change, Decision, Needs, RuntimeStage
 from sparity.stages.allocation import allocation_of, build_budget, files_of, with_budget
 from sparity.stages.base import Estimate, ModelEvidence, RuntimeFit, Workload
+from sparity.stages.kernel_time import milliseconds
 
 
 @register("stage", "activations")
@@ -87,7 +88,8 @@ class Activations(RuntimeStage):
                         f"activations: {method.name} works at {' or '.join(method.takes)}, not at {place.kind} "
                         f"({place.name}): leave `sites` out"
                     )
-                sites.append(Site(place.name, place.cost, index, 0.0, place.cost * model.dtype.itemsize))
+                size = float(place.cost)
+                sites.append(Site(place.name, size, index, 0.0, size * model.dtype.itemsize, _clock(place), mask=False))
         return {"sparsity": allocation_of(build_budget(self.budget), sites, evidence, self.sparsity)}
 
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
@@ -168,6 +170,14 @@ class Activations(RuntimeStage):
                 target=target,
                 skipped=skipped,
             )
+
+
+def _clock(place: Place) -> Callable[[float], float] | None:
+    """How long a token's product with what reads a place takes at a share; None where rows are skipped too."""
+    if place.kind not in ("input", "hidden"):
+        return None
+    rows, dtype = sum(projection.weight.shape[0] for projection in place.reads), place.reads[0].weight.dtype
+    return lambda share: milliseconds(rows, place.columns, dtype, share, "inputs")
 
 
 def _by_place(places: Sequence[Place], data: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

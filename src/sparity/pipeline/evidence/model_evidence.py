@@ -11,10 +11,10 @@ from sparity.calibration.statistics import GRADIENTS, REGIONAL
 from sparity.calibration.store import StatisticsStore
 from sparity.models import Block
 from sparity.pipeline.evidence.opened import NO_INPUTS, Opened
-from sparity.pipeline.evidence.trials import Trials
 from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.pipeline.run.progress import Progress
 from sparity.stages import Decision, Stage
+from sparity.stages.trials import Trials
 
 
 def stored_evidence(store: StatisticsStore, needs: frozenset[str]) -> Stored:

@@ -20,7 +20,6 @@ from sparity.measure.show.page_sensitivity import render_sensitivity
 from sparity.models.model_parts import model_flops, parts
 from sparity.pipeline.evidence.dense_statistics import dense_statistics, with_small
 from sparity.pipeline.evidence.model_evidence import stored_evidence
-from sparity.pipeline.evidence.trials import Trials
 from sparity.pipeline.run.job import Job, prepare
 from sparity.pipeline.run.progress import Progress, Silence
 from sparity.pipeline.run.result_folder import output_folder
@@ -28,6 +27,7 @@ from sparity.pipeline.run.run_folder import RunFolder
 from sparity.pipeline.run.runner import check_output
 from sparity.recipe import Recipe
 from sparity.stages import Stage
+from sparity.stages.trials import Trials
 
 RATIOS = (0.3, 0.5, 0.7, 0.9)
 

@@ -22,8 +22,8 @@ from sparity.sections import Number, Spec
 from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
 from sparity.stages.allocation import allocation_of, build_budget, files_of, projections, sites_of, with_budget
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
+from sparity.stages.kernel_time import kernel_milliseconds
 from sparity.static.prune.global_threshold import GlobalThreshold
-from sparity.static.prune.kernel_time import kernel_milliseconds
 from sparity.static.prune.pruning import Pruning
 from sparity.visible import logger
 

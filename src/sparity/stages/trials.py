@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,12 +19,11 @@ from sparity.calibration.evidence import BlockEvidence, no_evidence
 from sparity.calibration.mapped import create_tensor
 from sparity.errors import NumericalError
 from sparity.models import Block, BlockInputs, Decoder
-from sparity.pipeline.evidence.applied import Applied
-from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.products.float32 import float32_products
 from sparity.quality.block_error import BLOCK_ERRORS
 from sparity.quality.perplexity import exp
-from sparity.stages import Decision, Stage
+from sparity.stages.applied import Applied
+from sparity.stages.base import Decision, Stage
 
 CACHE_BYTES = 1 << 30  # of blocks that stay loaded
 KEPT_EVERY = 32  # errors of a block between two writes: each is found again in no time
@@ -34,6 +35,20 @@ class Trial:
 
     kl: float
     perplexity: float
+
+
+class Memory(Protocol):
+    """Where trials keep what they found, and files while they work."""
+
+    @property
+    def state(self) -> Path:
+        """A folder."""
+
+    def remember(self, name: str, value: dict[str, Any]) -> None:
+        """Keep a JSON object by its name."""
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """What `remember` kept, or None."""
 
 
 class Trials:
@@ -48,7 +63,7 @@ class Trials:
         self,
         decoder: Decoder,
         stage: Stage,
-        folder: PassFolder,
+        folder: Memory,
         tokens: Tensor,
         batch: int = 1,
         known: Callable[[Block], BlockEvidence] | None = None,

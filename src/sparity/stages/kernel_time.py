@@ -1,6 +1,10 @@
-"""How long this machine takes for one token's product with a pruned matrix: the bitmask kernel, or dense if faster."""
+"""How long this machine takes for one token's product with a matrix of which a share is gone, or dense if faster.
+
+What is gone are weights, by the bitmask kernel, or channels of the token's input, by the kernel of weights by column.
+"""
 
 from functools import cache, partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +19,8 @@ from sparity.formats import build_encoding, build_format
 from sparity.models import Projection
 
 GRID = 100 // STEP  # sparsities that are timed; those in between lie on straight lines
-PRUNED = "bitmask"
+Gone = Literal["weights", "inputs"]
+KERNELS: dict[Gone, str] = {"weights": "bitmask", "inputs": "columns"}
 DENSE = "dense"
 
 
@@ -27,25 +32,35 @@ def kernel_milliseconds(projection: Projection, sparsity: float) -> float:
         SparityError: the machine is too busy to tell.
     """
     rows, columns = projection.weight.shape
+    return milliseconds(rows, columns, projection.weight.dtype, sparsity, "weights")
+
+
+def milliseconds(rows: int, columns: int, dtype: torch.dtype, sparsity: float, gone: Gone) -> float:
+    """Of a matrix `[rows, columns]` of which that share of the weights, or of the input's channels, is gone.
+
+    Raises:
+        InvalidInput: SPARITY_CHOICE=rules turns timing off.
+        SparityError: the machine is too busy to tell.
+    """
     low = min(int(sparsity * GRID + 1e-9), GRID - 1)
     timer = default_timer()
     if timer is None:
         raise InvalidInput("cost: milliseconds rests on timings, which SPARITY_CHOICE=rules turns off: unset it")
     threads = native.threads()
-    table = {
-        place / GRID: timed(rows, columns, projection.weight.dtype, place, threads, timer) for place in (low, low + 1)
-    }
+    table = {place / GRID: timed(rows, columns, dtype, place, threads, timer, gone) for place in (low, low + 1)}
     return between(table)(sparsity)
 
 
 @cache
-def timed(rows: int, columns: int, dtype: torch.dtype, place: int, threads: int, timer: Timer) -> float:
-    """Milliseconds of a random matrix of which `place` of `GRID` parts are zero."""
-    encoding = build_encoding("same")
+def timed(
+    rows: int, columns: int, dtype: torch.dtype, place: int, threads: int, timer: Timer, gone: Gone = "weights"
+) -> float:
+    """Milliseconds of a random matrix of which, or of whose input, `place` of `GRID` parts are zero."""
+    encoding, kernel = build_encoding("same"), KERNELS[gone]
     case = Case(
         rows=rows,
         columns=columns,
-        format=f"budget: {PRUNED} or {DENSE}",
+        format=f"budget: {kernel} or {DENSE}",
         values=encoding.words(dtype),
         density=100 - STEP * place,
         batch=1,
@@ -54,8 +69,9 @@ def timed(rows: int, columns: int, dtype: torch.dtype, place: int, threads: int,
     )
     times = choice_file.remembered(case.key)
     if not times:
-        weight, x = _random(rows, columns, place, dtype), torch.ones(1, columns, dtype=dtype)
-        calls = {name: prepare(build_format(name).pack(weight, encoding)) for name in (PRUNED, DENSE)}
+        weight = _random(rows, columns, place if gone == "weights" else 0, dtype)
+        x = _random(1, columns, place, dtype) if gone == "inputs" else torch.ones(1, columns, dtype=dtype)
+        calls = {name: prepare(build_format(name).pack(weight, encoding)) for name in (kernel, DENSE)}
         found = timer({name: partial(call, x) for name, call in calls.items()})
         if found is None:
             raise SparityError("the machine is too busy to time its kernels: try again when it is idle")
