@@ -39,7 +39,7 @@ def data_bytes(method: Method, place: Place, sparsity: float) -> int:
 def skipped_share(method: Method, tensors: Mapping[str, Tensor], seen: Seen) -> float:
     """The share of the channels of all tokens seen that the data skips; of all calibration tokens where counted."""
     if "histogram" in seen.statistics.needs and seen.sample is None:
-        counts = seen.statistics.histogram
+        counts = seen.statistics.histogram  # of all tokens
         last = int(tensors["threshold"].view(torch.int32)) >> 16  # the bin that the threshold is the upper end of
         return int(counts[: last + 1].sum()) / int(counts.sum())
     return 1 - float(method.mask(tensors, seen.values[None]).double().mean())

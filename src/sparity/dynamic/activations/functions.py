@@ -111,8 +111,8 @@ def fit_activations(
     Example:
         >>> import sparity, torch
         >>> fitted = sparity.fit_activations(torch.tensor([[[4.0, -1.0], [2.0, 3.0]]]), method="teal", sparsity=0.5)
-        >>> fitted.realised, 2.0 <= float(fitted.threshold) < 2.02
-        (0.5, True)
+        >>> fitted.realised, float(fitted.threshold)
+        (0.5, 2.0)
     """
     _check(samples, weight, partner, sparsity)
     built: Method = registry.build("activations.method", {method: options})
@@ -120,12 +120,12 @@ def fit_activations(
     beside = None if partner is None else partner.detach().reshape(-1, samples.shape[-1]).float()
     if allow_nan:
         finite = rows.isfinite().all(-1)
+        finite = finite if beside is None else finite & beside.isfinite().all(-1)
         finite = finite if bool(finite.any()) else ~finite
         rows, beside = rows[finite].nan_to_num(0, 0, 0), None if beside is None else beside[finite]
     statistics = Statistics.gather("samples", built.statistics)
     statistics.add(rows, len(samples) if samples.ndim == 3 else 1)
-    exact = rows if "inputs" in built.statistics else None  # all of them, not a sample
-    seen = Seen(statistics, weight, beside, exact)
+    seen = Seen(statistics, weight, beside, rows)  # all of them, not a sample
     tensors = built.fit(seen, sparsity) if sparsity else nothing_skipped()
     realised = skipped_share(built, tensors, seen) if sparsity else 0.0
     return FittedActivations(tensors.get("threshold"), tensors.get("centre"), realised, tensors, built)
@@ -151,7 +151,8 @@ def with_activations(
         method: of `sparity methods activations.method`.
         sparsity: the share of the work to skip, in [0, 1).
         budget: how it is shared out among places: a name, or {name: {option: value}}.
-        sites: `all`, `hidden`, `gate_output`, `neurons`, roles such as ["gate", "up"], or None for the method's own.
+        sites: `all` (or None) that the method is for, such as the gate's outputs for cats; `hidden`, `gate_output`,
+            `neurons`, or roles such as ["gate", "up"].
         options: the method's, and the stage's `prompt` and `first`.
 
     Yields:
@@ -187,8 +188,9 @@ def _fitted(
 ) -> Any:
     own = {name: options[name] for name in STAGE_OPTIONS if name in options}
     rest = {name: value for name, value in options.items() if name not in own}
+    where = None if sites == "all" else sites
     stage = Activations.model_validate(
-        {"method": {method: rest}, "sparsity": sparsity, "budget": budget, "sites": sites, **own}
+        {"method": {method: rest}, "sparsity": sparsity, "budget": budget, "sites": where, **own}
     )
     tokens = torch.as_tensor(token_ids)
     if tokens.ndim != 2 or tokens.is_floating_point() or not tokens.numel():

@@ -17,28 +17,30 @@ from sparity.registry import register
 @register("activations.method", "statistical_topk")
 @dataclass(frozen=True)
 class StatisticalTopk(RuleMethod):
-    """Channel i of a token counts where |x_i| > mean|x| + z std|x|, both over the token's own channels.
+    """Channel i of a token counts where its number passes mean + z deviations of the token's own numbers.
 
-    z is the one with which calibration tokens skip the sparsity asked for.
+    As published, x_i > mean(x) + z std(x), signed, z the normal distribution's quantile: the rule of Gemma 3n, for a
+    gate's outputs before its activation function. At the places of a model both signs count: |x_i| > mean|x| + z std|x|
+    with the z by which calibration tokens skip the sparsity asked for.
 
     Attributes:
-        reference: the rule of Gemma 3n, for a gate's outputs before its activation function: x_i > mean(x) + z std(x),
-            signed, z = the normal distribution's quantile. Of masks and fits only: a model of such layers has the rule.
+        reference: which of the two. None: as published in masks and fits of activations by themselves, magnitudes at a
+            place of a model, where True is refused: a model of such layers has the rule itself.
     """
 
-    reference: bool = False
+    reference: bool | None = None
 
     def rule(self, seen: Seen, sparsity: float) -> SkipRule:
         """See `RuleMethod.rule`."""
         return Thresholds(limit="statistical").rule(seen, sparsity)
 
     def fit(self, seen: Seen, sparsity: float) -> dict[str, Tensor]:
-        """See `Method.fit`; with `reference` `signed_deviations`, float64 `[]`.
+        """See `Method.fit`; of the published rule `signed_deviations`, float64 `[]`.
 
         Raises:
             InvalidInput: `reference` at a place of a model.
         """
-        if not self.reference:
+        if self.reference is False or (self.reference is None and seen.roles):
             return super().fit(seen, sparsity)
         if seen.roles:
             raise InvalidInput(
@@ -49,7 +51,7 @@ class StatisticalTopk(RuleMethod):
         return {"signed_deviations": z.double()}
 
     def mask(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """See `Method.mask`; with `reference` computed in the type of x."""
+        """See `Method.mask`; the published rule is computed in the type of x."""
         if "signed_deviations" not in tensors:
             return super().mask(tensors, x)
         z = tensors["signed_deviations"].to(x)

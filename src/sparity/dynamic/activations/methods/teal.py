@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparity.dynamic.activations.methods.base import RuleMethod, Seen
-from sparity.dynamic.activations.quantiles import threshold_for
+from sparity.dynamic.activations.quantiles import quantile, threshold_for
 from sparity.engine.kernels.skip.reference import SkipRule
 from sparity.errors import InvalidInput
 from sparity.registry import register
@@ -33,6 +33,8 @@ class Teal(RuleMethod):
 
     def rule(self, seen: Seen, sparsity: float) -> SkipRule:
         """See `RuleMethod.rule`."""
+        if not self.reference and seen.sample is not None:  # all of them
+            return SkipRule(quantile(seen.values.abs(), sparsity))
         if not self.reference:
             return SkipRule(torch.tensor(threshold_for(seen.statistics, sparsity)[0]))
         values = seen.values.flatten().cpu()

@@ -51,7 +51,7 @@ class Thresholds(RuleMethod):
 
     def rule(self, seen: Seen, sparsity: float) -> SkipRule:
         """See `RuleMethod.rule`."""
-        if self.statistics == {"histogram"}:
+        if self.statistics == {"histogram"} and seen.sample is None:
             return SkipRule(torch.tensor(threshold_for(seen.statistics, sparsity)[0]))
         centre = self._centre(seen)
         weighing = self._importance(seen)  # [in] or []
