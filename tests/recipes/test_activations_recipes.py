@@ -32,6 +32,8 @@ SHARES = {  # recipe -> the share that it asks for on average, and of how many p
     "coreinfer": (0.5, 6),
     "tda": (0.5, 6),
     "dejavu": (0.5, 12),
+    "dejavu_heads": (0.5, 24),
+    "q_sparse": (0.4, 42),
 }
 
 
@@ -42,7 +44,7 @@ def test_every_recipe_has_a_row():
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_recipe_parses_and_its_comment_says_what_it_is(path):
     recipe = Recipe.read(path)
-    assert recipe.model == ("zoo:relu" if path.stem == "dejavu" else "zoo:llama")
+    assert recipe.model == ("zoo:relu" if path.stem.startswith("dejavu") else "zoo:llama")
     assert [stage.name for stage in recipe.stages] == ["activations"]
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
@@ -61,7 +63,7 @@ def test_a_method_runs_to_the_end_and_skips_what_it_states(path, tmp_path):
     for change in candidate.changes:
         assert change.skipped == pytest.approx(change.target, abs=0.02), change.name
     data = load_file(result.path / "sparity-dynamic" / "00-activations.safetensors")
-    places = 2 if path.stem in ("cats", "chess", "dejavu") else 1  # projections that one place saves
+    places = 2 if path.stem in ("cats", "chess", "dejavu", "dejavu_heads") else 1  # projections that one place saves
     assert len({name.rpartition(".")[0] for name in data}) == count / places
     assert candidate.quality[0].tokens == 2 * 511
     assert candidate.quality[0].kl > 0

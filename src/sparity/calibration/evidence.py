@@ -6,14 +6,17 @@ papers' way), `LiveIndependent` runs the model as it was opened, `Stored` reads 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from sparity.calibration.regional import regional_gradients
 from sparity.calibration.statistics import REGIONAL, Statistics
 from sparity.calibration.walk import Gathered, Visit
+from sparity.errors import InvalidInput
 from sparity.models import Block, InputSite
 from sparity.models.block import Projection
 
@@ -41,6 +44,9 @@ class BlockEvidence:
         masks: projection -> bool `[out, in]`, False where a zero of an earlier stage must stay.
         losses: filled while the sites are passed, where it is given: projection -> the share of its output's energy
             that the edits between one site and the next took away.
+        rerun: runs the block as it is now on its first calibration sequences, of so many tokens or more where there are
+            as many; None where only statistics are known.
+        before: what a run-time stage's fit of the block before left for this one, by name.
     """
 
     block: Block
@@ -48,6 +54,8 @@ class BlockEvidence:
     gradients: Gradients = field(default_factory=dict, repr=False)
     masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     losses: dict[str, float] | None = None
+    rerun: Callable[[int], None] | None = field(default=None, repr=False)
+    before: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def sites(self) -> Iterator[tuple[InputSite, Statistics]]:
         """Each input site with its statistics; the caller may change the site's projections before the next."""
@@ -59,6 +67,24 @@ class BlockEvidence:
             yield site, statistics
             for projection in site.projections:
                 self.losses[projection.name] = _lost_energy(before[projection.name], projection.weight, statistics)
+
+    def inputs(self, sites: Collection[InputSite], tokens: int) -> dict[str, Tensor]:
+        """Site -> its inputs `[tokens, in]`, float32: of every site the same tokens in the same order, the first ones.
+
+        Raises:
+            InvalidInput: only statistics are known, of which each site has its own.
+        """
+        if self.rerun is None:
+            raise InvalidInput(
+                f"{self.block.name}: what several places read is to be seen token by token, which statistics cannot "
+                "show: choose a budget that does not measure, such as uniform"
+            )
+        seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+        with ExitStack() as watching:
+            for site in sites:
+                watching.enter_context(site.watch(seen[site.name].append))
+            self.rerun(tokens)
+        return {name: torch.cat(parts)[:tokens].float() for name, parts in seen.items()}
 
     def of(self, projection: Projection, statistics: Statistics) -> Statistics:
         """A site's statistics together with one projection's gradients."""
@@ -105,7 +131,8 @@ class LiveSequential(Evidence):
 
     def for_block(self, visit: Visit, losses: dict[str, float] | None = None) -> BlockEvidence:
         """See `Evidence.for_block`."""
-        return BlockEvidence(visit.block, lambda: self._gather(visit), self._with_regional(visit), losses=losses)
+        known = self._with_regional(visit)
+        return BlockEvidence(visit.block, lambda: self._gather(visit), known, losses=losses, rerun=visit.rerun)
 
     def _gather(self, visit: Visit) -> Gathered:
         if self.true_sequential:
@@ -125,7 +152,7 @@ class LiveIndependent(Evidence):
         def gather() -> Gathered:
             return visit.gather(visit.block.sites, self._of_inputs, keep_outputs=True)
 
-        return BlockEvidence(visit.block, gather, self._with_regional(visit), losses=losses)
+        return BlockEvidence(visit.block, gather, self._with_regional(visit), losses=losses, rerun=visit.rerun)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from sparity.calibration.statistics import Statistics
+from sparity.errors import InvalidInput
 from sparity.models import Block, BlockInputs, Decoder, InputSite
 
 Room = Callable[[int], Tensor]
@@ -44,6 +45,17 @@ class Visit:
                 statistics.sequences += len(self.hidden)
             self._outputs_ready |= keep_outputs
         yield from gathered
+
+    def rerun(self, tokens: int) -> None:
+        """Run the block as it is now on its first sequences, of so many tokens or more where there are as many.
+
+        Raises:
+            InvalidInput: the inputs are gone, since the outputs took their place.
+        """
+        if self._outputs_ready and self.outputs is self.hidden:
+            raise InvalidInput(f"{self.block.name}: its inputs are gone: ask for them before its outputs are kept")
+        batch, length = self.inputs.batch, self.hidden.shape[1]
+        self.block.run(self.inputs, self.hidden[: -(-tokens // (batch * length)) * batch])
 
     def finish(self) -> None:
         """Turn `hidden` into the next block's inputs: the outputs of the block as it is now, or those kept."""

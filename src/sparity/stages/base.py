@@ -198,10 +198,17 @@ class BlockStage(Stage):
 
 @dataclass(frozen=True)
 class RuntimeFit:
-    """What a run-time stage found in one block: tensors by `SITE.NAME`, and what will be skipped."""
+    """What a run-time stage found in one block.
+
+    Attributes:
+        tensors: its data, by `SITE.NAME`.
+        changes: what will be skipped.
+        carried: what the fit of the next block wants to know, which finds it as `BlockEvidence.before`.
+    """
 
     tensors: Mapping[str, Tensor]
     changes: tuple[Change, ...] = ()
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class RuntimeStage(Stage):

@@ -1,6 +1,7 @@
 """What a method is told about a place: its activations, from the statistics of the projections' inputs."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +14,23 @@ from sparity.errors import InvalidInput
 from sparity.models import Projection
 
 
-def fit_place(method: Method, place: Place, inputs: Statistics, sparsity: float) -> tuple[dict[str, Tensor], float]:
+@dataclass(frozen=True)
+class Together:
+    """The same tokens at several sites of a block, and at one of the block before.
+
+    Attributes:
+        inputs: site -> `[tokens, in]`, float32.
+        before: what the place like this one reads in the block before, `[tokens, in]`; None = not asked for, or there
+            is no such block.
+    """
+
+    inputs: Mapping[str, Tensor]
+    before: Tensor | None = None
+
+
+def fit_place(
+    method: Method, place: Place, inputs: Statistics, sparsity: float, together: Together | None = None
+) -> tuple[dict[str, Tensor], float]:
     """The method's data for a place, and the share of a sample's channels that it skips.
 
     Args:
@@ -21,10 +38,11 @@ def fit_place(method: Method, place: Place, inputs: Statistics, sparsity: float)
         place: where.
         inputs: the statistics of `place.site`, those that the stage needs.
         sparsity: the share to skip, in [0, 1).
+        together: the same tokens at several sites, where the method needs them.
     """
     if sparsity == 0:
         return nothing_skipped(), 0.0
-    seen = seen_at(method, place, inputs)
+    seen = seen_at(method, place, inputs) if together is None else seen_together(place, together)
     tensors = method.fit(seen, sparsity)
     return tensors, skipped_share(method, tensors, seen)
 
@@ -42,7 +60,19 @@ def skipped_share(method: Method, tensors: Mapping[str, Tensor], seen: Seen) -> 
         counts = seen.statistics.histogram  # of all tokens
         last = int(tensors["threshold"].view(torch.int32)) >> 16  # the bin that the threshold is the upper end of
         return int(counts[: last + 1].sum()) / int(counts.sum())
-    return 1 - float(method.mask(tensors, seen.values[None]).double().mean())
+    return 1 - float(method.mask(tensors, seen.read[None]).double().mean())
+
+
+def seen_together(place: Place, together: Together) -> Seen:
+    """What a method needs to know of neurons or heads that it sees together with what is read before them."""
+    x = together.inputs[place.site.name]
+    statistics = Statistics.gather(place.name, ())
+    roles = tuple(projection.role for projection in place.reads)
+    if place.gives is None:
+        return Seen(statistics, place.weight, None, x, roles, _neurons(place, x), before=together.before)
+    outputs = together.inputs[place.gives.name]
+    norms = outputs.view(len(outputs), place.heads, -1).norm(dim=-1)
+    return Seen(statistics, place.weight, None, x, roles, head_norms=norms, before=together.before)
 
 
 def seen_at(method: Method, place: Place, inputs: Statistics) -> Seen:

@@ -198,9 +198,14 @@ def _fitted(
     ids, decoder = tokens.long().cpu(), Decoder.open(model)
     with EvidenceInMemory(decoder, stage, ids) as known:
         decision = stage.decide(decoder, known)
-    evidence, data = LiveSequential(stage.needs().statistics), dict[str, Tensor]()
+    source, data = LiveSequential(stage.needs().statistics), dict[str, Tensor]()
+    carried: Mapping[str, Tensor] = {}
     for visit in walk(decoder, decoder.inputs(ids, 1)):
-        data.update(stage.fit(decoder, evidence.for_block(visit), decision).tensors)
+        evidence = source.for_block(visit)
+        evidence.before = carried
+        fit = stage.fit(decoder, evidence, decision)
+        carried = fit.carried
+        data.update(fit.tensors)
     return _attached(model, stage, data)
 
 

@@ -1,19 +1,18 @@
-"""A predictor of the neurons that will be active: two matrices without biases, trained as DejaVu's."""
+"""A predictor of the neurons or heads that will be active: two matrices without biases, trained as DejaVu's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sparity.dynamic.activations.method_data import checked, whole_number
 from sparity.dynamic.activations.rule_data import AGAIN
-from sparity.engine.modules.skips import SparseTokens
 from sparity.errors import CorruptFile
 
 TINIEST = torch.finfo(torch.float32).tiny
+AHEAD = "ahead"  # the tensor that says that the predictor reads what the block before reads
 HELD_OUT = 20  # every so many tokens one is for measuring
 FLOOR = 0.005  # added to the share of active neurons, the weight of the others
 DECAY = 0.01
@@ -108,27 +107,6 @@ class Predictor:
         return top(x.float() @ self.first.T @ self.second.T, self.kept)
 
 
-class NeuronSkip:
-    """A forward hook: outputs of neurons that are not named are 0, of the tokens that are sparse."""
-
-    def __init__(self, predictor: Predictor, rows: tuple[int, int] | None, tokens: SparseTokens) -> None:
-        self.predictor, self.rows, self.tokens = predictor, rows, tokens
-
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        """The output, masked."""
-        flags = self.tokens.of(arguments[0])
-        if flags is not None and not bool(flags.any()):
-            return output
-        skipped = ~self.predictor.keep(arguments[0])
-        skipped = skipped if flags is None else skipped & flags[..., None]
-        if self.rows is None:
-            return output.masked_fill(skipped & ~output.isnan(), 0)
-        masked = output.clone()
-        part = masked[..., slice(*self.rows)]
-        part.masked_fill_(skipped & ~part.isnan(), 0)
-        return masked
-
-
 def predictor_of(tensors: Mapping[str, Tensor], columns: int, neurons: int | None, what: str) -> Predictor:
     """The data of a predictor, checked.
 
@@ -137,7 +115,8 @@ def predictor_of(tensors: Mapping[str, Tensor], columns: int, neurons: int | Non
     """
     matrix, number = torch.float32, torch.float32
     layout = {"first": (matrix, (None, columns)), "second": (matrix, (neurons, None)), "recall": (number, ())}
-    checked(tensors, {**layout, "kept": (torch.int64, ())}, what)
+    ahead = {AHEAD: (torch.uint8, ())} if AHEAD in tensors else {}
+    checked(tensors, {**layout, "kept": (torch.int64, ()), **ahead}, what)
     first, second = tensors["first"], tensors["second"]
     if len(first) != second.shape[1]:
         raise CorruptFile(f"activations: {what}: matrices of ranks {len(first)} and {second.shape[1]}; {AGAIN}")

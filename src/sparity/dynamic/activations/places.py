@@ -1,8 +1,8 @@
 """Where a model's activations are skipped, and the work that each place saves."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from sparity.errors import InvalidInput, suggestion
 from sparity.models import InputSite, Projection
 from sparity.models.block import in_features
 
-# every projection's input; the inputs of the MLP's last one; the gate's output; the MLP's neurons, before any of them
-# is computed
-Where = Literal["all", "hidden", "gate_output", "neurons"]
-Kind = Literal["input", "hidden", "gate_output", "neurons"]
+# every projection's input; the inputs of the MLP's last one; the gate's output; the MLP's neurons or the heads of
+# attention, before any of them is computed
+Where = Literal["all", "hidden", "gate_output", "neurons", "heads"]
+Kind = Literal["input", "hidden", "gate_output", "neurons", "heads"]
 HIDDEN = ("down", "fc2")
 ACTIVATIONS = ("act_fn", "activation_fn", "act")  # what modules call the function between gate and up
 
@@ -26,11 +26,17 @@ class Place:
     Attributes:
         name: of the (first) projection that it is named after.
         kind: `input` of a projection, `hidden` when that is the last of an MLP, `gate_output`: what the gate's
-            activation function gives, `neurons`: what that, or the one of an MLP without a gate, will give.
-        site: where the activations, or (gate, neurons) the inputs of the MLP, are seen.
-        reads: the projections that the module holds; of a gate the gate itself; of neurons the gate and up, or fc1.
-        saves: the projections of which a skipped channel need not be read.
-        module: what is hooked; of neurons the activation function.
+            activation function gives, `neurons`: what that, or the one of an MLP without a gate, will give, `heads`:
+            what the query heads of attention will give.
+        site: where the activations, or (gate, neurons, heads) the inputs of the MLP or of attention, are seen.
+        reads: the projections that the module holds; of a gate the gate itself; of neurons the gate and up, or fc1; of
+            heads q, or the matrix that holds it.
+        saves: the projections of which a skipped channel need not be read; of heads q and o, since later tokens need
+            the keys and values of all.
+        module: what is hooked; of neurons the activation function, of heads what holds o.
+        heads: how many there are, of heads.
+        gives: of heads where their outputs are seen, the input of o.
+        before: the place like it in the block before, in a whole model; None for the first block.
     """
 
     name: str
@@ -39,6 +45,9 @@ class Place:
     reads: tuple[Projection, ...]
     saves: tuple[Projection, ...]
     module: nn.Module
+    heads: int = 0
+    gives: InputSite | None = None
+    before: "Place | None" = field(default=None, repr=False, compare=False)
 
     @property
     def columns(self) -> int:
@@ -53,7 +62,7 @@ class Place:
     @property
     def weight(self) -> Tensor:
         """`[out, in]`: what the activations are multiplied by; of a gate's, the columns of down."""
-        if self.kind in ("gate_output", "neurons"):
+        if self.kind in ("gate_output", "neurons", "heads"):
             return self.saves[-1].weight
         weights = [projection.weight for projection in self.reads]
         return weights[0] if len(weights) == 1 else torch.cat(weights)
@@ -65,7 +74,7 @@ def places_of(root: nn.Module, sites: Sequence[InputSite], chosen: Where | Seque
     Args:
         root: what holds the sites' modules.
         sites: input sites.
-        chosen: `all`, `hidden`, `gate_output`, `neurons`, or roles of projections such as [gate, up, down].
+        chosen: one of `Where`, roles of projections such as [gate, up, down], or [heads, neurons].
 
     Raises:
         InvalidInput: fused experts, roles that no projection has, part of a fused matrix, or no gate.
@@ -78,8 +87,16 @@ def places_of(root: nn.Module, sites: Sequence[InputSite], chosen: Where | Seque
         )
     if chosen == "gate_output":
         return list(_gates(root, sites))
-    if chosen == "neurons":
-        return list(_neurons(root, sites))
+    named = [chosen] if isinstance(chosen, str) else list(chosen)
+    if predicted := [each for each in named if each in PREDICTED]:
+        if others := [each for each in named if each not in PREDICTED]:
+            raise InvalidInput(
+                f"activations.sites: {predicted[0]} and {others[0]} are chosen in different ways: put them into two "
+                "stages"
+            )
+        found = [place for kind in dict.fromkeys(predicted) for place in PREDICTED[kind](root, sites)]
+        order = {site.name: number for number, site in enumerate(sites)}
+        return sorted(found, key=lambda place: order[place.site.name])
     roles = _roles(every, chosen)
     places = []
     for site in sites:
@@ -115,7 +132,7 @@ def _roles(every: Sequence[Projection], chosen: str | Sequence[str]) -> set[str]
             close = suggestion(role, known)
             raise InvalidInput(
                 f'activations.sites: no projection has the role "{role}"{close} (roles: {", ".join(known)}; or all, '
-                "hidden, gate_output, neurons)"
+                "hidden, gate_output, neurons, heads)"
             )
     return set(named)
 
@@ -135,7 +152,40 @@ def _neurons(root: nn.Module, sites: Sequence[InputSite]) -> Iterator[Place]:
     found = [Place(reads[0].name, "neurons", seen, reads, saves, fn) for seen, reads, saves, fn in _layers(root, sites)]
     if not found:
         raise InvalidInput("activations.sites: neurons needs an MLP of gate, up and down or of fc1 and fc2")
-    yield from found
+    yield from _linked(found)
+
+
+def _heads(root: nn.Module, sites: Sequence[InputSite]) -> Iterator[Place]:
+    """The query heads of every attention, seen from its input."""
+    parents = {child: parent for parent in root.modules() for child in parent.children()}
+    found, waiting = list[Place](), None
+    for site in sites:
+        by_role = {projection.role: projection for projection in site.projections}
+        if first := by_role.get("q", by_role.get("qkv")):
+            waiting = site, first
+        elif "o" in by_role and waiting is not None:
+            (seen, first), o = waiting, by_role["o"]
+            config: Any = getattr(parents.get(o.module), "config", None)
+            heads = int(getattr(config, "num_attention_heads", 0))
+            if not heads or in_features(o.module) % heads:
+                raise InvalidInput(f"activations.sites: it is not known how many heads {o.name} reads")
+            saves = (first, o) if first.role == "q" else (o,)
+            found.append(Place(saves[0].name, "heads", seen, (first,), saves, o.module, heads, site))
+            waiting = None
+    if not found:
+        raise InvalidInput("activations.sites: heads needs attention with projections q (or qkv) and o")
+    yield from _linked(found)
+
+
+def _linked(places: Sequence[Place]) -> Iterator[Place]:
+    """Each with the one in the block before."""
+    before: Place | None = None
+    for place in places:
+        before = replace(place, before=before)
+        yield before
+
+
+PREDICTED = {"neurons": _neurons, "heads": _heads}  # named before any of them is computed
 
 
 def _layers(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sparity import registry
 from sparity.budgets.base import Site
 from sparity.calibration.evidence import BlockEvidence
-from sparity.dynamic.activations.fitting import data_bytes, fit_place
+from sparity.calibration.input_statistics.inputs import MOST_TOKENS
+from sparity.dynamic.activations.fitting import Together, data_bytes, fit_place
 from sparity.dynamic.activations.methods.base import Method
 from sparity.dynamic.activations.places import Place, Where, places_of
 from sparity.dynamic.activations.rule_data import AGAIN
@@ -40,8 +41,8 @@ class Activations(RuntimeStage):
     sites: Where | Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
         description="all (inputs of all projections), hidden (inputs of the MLP's last one), gate_output (what the "
-        "gate's activation gives), neurons (the MLP's, before any is computed), or roles such as [gate, up, down]; "
-        "default: the method's own",
+        "gate's activation gives), neurons (the MLP's, before any is computed), heads (of attention, before any is "
+        "computed), [heads, neurons], or roles such as [gate, up, down]; default: the method's own",
     )
     prompt: Literal["dense", "sparse"] = Field("dense", description="whether prompts are skipped in too")
     first: Annotated[Whole, Field(ge=0)] = Field(
@@ -80,7 +81,7 @@ class Activations(RuntimeStage):
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
         """The share of every place: `{"sparsity": {place: share of its channels to skip}}`."""
-        method, sites = self.chosen, list[Site]()
+        method, sites, budget = self.chosen, list[Site](), build_budget(self.budget)
         for index in range(len(model)):
             for place in self._places(model.skeleton, model.sites(index)):
                 if place.kind not in method.takes:
@@ -88,23 +89,40 @@ class Activations(RuntimeStage):
                         f"activations: {method.name} works at {' or '.join(method.takes)}, not at {place.kind} "
                         f"({place.name}): leave `sites` out"
                     )
+                if budget.measures and method.sees_together(place):
+                    raise InvalidInput(
+                        f"activations: {method.name} sees {place.name} together with what comes before it, which "
+                        f"budget {budget.name} cannot measure block by block: choose uniform, or a law of depth"
+                    )
                 size = float(place.cost)
                 sites.append(Site(place.name, size, index, 0.0, size * model.dtype.itemsize, _clock(place), mask=False))
-        return {"sparsity": allocation_of(build_budget(self.budget), sites, evidence, self.sparsity)}
+        return {"sparsity": allocation_of(budget, sites, evidence, self.sparsity)}
 
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
         """`PLACE.NAME` of the places that are chosen, NAME as the method says."""
         method, tensors, changes = self.chosen, dict[str, Tensor](), list[Change]()
         places = self._places(evidence.block.module, evidence.block.sites)
+        together = self._together(evidence, places)
         for site, statistics in evidence.sites():
             for place in places:
                 if place.site.name != site.name:
                     continue
                 sparsity = decision["sparsity"].get(place.name, 0.0)
-                found, skipped = fit_place(method, place, statistics, sparsity)
+                found, skipped = fit_place(method, place, statistics, sparsity, together.get(place.name))
                 tensors.update({f"{place.name}.{name}": tensor for name, tensor in found.items()})
                 changes += self._changes(place, evidence.block.index, sparsity, skipped, weighed=True)
-        return RuntimeFit(tensors, tuple(changes))
+        ahead = [place for place in places if method.looks_ahead()]
+        carried: dict[str, Tensor] = {place.kind: together[place.name].inputs[place.site.name] for place in ahead}
+        return RuntimeFit(tensors, tuple(changes), carried)
+
+    def _together(self, evidence: BlockEvidence, places: Sequence[Place]) -> dict[str, Together]:
+        """By place, what the method sees at several sites, and at the block before."""
+        wanted = [place for place in places if self.chosen.sees_together(place)]
+        if not wanted:
+            return {}
+        sites = {site.name: site for place in wanted for site in (place.site, place.gives) if site is not None}
+        inputs = evidence.inputs(list(sites.values()), MOST_TOKENS)
+        return {place.name: Together(inputs, evidence.before.get(place.kind)) for place in wanted}
 
     @contextmanager
     def attach(self, module: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> Iterator[None]:

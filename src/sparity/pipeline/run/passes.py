@@ -27,7 +27,7 @@ from sparity.pipeline.run.finished_pass import Done, with_kept
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
 from sparity.pipeline.run.planned import PlannedPass, PlannedStage
 from sparity.pipeline.run.progress import Progress
-from sparity.pipeline.run.runtime_files import carry_runtime, publish_fitted, save_fitted
+from sparity.pipeline.run.runtime_files import carry_runtime, publish_fitted, read_carried, save_carried, save_fitted
 from sparity.stages import BlockEdit, BlockStage, Decision, RuntimeStage, Stage
 from sparity.stages.order import needs_of
 from sparity.visible import logger
@@ -190,8 +190,10 @@ def _edit_block(
             record["changes"] += [asdict(_with_loss(change, losses or {})) for change in edit.changes]
             record["kept"] = {**record["kept"], **_composed(record["kept"], edit.kept)}
         elif isinstance(stage, RuntimeStage):
+            evidence.before = read_carried(folder.state, each.place, visit.block.index)
             fit = stage.fit(model, evidence, decision)
             save_fitted(folder.state, each.place, visit.block.index, fit.tensors)
+            save_carried(folder.state, each.place, visit.block.index, fit.carried)
             record["changes"] += [asdict(change) for change in fit.changes]
         masked |= "mask" in stage.relies_on and isinstance(stage, BlockStage)
     return record

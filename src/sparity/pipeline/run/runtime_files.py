@@ -24,6 +24,27 @@ def save_fitted(state: Path, place: int, block: int, tensors: Mapping[str, Tenso
     write_tensors(_file(state, place, block), tensors)
 
 
+def save_carried(state: Path, place: int, block: int, tensors: Mapping[str, Tensor]) -> None:
+    """Keep what the fit of a block leaves for the next one; what an earlier one left is not needed any more."""
+    if tensors:
+        write_tensors(_carried(state, place, block), tensors)
+    _carried(state, place, block - 2).unlink(missing_ok=True)
+
+
+def read_carried(state: Path, place: int, block: int) -> Mapping[str, Tensor]:
+    """What the fit of the block before left; nothing where it left nothing.
+
+    Raises:
+        CorruptFile: it is damaged.
+    """
+    path = _carried(state, place, block - 1)
+    try:
+        found: Mapping[str, Tensor] = load_file(path) if path.exists() else {}
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{path} is damaged ({error}): {START_OVER}") from error
+    return found
+
+
 def publish_fitted(each: PlannedStage, state: Path, blocks: int, target: Path) -> dict[str, Any]:
     """Write the data of all blocks as one file beside the weights in `target`; the entry for config.json.
 
@@ -46,6 +67,10 @@ def carry_runtime(source: Path, target: Path) -> None:
     for path in sorted((source / FOLDER).glob("*.safetensors")):
         make_folder(target / FOLDER)
         write_atomically(target / FOLDER / path.name, partial(shutil.copyfile, path))
+
+
+def _carried(state: Path, place: int, block: int) -> Path:
+    return state / f"carried-{place}-{block}.safetensors"
 
 
 def _file(state: Path, place: int, block: int) -> Path:

@@ -32,6 +32,10 @@ class Seen:
         neurons: `[tokens, neurons]`, float32, what the neurons of an MLP that reads `values` give; None =
             the activations are neurons themselves.
         roles: of the projections that read them, or of a gate's output the gate; none where that is not known.
+        head_norms: `[tokens, heads]`, float32, the norms of what the heads of an attention that reads `values` give;
+            None = there are no heads.
+        before: `[tokens, in]`, float32, what the place like this one reads in the block before, token by token as
+            `sample`; None = not asked for, or this is the first block.
     """
 
     statistics: Statistics
@@ -40,6 +44,13 @@ class Seen:
     sample: Tensor | None = None
     roles: tuple[str, ...] = ()
     neurons: Tensor | None = None
+    head_norms: Tensor | None = None
+    before: Tensor | None = None
+
+    @property
+    def read(self) -> Tensor:
+        """What decides, float32 `[tokens, in]`: `before` where that was asked for, else `values`."""
+        return self.values if self.before is None else self.before
 
     @property
     def values(self) -> Tensor:
@@ -70,6 +81,14 @@ class Method(ABC):
     def statistics(self) -> frozenset[str]:
         """What it needs to know of the activations."""
         return frozenset({"inputs"})
+
+    def looks_ahead(self) -> bool:
+        """Whether it reads what the place in the block before reads (`Seen.before`)."""
+        return False
+
+    def sees_together(self, place: Place) -> bool:
+        """Whether it needs to see the same tokens at several places, so that no statistic of one of them will do."""
+        return self.looks_ahead() or place.kind == "heads"
 
     @abstractmethod
     def fit(self, seen: Seen, sparsity: float) -> dict[str, Tensor]:
