@@ -1,16 +1,19 @@
 """`sparity generate`: what it prints where, and what it refuses."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from sparity import zoo
+from sparity import run, zoo
 from sparity.cli.main import app
 from sparity.cli.text_stream import TextStream
+from sparity.engine.attach import attach
 from sparity.engine.kernels import native
+from sparity.engine.modules.skips import tokens_of
 from sparity.models.loading import load, load_tokenizer
 
 PROMPT = "The following"
@@ -161,3 +164,46 @@ def test_half_of_a_character_is_held_back_until_it_is_whole():
     assert pieces == ["x", "ä", "\ufffd"]
     assert stream.text == "xä\ufffd"
     assert json.loads(json.dumps(stream.ids)) == list("xä→".encode()[:-1])
+
+
+@pytest.fixture(scope="module")
+def skipping(tmp_path_factory):
+    """A folder of zoo:llama that skips 40 % of its activations."""
+    recipe = {
+        "model": "zoo:llama",
+        "calibration": {"text": "python-docs:calibration", "documents": "joined", "samples": 4, "length": 128},
+        "stages": [{"activations": {"method": "teal", "sparsity": 0.4}}],
+        "measure": {"speed": None},
+    }
+    return run(recipe, output=tmp_path_factory.mktemp("skipping") / "out").path
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason="exact mode decodes on the fast path")
+def test_exact_mode_prints_the_dense_text_and_says_what_drafting_came_to(sparity, skipping):
+    model = attach(load(skipping, dtype="bfloat16"))
+    ids = torch.tensor([load_tokenizer("zoo:llama")(PROMPT)["input_ids"]])
+    with torch.no_grad(), tokens_of(model).dense():
+        made = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
+    done = sparity("generate", skipping, PROMPT, "--tokens", 12, "--exact", "--json").json
+    assert done["ids"] == made
+    assert list(done["exact"]) == ["drafted", "accepted", "checks", "acceptance"]
+    assert done["exact"]["checks"] + done["exact"]["accepted"] == 11
+    one = sparity("generate", skipping, PROMPT, "--tokens", 12, "--exact", "--draft", 1, "--stats")
+    assert one.out == f"{done['text']}\n"
+    counts = re.search(r"^(\d+) tokens drafted, (\d+) of them right \([\d.]+ %\), (\d+) dense checks$", one.err, re.M)
+    assert int(counts[1]) <= int(counts[3])
+    assert int(counts[2]) + int(counts[3]) == 11
+    sparse = sparity("generate", skipping, PROMPT, "--tokens", 12, "--json").json
+    assert "exact" not in sparse
+
+
+def test_exact_mode_is_refused_where_it_cannot_be(sparity, skipping):
+    for arguments, words in (
+        (("zoo:llama", PROMPT, "--exact"), "this model skips none"),
+        ((skipping, PROMPT, "--exact", "--temperature", 1), "--exact gives the likeliest tokens"),
+    ):
+        done = sparity("generate", *arguments)
+        assert done.code == 1
+        assert words in done.err
+        assert done.err.count("\n") == 1
+    assert sparity("generate", skipping, PROMPT, "--exact", "--draft", 32).code == 2

@@ -29,6 +29,14 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this share.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draw.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Let a model that skips activations draft, and print its dense greedy tokens.",
+        ),
+    ] = False,
+    draft: Annotated[int, typer.Option(min=1, max=31, help="Tokens drafted before each check, with --exact.")] = 4,
     threads: Threads = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="Print the speed, and why calls left the fast path, on standard error.")
@@ -43,12 +51,15 @@ def generate(
         import torch
 
         from sparity.cli.text_stream import TextStream
+        from sparity.dynamic.speculate.exact import ExactAnswer, generate_exact
         from sparity.engine.attach import attach
         from sparity.engine.decoding.model import fallbacks
         from sparity.errors import InvalidInput
         from sparity.measure.timing.generation import STREAMED
         from sparity.models.loading import load, load_tokenizer
 
+        if exact and temperature:
+            raise InvalidInput("--exact gives the likeliest tokens: leave --temperature out")
         if 0 < temperature < COLDEST:
             raise InvalidInput(f"--temperature {temperature:g}: at least {COLDEST}, or 0 for the likeliest token")
         prompt = _prompt(prompt)
@@ -64,16 +75,22 @@ def generate(
         _check_length(subject.config, len(ids), tokens)
         torch.manual_seed(seed)
         stream = TextStream(tokenizer, (lambda piece: None) if json else _print)
+        answer: ExactAnswer | None = None
         with torch.no_grad(), _as_the_model_asks(model):
-            subject.generate(
-                input_ids=torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
-                streamer=stream,
-                max_new_tokens=tokens,
-                **STREAMED,
-                **_sampling(temperature, top_p),
-            )
-    speed = _speed(len(ids), stream)
+            if exact:
+                answer = generate_exact(
+                    subject, torch.tensor([ids]), max_new_tokens=tokens, draft=draft, streamer=stream
+                )
+            else:
+                subject.generate(
+                    input_ids=torch.tensor([ids]),
+                    attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+                    streamer=stream,
+                    max_new_tokens=tokens,
+                    **STREAMED,
+                    **_sampling(temperature, top_p),
+                )
+    speed = _speed(len(ids), stream) | _drafts(answer)
     if json:
         console.print_json({"model": model, "prompt": prompt, "text": stream.text, "ids": stream.ids, **speed})
         return
@@ -86,6 +103,12 @@ def generate(
             f"first token after {speed['first_token']:.2f} s{after}",
             soft_wrap=True,
         )
+        if answer is not None:
+            console.err.print(
+                f"{answer.drafted} tokens drafted, {answer.accepted} of them right ({100 * answer.acceptance:.1f} %), "
+                f"{answer.checks} dense checks",
+                soft_wrap=True,
+            )
         for reason, calls in fallbacks(subject).most_common():
             console.err.print(f"left the fast path {calls} x: {reason}", soft_wrap=True)
 
@@ -166,6 +189,14 @@ def _speed(prompt: int, stream: Any) -> dict[str, Any]:
         "first_token": times[0] - stream.begun,
         "tokens_per_second": (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
     }
+
+
+def _drafts(answer: Any) -> dict[str, Any]:
+    """What the drafts of exact mode came to; nothing of another mode."""
+    if answer is None:
+        return {}
+    named = {name: getattr(answer, name) for name in ("drafted", "accepted", "checks", "acceptance")}
+    return {"exact": named}
 
 
 def _print(text: str) -> None:

@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused(family_models):
         with pytest.raises(InvalidInput, match="must be positive"):
             registry.build("activations.method", {"dejavu": options})
     with (
-        pytest.raises(InvalidInput, match="dejavu works at neurons, not at hidden"),
+        pytest.raises(InvalidInput, match="dejavu works at neurons or heads, not at hidden"),
         sparity.with_activations(family_models["llama"], IDS, method="dejavu", sparsity=0.5, sites="hidden"),
     ):
         pass

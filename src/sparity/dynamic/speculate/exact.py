@@ -6,7 +6,7 @@ arXiv:2211.17192, for greedy decoding). The checked keys and values take the pla
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,16 @@ from sparity.engine.modules.skips import tokens_of
 from sparity.errors import InvalidInput, wrong_input
 
 MOST_DRAFTED = 31  # with the token before them, what the fast path takes in one call
+
+
+class Streamer(Protocol):
+    """What transformers' streamers are."""
+
+    def put(self, value: Tensor) -> None:
+        """The prompt, then each new token."""
+
+    def end(self) -> None:
+        """The last token came."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ def generate_exact(
     max_new_tokens: int,
     draft: int = 4,
     eos_token_id: int | Collection[int] | None = None,
+    streamer: Streamer | None = None,
 ) -> ExactAnswer:
     """Greedy tokens of the dense model, bit for bit, at the price of a sparse one where its drafts are right.
 
@@ -59,11 +70,22 @@ def generate_exact(
         max_new_tokens: at most so many, 1 or more.
         draft: tokens drafted before each check, 1 to 31; fewer where drafts fail, see below.
         eos_token_id: tokens that end an answer; None = those of the model's generation configuration.
+        streamer: given the prompt `[1, tokens]`, then every new token `[1]` as soon as it is certain, as transformers'
+            `generate` does.
 
     The draft is shortened to one more than was accepted after a failure, and grows by one after a full success.
 
     Raises:
         InvalidInput: a model without skipped activations or without the fast path, or another batch than 1.
+
+    Example:
+        >>> import sparity, torch
+        >>> from sparity.dynamic.speculate.exact import generate_exact
+        >>> model, ids = sparity.load("zoo:llama", dtype="bfloat16"), torch.arange(64).view(2, 32)
+        >>> dense = sparity.attach(model).generate(ids[:1], max_new_tokens=8, do_sample=False)
+        >>> with sparity.with_activations(model, ids, method="teal", sparsity=0.3):
+        ...     print(torch.equal(generate_exact(model, ids[0], max_new_tokens=8).ids, dense))
+        True
     """
     tokens = tokens_of(model)
     if tokens is None:
@@ -86,9 +108,12 @@ def generate_exact(
     ends = _ends(model, eos_token_id)
     cache, answer = DynamicCache(), list[int]()
     drafted = accepted = checks = 0
+    if streamer is not None:
+        streamer.put(ids)
     with torch.no_grad():
         with tokens.dense():
             answer += _picked(model, ids, cache, 1)
+        _tell(streamer, answer)
         size = draft
         while len(answer) < max_new_tokens and answer[-1] not in ends:
             length = cache.get_seq_length()
@@ -102,10 +127,19 @@ def generate_exact(
             kept = picked[: right + 1]
             cut = next((i + 1 for i, token in enumerate(kept) if token in ends), len(kept))
             answer += kept[:cut]
+            _tell(streamer, kept[:cut])
             drafted, accepted, checks = drafted + len(guess) - 1, accepted + right, checks + 1
             _take_back(cache, len(guess) - right - 1)
             size = min(size + 1, draft) if right == len(guess) - 1 else max(min(right + 1, draft), 1)
+    if streamer is not None:
+        streamer.end()
     return ExactAnswer(torch.cat([ids, torch.tensor([answer])], 1), drafted, accepted, checks)
+
+
+def _tell(streamer: Streamer | None, answer: Collection[int]) -> None:
+    if streamer is not None:
+        for token in answer:
+            streamer.put(torch.tensor([token]))
 
 
 def _picked(model: Any, ids: Tensor, cache: DynamicCache, count: int) -> list[int]:
