@@ -7,22 +7,15 @@ The charts are those of the report's page, here one below the other in a single 
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
 from sparity.errors import InvalidInput
 from sparity.measure.charts.bars_and_maps import BarGroup, grouped_bars
-from sparity.measure.charts.drawing import WIDTH, draw_text
+from sparity.measure.charts.picture import picture
 from sparity.measure.charts.tradeoff import tradeoff
 from sparity.measure.data.report import Contestant, Spread
 from sparity.measure.show import numbers
-
-MARGIN, TITLE = 20, 44  # around the charts, and the height of a chart's title
-STYLE = (
-    "<style>svg{color:#1c1e22;--page:#ffffff;--dense:#8d939e;--sparse:#2f6fde}"
-    "@media (prefers-color-scheme:dark){svg{color:#e8e9eb;--page:#0d1117;--dense:#7f8794;--sparse:#6ea2ff}}</style>"
-)
 
 
 def draw(report):
@@ -30,18 +23,7 @@ def draw(report):
     charts = [*quality_charts(report), *speed_charts(report), *race_charts(report)]
     if not charts:
         raise InvalidInput("the report has no quality and no speed to draw: take the report.json of `sparity demo`")
-    parts, y = [], MARGIN
-    for title, chart in charts:
-        height = int(re.match(r'<svg [^>]*viewBox="0 0 \d+ (\d+)"', chart)[1])
-        parts.append(f'<g font-size="16" font-weight="600">{draw_text(MARGIN, y + 16, title)}</g>')
-        parts.append(chart.replace("<svg ", f'<svg x="{MARGIN}" y="{y + TITLE}" width="{WIDTH}" height="{height}" ', 1))
-        y += TITLE + height + MARGIN
-    width = WIDTH + 2 * MARGIN
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" font-family="system-ui, sans-serif" '
-        f'fill="currentColor">{STYLE}<rect width="{width}" height="{y}" rx="8" fill="var(--page)"/>'
-        f"{''.join(parts)}</svg>\n"
-    )
+    return picture(charts)
 
 
 def quality_charts(report):

@@ -1,0 +1,263 @@
+"""Quality against skipped activations, for every method and budget: the rows of docs/studies/activations.md.
+
+    python benchmarks/activation_study.py OUT.json --texts NAME=TEXT ... [--models zoo:relu ...] [--parts methods ...]
+    python benchmarks/activation_study.py OUT.json --table       as Markdown, what is finished
+    python benchmarks/activation_study.py OUT.json --draw FOLDER   the plots
+
+Methods are fitted to --samples windows of --length tokens of --calibration; the budgets that measure do so on the first
+of these. Every text is measured on --windows windows of 512 tokens, each of which starts as a text of its own and stays
+dense in its first four tokens. Parts: `methods` at five sparsities, `budgets` and `plan` (each strategy of the research
+plan alone, and all). Each row is written when it is finished, and the same command goes on after the rows of OUT.json.
+"""
+
+import argparse
+import statistics
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+import sparity
+from sparity.calibration.text import read_documents
+from sparity.calibration.tokens import Windows, draw_windows
+from sparity.engine.modules.skips import output_skip_of, skip_of
+from sparity.errors import InvalidInput, SparityError
+from sparity.files import read_json_object, write_json
+from sparity.measure.charts.lines_matrix import Line, line_plot
+from sparity.measure.charts.picture import picture
+from sparity.measure.data.machine import describe
+from sparity.measure.data.report import plain
+from sparity.measure.show import numbers
+from sparity.models.loading import load, load_tokenizer
+from sparity.quality.perplexity import exp, losses_of, window_logits
+
+MODELS = ("zoo:smollm2", "zoo:relu", "zoo:llama")
+WINDOW, FIRST = 512, 4
+LEVELS = (0.25, 0.4, 0.5, 0.65, 0.8)
+COMPOSED = {"importance": "weight_norm", "power": 0.5, "centre": "median"}
+METHODS = {  # name: method, options, sites
+    "teal": ("teal", {}, "all"),
+    "rms": ("rms", {}, "all"),
+    "statistical_topk": ("statistical_topk", {}, "all"),
+    "wina": ("wina", {}, "all"),
+    "scap": ("scap", {"centre": "mode"}, "all"),
+    "thresholds": ("thresholds", COMPOSED, "all"),
+    "r_sparse": ("r_sparse", {}, "all"),
+    "larosa": ("larosa", {}, "all"),
+    "teal, hidden": ("teal", {}, "hidden"),
+    "cats": ("cats", {}, "gate_output"),
+    "chess": ("chess", {}, "gate_output"),
+    "dejavu": ("dejavu", {}, "neurons"),
+}
+FEW = ("statistical_topk", "wina", "scap", "r_sparse", "rms", "dejavu")  # at one sparsity only where a model is large
+BUDGETS = {
+    "log_depth": {"log_depth": {"first": 0.4, "last": 0.6}},
+    "block_greedy": {"block_greedy": {"step": 0.1, "samples": 2}},
+    "knapsack": {"knapsack": {"step": 0.1, "spread": 0.2, "samples": 2}},
+    "evopress": {"evopress": {"step": 0.1, "spread": 0.2, "samples": 4, "generations": 10}},
+}
+LOG_DEPTH = BUDGETS["log_depth"]
+PLAN = {
+    "one threshold (TEAL)": ("teal", "uniform"),
+    "1a, quantile of each token": ("plan_quantile", "uniform"),
+    "1b, learned scale": ("plan_predictor", "uniform"),
+    "2, weighed by column norms": ("plan_importance", "uniform"),
+    "3, log law over depth": ("teal", LOG_DEPTH),
+    "2 and 3, the plan": ("plan_importance", LOG_DEPTH),
+}
+
+
+def wanted(model, parts, small):
+    """The rows of a model: (part, name, sparsity, what `with_activations` is asked for)."""
+    if "methods" in parts:
+        for name, (method, options, sites) in METHODS.items():
+            if name == "dejavu" and model != "zoo:relu":
+                continue
+            for level in (0.5,) if name in FEW and not small else LEVELS:
+                yield "methods", name, level, {"method": method, "sites": sites, **options}
+    if "budgets" in parts:
+        for name, budget in BUDGETS.items():
+            yield "budgets", name, 0.5, {"method": "teal", "sites": "all", "budget": budget}
+    if "plan" in parts:
+        for name, (method, budget) in PLAN.items():
+            for level in (0.5, 0.8):
+                yield "plan", name, level, {"method": method, "sites": "hidden", "budget": budget}
+
+
+class Texts:
+    """Windows of some texts, and what the dense model says of them."""
+
+    def __init__(self, model, tokenizer, texts, windows):
+        self.windows = {}
+        for name, text in texts.items():
+            ids = tokenizer("\n\n".join(read_documents(text)), verbose=False)["input_ids"]
+            if len(ids) < windows * WINDOW:
+                raise InvalidInput(f"{name} has {len(ids)} tokens, fewer than {windows} windows of {WINDOW}")
+            self.windows[name] = torch.tensor(ids[: windows * WINDOW]).view(windows, WINDOW)
+        self.dense = {
+            name: [window_logits(model, ids).log_softmax(-1) for ids in each] for name, each in self.windows.items()
+        }
+
+    def measure(self, model):
+        """For each text, for each window: the losses of both models, KL, same top-1, and the share skipped."""
+        found = {}
+        with skipped_share(model) as share:
+            for name, windows in self.windows.items():
+                found[name] = []
+                for ids, dense in zip(windows, self.dense[name], strict=True):
+                    share.clear()
+                    sparse = window_logits(model, ids).log_softmax(-1)
+                    p, q = dense[:-1], sparse[:-1]
+                    found[name].append(
+                        {
+                            "dense_loss": float(losses_of(dense, ids).mean()),
+                            "loss": float(losses_of(sparse, ids).mean()),
+                            "kl": float((p.exp() * (p - q)).sum(-1).mean()),
+                            "top1": float((p.argmax(-1) == q.argmax(-1)).float().mean()),
+                            "skipped": sum(a for a, _ in share) / sum(b for _, b in share) if share else None,
+                        }
+                    )
+        return found
+
+
+@contextmanager
+def skipped_share(model):
+    """Within the context: of each place's sparse tokens the weights that are skipped, and all, where a rule says it."""
+    seen = []
+    with ExitStack() as open_:
+
+        def count(skip, x, weight):
+            keep = skip.rule.like(x).keep(x)[:, FIRST:].float().mean()
+            seen.append((float(1 - keep) * weight, weight))
+
+        for module in model.modules():
+            if skip := skip_of(module):
+                size = module.weight.numel()
+                hook = lambda _, given, skip=skip, size=size: count(skip, given[0], size)  # noqa: E731
+                open_.callback(module.register_forward_pre_hook(hook, prepend=True).remove)
+            if skip := output_skip_of(module):
+                hook = lambda _, given, output, skip=skip: count(skip, output, 1)  # noqa: E731
+                open_.callback(module.register_forward_hook(hook, prepend=True).remove)
+        yield seen
+
+
+def run(known, options, keep):
+    """Measure what is missing, model after model."""
+    for name in options.models:
+        model, tokenizer = load(name, dtype="bfloat16"), load_tokenizer(name)
+        drawn = Windows(options.samples, options.length, documents="joined")
+        ids = draw_windows(read_documents(options.calibration), tokenizer, drawn)
+        small = model.num_parameters() < 2e7
+        texts = None
+        for part, row, level, asked in wanted(name, options.parts, small):
+            if any((r["model"], r["part"], r["row"], r["sparsity"]) == (name, part, row, level) for r in known["rows"]):
+                continue
+            texts = texts or Texts(model, tokenizer, options.texts, options.windows)
+            begun = time.monotonic()
+            try:
+                with sparity.with_activations(model, ids, sparsity=level, **asked) as sparse:
+                    fitted = time.monotonic() - begun
+                    found = {"texts": texts.measure(sparse)}
+            except SparityError as error:
+                fitted, found = 0.0, {"refused": str(error)}
+            known["rows"].append(
+                {"model": name, "part": part, "row": row, "sparsity": level, "fit_seconds": fitted, **found}
+            )
+            keep()
+            print(f"{name}, {part}, {row}, {level}: {found.get('refused') or summary(known['rows'][-1])}", flush=True)
+
+
+def summary(row):
+    """The texts of a row in words."""
+    return "; ".join(f"{name} {cell(windows)}" for name, windows in row["texts"].items())
+
+
+def mean(windows, what):
+    """The mean over windows of a number that each has, or None."""
+    found = [window[what] for window in windows if window[what] is not None]
+    return statistics.fmean(found) if found else None
+
+
+def change(windows):
+    """By how much the perplexity rises, as a share."""
+    return exp(mean(windows, "loss") - mean(windows, "dense_loss")) - 1
+
+
+def cell(windows):
+    """Perplexity, its change, and KL."""
+    return f"{exp(mean(windows, 'loss')):.2f} ({numbers.change(change(windows))}, {mean(windows, 'kl'):.3f})"
+
+
+def tables(known):
+    """The rows as Markdown: one table for each model and part."""
+    lines = []
+    finished = [row for row in known["rows"] if "texts" in row]
+    for model, part in dict.fromkeys((row["model"], row["part"]) for row in finished):
+        rows = [row for row in finished if (row["model"], row["part"]) == (model, part)]
+        names = list(rows[0]["texts"])
+        dense = ", ".join(f"{n} {exp(mean(rows[0]['texts'][n], 'dense_loss')):.2f}" for n in names)
+        lines += [
+            f"**`{model}`, {part}**; dense: {dense}",
+            "",
+            f"| {part} | asked | {' | '.join(names)} | same top-1 | skipped |",
+            f"|---|---|{'---|' * (len(names) + 2)}",
+        ]
+        for row in rows:
+            every = [window for windows in row["texts"].values() for window in windows]
+            skipped = [mean(windows, "skipped") for windows in row["texts"].values()]
+            ends = "" if None in skipped else f"{numbers.percent(min(skipped))} to {numbers.percent(max(skipped))}"
+            lines.append(
+                f"| {row['row']} | {numbers.percent(row['sparsity'])} | "
+                f"{' | '.join(cell(row['texts'][name]) for name in names)} | "
+                f"{numbers.percent(mean(every, 'top1'))} | {ends} |"
+            )
+        lines.append("")
+    lines += [f"- {r['model']}, {r['row']}: {r['refused']}" for r in known["rows"] if "refused" in r]
+    return "\n".join(lines)
+
+
+def draw(known, folder):
+    """A plot for each model: KL, the mean over the texts, against the sparsity, of the methods at several."""
+    for model in dict.fromkeys(row["model"] for row in known["rows"]):
+        lines = []
+        for name in METHODS:
+            points = {
+                row["sparsity"]: statistics.fmean(mean(windows, "kl") for windows in row["texts"].values())
+                for row in known["rows"]
+                if (row["model"], row["part"], row["row"]) == (model, "methods", name) and "texts" in row
+            }
+            if len(points) > 1:
+                lines.append(Line(name, points))
+        if lines:
+            title = f"{model}: KL from dense, mean of the texts"
+            chart = line_plot(title, lines, "share that is skipped where a method skips", "KL, nats", "{:.3g}".format)
+            (folder / f"activations-{model.removeprefix('zoo:')}.svg").write_text(picture([(title, chart)]))
+
+
+def main():
+    """Run what is missing, or show what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--parts", nargs="+", default=("methods", "plan", "budgets"))
+    parser.add_argument("--texts", nargs="+", default=["docs=python-docs:held-out"], metavar="NAME=TEXT")
+    parser.add_argument("--calibration", default="python-docs:calibration")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER")
+    options = parser.parse_args()
+    options.texts = dict(text.split("=", 1) for text in options.texts)
+    known = read_json_object(options.out) if options.out.exists() else {"machine": describe(), "rows": []}
+    if options.table:
+        print(tables(known))
+    elif options.draw:
+        draw(known, options.draw)
+    else:
+        run(known, options, lambda: write_json(options.out, plain(known)))
+
+
+if __name__ == "__main__":
+    main()
