@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 from sparity.errors import InvalidInput, suggestion
 
 PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
-    "stage": ("sparity.static", "sparity.static.structure", "sparity.dynamic"),
+    "stage": ("sparity.static", "sparity.static.structure", "sparity.training", "sparity.dynamic"),
     "prune.score": ("sparity.static.prune.scores",),
     "prune.pattern": ("sparity.static.prune.patterns",),
     "prune.solver": ("sparity.static.prune.solvers",),
     "activations.method": ("sparity.dynamic.activations.methods",),
+    "activations.heal": ("sparity.dynamic.activations.heals",),
     "budget": ("sparity.budgets",),
     "statistic": ("sparity.calibration.input_statistics",),
     "format": ("sparity.formats",),

@@ -15,7 +15,16 @@ def own(kind):
     return [name for name in registry.names(kind) if registry.get(kind, name).__module__.startswith("sparity.")]
 
 
-KINDS = ("stage", "prune.score", "prune.pattern", "prune.solver", "activations.method", "budget", "encoding")
+KINDS = (
+    "stage",
+    "prune.score",
+    "prune.pattern",
+    "prune.solver",
+    "activations.method",
+    "activations.heal",
+    "budget",
+    "encoding",
+)
 PLUGINS = [(kind, name) for kind in KINDS for name in own(kind)]
 STATISTICS = [("statistic", name) for name in own("statistic")]
 

@@ -34,6 +34,8 @@ SHARES = {  # recipe -> the share that it asks for on average, and of how many p
     "dejavu": (0.5, 12),
     "dejavu_heads": (0.5, 24),
     "q_sparse": (0.4, 42),
+    "heal_bias": (0.5, 42),
+    "heal_low_rank": (0.5, 42),
 }
 
 

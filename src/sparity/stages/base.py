@@ -225,6 +225,24 @@ class RuntimeStage(Stage):
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
         """The data of one block; tensors called `NAME.PART` rest on the share of NAME alone."""
 
+    @property
+    def refines(self) -> bool:
+        """Whether the data is gone over once more with the whole model, by `refine`; its `needs` name trials then."""
+        return False
+
+    def refine(
+        self, model: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor], tokens: Tensor
+    ) -> Mapping[str, Tensor]:
+        """The data of all blocks, gone over with the whole model in memory; the same bits each time.
+
+        Args:
+            model: a transformers model, which is left as it was.
+            sites: its input sites.
+            data: what `fit` gave for its blocks.
+            tokens: calibration tokens `[samples, length]`.
+        """
+        return data
+
     @abstractmethod
     def attach(
         self, module: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor]
@@ -256,6 +274,10 @@ class Workspace(Protocol):
 
 class ModelStage(Stage):
     """Trains the whole model, in steps."""
+
+    def config_changes(self, model: Decoder) -> Mapping[str, Any]:
+        """The attributes of the configuration that the training changes, with their new values."""
+        return {}
 
     @abstractmethod
     def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> None:

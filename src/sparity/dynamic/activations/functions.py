@@ -19,7 +19,7 @@ from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
 from sparity.stages.evidence_in_memory import EvidenceInMemory
 
-STAGE_OPTIONS = ("prompt", "first")  # of `with_activations`; all others are the method's
+STAGE_OPTIONS = ("prompt", "first", "heal")  # of `with_activations`; all others are the method's
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def with_activations(
         budget: how it is shared out among places: a name, or {name: {option: value}}.
         sites: `all` (or None) that the method is for, such as the gate's outputs for cats; `hidden`, `gate_output`,
             `neurons`, or roles such as ["gate", "up"].
-        options: the method's, and the stage's `prompt` and `first`.
+        options: the method's, and the stage's `prompt`, `first` and `heal`.
 
     Yields:
         The model. Texts that are scored without a cache are sparse from token `first` on; a generation's prompt is
@@ -206,6 +206,8 @@ def _fitted(
         fit = stage.fit(decoder, evidence, decision)
         carried = fit.carried
         data.update(fit.tensors)
+    if stage.refines:
+        data = dict(stage.refine(model, input_sites(model), data, ids))
     return _attached(model, stage, data)
 
 

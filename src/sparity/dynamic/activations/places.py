@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparity.errors import InvalidInput, suggestion
 from sparity.models import InputSite, Projection
+from sparity.models.activation_functions import ACTIVATIONS
 from sparity.models.block import in_features
 
 # every projection's input; the inputs of the MLP's last one; the gate's output; the MLP's neurons or the heads of
@@ -16,7 +17,6 @@ from sparity.models.block import in_features
 Where = Literal["all", "hidden", "gate_output", "neurons", "heads"]
 Kind = Literal["input", "hidden", "gate_output", "neurons", "heads"]
 HIDDEN = ("down", "fc2")
-ACTIVATIONS = ("act_fn", "activation_fn", "act")  # what modules call the function between gate and up
 
 
 @dataclass(frozen=True)

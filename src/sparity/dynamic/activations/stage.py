@@ -15,6 +15,8 @@ from sparity.budgets.base import Site
 from sparity.calibration.evidence import BlockEvidence
 from sparity.calibration.input_statistics.inputs import MOST_TOKENS
 from sparity.dynamic.activations.fitting import Together, data_bytes, fit_place
+from sparity.dynamic.activations.healing import attached, healed, split
+from sparity.dynamic.activations.heals.base import Heal, spot_of
 from sparity.dynamic.activations.methods.base import Method
 from sparity.dynamic.activations.places import Place, Where, places_of
 from sparity.dynamic.activations.rule_data import AGAIN
@@ -44,6 +46,10 @@ class Activations(RuntimeStage):
         "gate's activation gives), neurons (the MLP's, before any is computed), heads (of attention, before any is "
         "computed), [heads, neurons], or roles such as [gate, up, down]; default: the method's own",
     )
+    heal: Spec | None = Field(
+        None,
+        description="what makes good a part of what is lost, kept where it does so on text that it did not learn on",
+    )
     prompt: Literal["dense", "sparse"] = Field("dense", description="whether prompts are skipped in too")
     first: Annotated[Whole, Field(ge=0)] = Field(
         FIRST, description="tokens at the start of each sequence that stay dense"
@@ -60,11 +66,22 @@ class Activations(RuntimeStage):
         return found
 
     @property
+    def healing(self) -> Heal | None:
+        """The heal, built anew, or None.
+
+        Raises:
+            InvalidInput: unknown, or with unknown options.
+        """
+        found: Heal | None = None if self.heal is None else registry.build("activations.heal", self.heal)
+        return found
+
+    @property
     def words(self) -> str:
         """See `Stage.words`."""
         sites = self.sites
         where = "" if sites is None else f" at {sites if isinstance(sites, str) else ', '.join(sites)}"
-        return f"{self.chosen.name}, {100 * self.sparsity:g} %{where}"
+        healed = "" if self.healing is None else f", healed ({self.healing.name})"
+        return f"{self.chosen.name}, {100 * self.sparsity:g} %{where}{healed}"
 
     @property
     def how(self) -> str:
@@ -73,7 +90,8 @@ class Activations(RuntimeStage):
 
     def needs(self) -> Needs:
         """See `Stage.needs`."""
-        return with_budget(Needs(statistics=self._statistics()), build_budget(self.budget))
+        own = Needs(statistics=self._statistics(), trials=int(self.refines))
+        return with_budget(own, build_budget(self.budget))
 
     def reads(self) -> Mapping[str, str]:
         """The table of a budget that was measured before."""
@@ -81,13 +99,18 @@ class Activations(RuntimeStage):
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
         """The share of every place: `{"sparsity": {place: share of its channels to skip}}`."""
-        method, sites, budget = self.chosen, list[Site](), build_budget(self.budget)
+        method, sites, budget, healing = self.chosen, list[Site](), build_budget(self.budget), self.healing
         for index in range(len(model)):
             for place in self._places(model.skeleton, model.sites(index)):
                 if place.kind not in method.takes:
                     raise InvalidInput(
                         f"activations: {method.name} works at {' or '.join(method.takes)}, not at {place.kind} "
                         f"({place.name}): leave `sites` out"
+                    )
+                if healing is not None and place.kind not in healing.takes:
+                    raise InvalidInput(
+                        f"activations: heal {healing.name} works behind {' or '.join(healing.takes)}, not behind "
+                        f"{place.kind} ({place.name}): choose another heal, or leave `heal` out"
                     )
                 if budget.measures and method.sees_together(place):
                     raise InvalidInput(
@@ -124,15 +147,43 @@ class Activations(RuntimeStage):
         inputs = evidence.inputs(list(sites.values()), MOST_TOKENS)
         return {place.name: Together(inputs, evidence.before.get(place.kind)) for place in wanted}
 
+    @property
+    def refines(self) -> bool:
+        """See `RuntimeStage.refines`."""
+        return self.heal is not None and self.sparsity > 0
+
+    def refine(
+        self, model: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor], tokens: Tensor
+    ) -> Mapping[str, Tensor]:
+        """See `RuntimeStage.refine`: with what the heal adds, where that helps."""
+        heal, skipping = self.healing, SparseTokens(self.first, self.prompt, self.sparsity)
+        places = self._places_to_attach(model, sites)
+        by_place = _by_place(places, data)
+        if heal is None:
+            return data
+        with self._attached(model, places, by_place, skipping):
+            found = healed(heal, model, [(place, by_place[place.name]) for place in places], skipping, tokens)
+        return {**data, **found}
+
     @contextmanager
     def attach(self, module: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> Iterator[None]:
         """See `RuntimeStage.attach`."""
-        method, places = self.chosen, self._places_to_attach(module, sites)
-        by_place = _by_place(places, data)
+        places = self._places_to_attach(module, sites)
         tokens = SparseTokens(self.first, self.prompt, self.sparsity)
+        with self._attached(module, places, _by_place(places, data), tokens):
+            yield
+
+    @contextmanager
+    def _attached(
+        self, module: nn.Module, places: Sequence[Place], data: Mapping[str, Mapping[str, Tensor]], tokens: SparseTokens
+    ) -> Iterator[None]:
+        method, heal = self.chosen, self.healing
         with ExitStack() as open_:
             for place in places:
-                open_.enter_context(method.attach(place, by_place[place.name], tokens))
+                own, of_heal = (data[place.name], {}) if heal is None else split(data[place.name])
+                open_.enter_context(method.attach(place, own, tokens))
+                if heal is not None:
+                    open_.enter_context(attached(heal, place, of_heal, tokens))
             if self.sparsity > 0:
                 open_.enter_context(tokens.watch(module))
             yield
@@ -140,11 +191,13 @@ class Activations(RuntimeStage):
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
         allocation, method, changes, total = decision["sparsity"], self.chosen, list[Change](), 0
+        healing = self.healing
         for index in range(len(model)):
             for place in self._places(model.skeleton, model.sites(index)):
                 share = allocation.get(place.name, 0.0)
                 changes += self._changes(place, index, share, share, weighed=False)
                 total += data_bytes(method, place, share)
+                total += healing.nbytes(spot_of(place)) if healing is not None and share else 0  # at most
         return Estimate(changes=tuple(changes), runtime_bytes=total)
 
     def verify(self, block: Block, decision: Decision) -> list[str]:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +23,11 @@ from sparity.pipeline.run.passes import Setting, check_finished
 from sparity.pipeline.run.planned import PlannedPass
 from sparity.pipeline.run.progress import Progress
 from sparity.pipeline.run.runtime_files import carry_runtime
-from sparity.stages import ModelStage
+from sparity.stages import Change, ModelStage
 
 LAST = "training.safetensors"
 STEP = "sparity.step"
+CHANGES = "trained"
 
 
 class Room:
@@ -72,14 +74,21 @@ def run_training(planned: PlannedPass, setting: Setting, folder: PassFolder, pro
         tokens = torch.empty(0, 0, dtype=torch.int64) if opened.tokens is None else opened.tokens
         stage.train(model, masks, tokens, Room(folder.state, progress))
         _check(model, opened.decoder, masks, stage.name)
-        _write(model, opened.decoder, folder)
+        folder.remember(CHANGES, {"changes": _write(model, opened.decoder, folder, stage.name)})
         seconds = time.perf_counter() - begun
+    changes = (folder.recall(CHANGES) or {"changes": [[]] * total})["changes"]
     for index in range(done, total):  # every shard is there
-        folder.commit(index + 1, None, {"seconds": 0.0 if index else seconds, "changes": [], "kept": {}})
+        record = {"seconds": 0.0 if index else seconds, "changes": changes[index], "kept": {}}
+        folder.commit(index + 1, None, record)
     if setting.previous is not None:
         carry_runtime(setting.previous, folder.path)
     records = folder.committed.records
-    return replace(before, decisions=(*before.decisions, each.draft), records=(*before.records, *records))
+    return replace(
+        before,
+        decisions=(*before.decisions, each.draft),
+        records=(*before.records, *records),
+        config={**before.config, **stage.config_changes(opened.decoder)},
+    )
 
 
 def _projections(decoder: Decoder, model: nn.Module) -> dict[str, Projection]:
@@ -104,11 +113,14 @@ def _check(model: nn.Module, decoder: Decoder, masks: Mapping[str, Tensor], stag
             raise NumericalError(f"{name}: {stage} says that it keeps zeros, but {back} of an earlier stage came back")
 
 
-def _write(model: nn.Module, decoder: Decoder, folder: PassFolder) -> None:
-    """The trained model as the shards of a checkpoint, a block each."""
+def _write(model: nn.Module, decoder: Decoder, folder: PassFolder, stage: str) -> list[list[dict[str, Any]]]:
+    """The trained model as the shards of a checkpoint, a block each; what became of each block's projections."""
     trained = Decoder(decoder.skeleton, ModuleSource(model), decoder.device, decoder.dtype)
     total = len(trained)
     folder.save_shard(plain_shard(1, total + 1), trained.rest())
+    changes = []
     for index in range(total):
         with trained.block(index) as block:
             folder.save_shard(plain_shard(index + 2, total + 1), trained.export(block))
+            changes.append([asdict(Change.of(stage, projection, index)) for projection in block.projections])
+    return changes

@@ -18,6 +18,7 @@ from sparity.calibration.store import StatisticsStore
 from sparity.checkpoints.source import read_header
 from sparity.errors import CorruptFile, NumericalError
 from sparity.models import Block
+from sparity.models.attached_runtime import input_sites
 from sparity.models.dimensions import Dimension, cut_matrix, cuts_of
 from sparity.pipeline.evidence.dense_statistics import dense_statistics, stored_needs
 from sparity.pipeline.evidence.model_evidence import PassEvidence, stored_evidence
@@ -27,7 +28,16 @@ from sparity.pipeline.run.finished_pass import Done, with_kept
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
 from sparity.pipeline.run.planned import PlannedPass, PlannedStage
 from sparity.pipeline.run.progress import Progress
-from sparity.pipeline.run.runtime_files import carry_runtime, publish_fitted, read_carried, save_carried, save_fitted
+from sparity.pipeline.run.runtime_files import (
+    carry_runtime,
+    publish_fitted,
+    read_carried,
+    read_fitted,
+    read_refined,
+    save_carried,
+    save_fitted,
+    save_refined,
+)
 from sparity.stages import BlockEdit, BlockStage, Decision, RuntimeStage, Stage
 from sparity.stages.order import needs_of
 from sparity.visible import logger
@@ -234,7 +244,7 @@ def _done(planned: PlannedPass, setting: Setting, folder: PassFolder, before: Do
     if setting.previous is not None:
         carry_runtime(setting.previous, folder.path)
     runtime = [
-        publish_fitted(each, folder.state, len(decoder), folder.path)
+        publish_fitted(each, _refined(each, setting, folder), folder.path)
         for each in planned.stages
         if isinstance(each.stage, RuntimeStage)
     ]
@@ -249,6 +259,23 @@ def _done(planned: PlannedPass, setting: Setting, folder: PassFolder, before: Do
     for index, record in enumerate(records):
         done = with_kept(done, decoder.block_name(index), record["kept"])
     return done
+
+
+def _refined(each: PlannedStage, setting: Setting, folder: PassFolder) -> Mapping[str, Tensor]:
+    """The data of all blocks of a run-time stage, gone over with the whole model where it asks for that."""
+    stage, data = each.stage, read_fitted(folder.state, each.place, len(setting.opened.decoder))
+    assert isinstance(stage, RuntimeStage)
+    tokens = setting.opened.tokens
+    if not stage.refines or tokens is None:
+        return data
+    known = read_refined(folder.state, each.place)
+    if known is not None:
+        return known
+    torch.set_num_threads(setting.threads)
+    model = setting.load()
+    found = stage.refine(model, input_sites(model), data, tokens)
+    save_refined(folder.state, each.place, found)
+    return found
 
 
 def check_finished(folder: Path, blocks: int, total: int) -> None:

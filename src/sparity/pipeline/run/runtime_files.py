@@ -45,19 +45,42 @@ def read_carried(state: Path, place: int, block: int) -> Mapping[str, Tensor]:
     return found
 
 
-def publish_fitted(each: PlannedStage, state: Path, blocks: int, target: Path) -> dict[str, Any]:
-    """Write the data of all blocks as one file beside the weights in `target`; the entry for config.json.
+def read_fitted(state: Path, place: int, blocks: int) -> dict[str, Tensor]:
+    """What the stage in `place` of the recipe found in all blocks.
 
     Raises:
         CorruptFile: what was kept of a block is missing or damaged.
     """
     data: dict[str, Tensor] = {}
     for block in range(blocks):
-        path = _file(state, each.place, block)
+        path = _file(state, place, block)
         try:
             data.update(load_file(path))
         except (SafetensorError, OSError) as error:
             raise CorruptFile(f"{path} is missing or damaged ({error}): {START_OVER}") from error
+    return data
+
+
+def save_refined(state: Path, place: int, data: Mapping[str, Tensor]) -> None:
+    """Keep what the stage made of its data with the whole model."""
+    write_tensors(_refined(state, place), data)
+
+
+def read_refined(state: Path, place: int) -> dict[str, Tensor] | None:
+    """What `save_refined` kept, or None.
+
+    Raises:
+        CorruptFile: it is damaged.
+    """
+    path = _refined(state, place)
+    try:
+        return load_file(path) if path.exists() else None
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{path} is damaged ({error}): {START_OVER}") from error
+
+
+def publish_fitted(each: PlannedStage, data: Mapping[str, Tensor], target: Path) -> dict[str, Any]:
+    """Write the data of all blocks as one file beside the weights in `target`; the entry for config.json."""
     options = each.stage.model_dump(mode="json")
     return asdict(write_runtime(target, each.place, each.stage.name, options, data))
 
@@ -71,6 +94,10 @@ def carry_runtime(source: Path, target: Path) -> None:
 
 def _carried(state: Path, place: int, block: int) -> Path:
     return state / f"carried-{place}-{block}.safetensors"
+
+
+def _refined(state: Path, place: int) -> Path:
+    return state / f"refined-{place}.safetensors"
 
 
 def _file(state: Path, place: int, block: int) -> Path:

@@ -11,7 +11,7 @@ from sparity.registry import register
 class QSparse(Composed):
     """The in - int(in s) channels of a token with the largest |x_i| count, before every linear layer.
 
-    It is meant for models that were trained with this mask.
+    It is meant for models that were trained with this mask: see the stage `topk_training`.
     """
 
     @property

@@ -1,0 +1,1 @@
+"""Ways to make good what skipped activations lose."""

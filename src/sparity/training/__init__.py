@@ -1,0 +1,1 @@
+"""Stages that train the whole model: one file per stage."""
