@@ -9,6 +9,7 @@ from sparity import registry
 from sparity.recipe import Recipe
 
 KINDS = (
+    "activations.heal",
     "activations.method",
     "budget",
     "encoding",

@@ -56,7 +56,8 @@ def test_a_recipe_parses_and_its_comment_says_what_it_is(path):
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_method_runs_to_the_end_and_skips_what_it_states(path, tmp_path):
-    result = sparity.run(Recipe.read(path, SMALL), output=tmp_path / "out")
+    fewer = ["stages.0.activations.heal={bias: {steps: 4}}"] if path.stem == "heal_bias" else []
+    result = sparity.run(Recipe.read(path, [*SMALL, *fewer]), output=tmp_path / "out")
     candidate, (share, count) = result.report.candidates[0], SHARES[path.stem]
     assert len(candidate.changes) == count
     sizes = [math.prod(change.shape_after) for change in candidate.changes]
