@@ -22,6 +22,7 @@ _HOMES = {
     "load": "sparity.models.loading",
     "perplexity": "sparity.quality.perplexity",
     "prune_weight": "sparity.static.prune.prune_weight",
+    "quantize_weight": "sparity.static.quantize.quantize_weight",
     "register": "sparity.registry",
     "run": "sparity.pipeline.run.runner",
     "sensitivity": "sparity.pipeline.studies.sensitivity",
@@ -39,6 +40,7 @@ __all__ = [
     "load",
     "perplexity",
     "prune_weight",
+    "quantize_weight",
     "register",
     "run",
     "sensitivity",
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from sparity.recipe import Recipe
     from sparity.registry import register
     from sparity.static.prune.prune_weight import prune_weight
+    from sparity.static.quantize.quantize_weight import quantize_weight
 
 
 def __getattr__(name: str) -> Any:

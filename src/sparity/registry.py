@@ -23,6 +23,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
     "prune.score": ("sparity.static.prune.scores",),
     "prune.pattern": ("sparity.static.prune.patterns",),
     "prune.solver": ("sparity.static.prune.solvers",),
+    "quantize.method": ("sparity.static.quantize.methods",),
+    "quantize.grid": ("sparity.static.quantize.grids",),
     "activations.method": ("sparity.dynamic.activations.methods",),
     "activations.heal": ("sparity.dynamic.activations.heals",),
     "budget": ("sparity.budgets",),
@@ -145,6 +147,8 @@ def _typed(value: Any, expected: Any, where: str) -> Any:
 def _fits(value: Any, expected: Any) -> bool:
     if typing.get_origin(expected) is typing.Literal:
         return value in typing.get_args(expected)
+    if typing.get_origin(expected) is tuple:  # of any length, a list in a recipe
+        return isinstance(value, list | tuple) and all(_fits(each, typing.get_args(expected)[0]) for each in value)
     if expected in (int, float):  # True is no number here, though Python says so
         return isinstance(value, int if expected is int else int | float) and not isinstance(value, bool)
     return isinstance(value, expected)
@@ -157,6 +161,8 @@ def type_words(expected: Any) -> str:
         return type_words(typing.get_args(expected)[0])
     if kind is typing.Literal:
         return " or ".join(map(repr, typing.get_args(expected)))
+    if kind is tuple:
+        return f"list of {type_words(typing.get_args(expected)[0])}"
     if kind in (types.UnionType, typing.Union):
         return " or ".join(map(type_words, typing.get_args(expected)))
     if expected is types.NoneType:

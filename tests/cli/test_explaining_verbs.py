@@ -18,6 +18,8 @@ KINDS = (
     "prune.pattern",
     "prune.score",
     "prune.solver",
+    "quantize.grid",
+    "quantize.method",
     "stage",
     "statistic",
 )

@@ -16,6 +16,7 @@ WITH_EXAMPLES = (
     "load",
     "perplexity",
     "prune_weight",
+    "quantize_weight",
     "register",
     "run",
     "sensitivity",

@@ -16,14 +16,8 @@ def own(kind):
 
 
 KINDS = (
-    "stage",
-    "prune.score",
-    "prune.pattern",
-    "prune.solver",
-    "activations.method",
-    "activations.heal",
-    "budget",
-    "encoding",
+    *("stage", "prune.score", "prune.pattern", "prune.solver", "quantize.method", "quantize.grid"),
+    *("activations.method", "activations.heal", "budget", "encoding"),
 )
 PLUGINS = [(kind, name) for kind in KINDS for name in own(kind)]
 STATISTICS = [("statistic", name) for name in own("statistic")]
@@ -96,7 +90,7 @@ def test_the_index_lists_every_plugin_with_what_it_needs():
         plugin = registry.get(kind, link[1 : link.index("]")])
         if kind == "stage" and plugin.name != "prune":  # whose parts say it
             assert needs == ", ".join(f"`{need}`" for need in sorted(plugin().needs().statistics))
-        if kind in ("prune.score", "prune.solver", "activations.method"):
+        if kind in ("prune.score", "prune.solver", "quantize.method", "activations.method"):
             assert needs == (", ".join(f"`{need}`" for need in needs_of(kind, plugin)) or "nothing")
         if kind == "prune.score":
             assert group == plugin.compare_within

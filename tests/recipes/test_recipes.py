@@ -56,6 +56,7 @@ RULES = {
     "sparsegpt": (by_column_block, 1e-3),
     "wanda_2_of_4": (two_of_four, 0),
     "sparsegpt_2_of_4": (two_of_four, 0),
+    "sparsegpt_4_bits": (by_column_block, 0.2),  # what rounds to zero is one too
     "wanda_sparsegpt": (by_row, 0),
     "block": (by_tile, 0),
     "global_threshold": (by_layer, 1e-3),

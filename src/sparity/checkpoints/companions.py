@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
+from sparity.checkpoints.recorded_scales import SCALES
 from sparity.checkpoints.runtime_data import FOLDER
 from sparity.errors import InvalidInput
 from sparity.files import make_folder, write_atomically
@@ -90,7 +91,8 @@ def _files(folder: Path) -> list[str]:
 
 
 def _runtime(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in sorted((folder / FOLDER).glob("*.safetensors"))]
+    places = (folder / FOLDER, folder / SCALES)
+    return [str(path.relative_to(folder)) for place in places for path in sorted(place.glob("*.safetensors"))]
 
 
 def _is_own(folder: Path, path: Path) -> bool:

@@ -17,7 +17,7 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            help="A stage, score, pattern, solver, method, budget, statistic, family, format or encoding.",
+            help="A stage, score, pattern, solver, method, grid, budget, statistic, family, format or encoding.",
             show_default=False,
         ),
     ],

@@ -12,10 +12,12 @@ The same for stages that edit weights and for those that act at run time:
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 
 from sparity import registry
 from sparity.budgets.base import Budget, Objective, Site, allocate
+from sparity.errors import InvalidInput, suggestion
 from sparity.models import Decoder, Projection
 from sparity.sections import Spec
 from sparity.stages.base import ModelEvidence, Needs
@@ -59,6 +61,21 @@ def projections(model: Decoder) -> Iterator[tuple[int, Projection]]:
         for site in model.sites(index):
             for projection in site.projections:
                 yield index, projection
+
+
+def left_out(model: Decoder, globs: Collection[str]) -> frozenset[str]:
+    """The projections that some of `globs` match.
+
+    Raises:
+        InvalidInput: one matches none.
+    """
+    names, found = [projection.name for _, projection in projections(model)], set[str]()
+    for glob in globs:
+        matched = {name for name in names if fnmatchcase(name, glob)}
+        if not matched:
+            raise InvalidInput(f'dense: "{glob}" matches no projection{suggestion(glob, names)}')
+        found |= matched
+    return frozenset(found)
 
 
 def sites_of(model: Decoder, milliseconds: Callable[[Projection, float], float] | None = None) -> list[Site]:

@@ -78,7 +78,7 @@ class Estimate:
         flops: multiplications and additions of the stage's own work, forward passes not counted.
         memory: bytes at once, by what takes them.
         disk: bytes in the run's folder while it works, by what takes them.
-        runtime_bytes: of the data that a run-time stage adds.
+        runtime_bytes: of the data that the stage adds beside the weights.
     """
 
     changes: tuple[Change, ...] = ()
@@ -174,18 +174,21 @@ class BlockEdit:
         changes: one per projection that the stage had to do with.
         kept: dimension -> the indices of its units that stay, where the stage cut it.
         notes: sentences about what the stage met, which a run logs; trials of edits do not.
+        extra: of a stage that `records`, tensors by `PROJECTION.NAME` that are kept beside the weights.
     """
 
     block: Block
     changes: tuple[Change, ...]
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    extra: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 class BlockStage(Stage):
     """Edits weights with one block in memory."""
 
     edits_rest: ClassVar[bool] = False  # whether embedding, last norm or head are edited too
+    records: ClassVar[bool] = False  # whether tensors about the edit are kept beside the weights
 
     @abstractmethod
     def edit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> BlockEdit:

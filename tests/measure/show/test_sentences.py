@@ -22,7 +22,7 @@ def said(report, **changes):
         ("pruned", ZEROS),
         ("cut", SHAPES),
         ("skipping", SKIPPED),
-        ("quantised", "8 projections are stored with 4.57 bits per weight on average, from 4 to 8."),
+        ("quantised", "8 projections are rounded to 4.57 bits per weight on average, from 4 to 8."),
         ("healed", "No weight of 8 projections was removed, made zero or skipped."),
         ("nothing", "No projection was changed."),
         (
@@ -57,7 +57,7 @@ def test_no_target_is_no_target(kinds):
 
 def test_equal_bits_are_no_average(kinds):
     even = tuple(replace(change, bits=4.0) for change in kinds["quantised"].candidates[0].changes)
-    assert said(kinds["quantised"], changes=even) == "8 projections are stored with 4 bits per weight."
+    assert said(kinds["quantised"], changes=even) == "8 projections are rounded to 4 bits per weight."
 
 
 def test_stages_are_listed_in_their_order(kinds):

@@ -91,7 +91,7 @@ def _bits(candidate: Candidate) -> str:
         return ""
     kinds = sorted({each.bits for each in totals.requantised if each.bits is not None})
     average = f" on average, from {kinds[0]:g} to {kinds[-1]:g}" if len(kinds) > 1 else ""
-    return f"{_projections_are(len(totals.requantised))} stored with {numbers.bits(totals.bits)} per weight{average}."
+    return f"{_projections_are(len(totals.requantised))} rounded to {numbers.bits(totals.bits)} per weight{average}."
 
 
 def _skipping(candidate: Candidate) -> str:

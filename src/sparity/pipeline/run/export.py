@@ -7,6 +7,7 @@ from pathlib import Path
 from sparity import __version__
 from sparity.checkpoints.companions import ROOMS, copy_files
 from sparity.checkpoints.packed import NAMED_WEIGHTS, QUANTIZATION_KEYS, quantization_config
+from sparity.checkpoints.recorded_scales import SCALES
 from sparity.checkpoints.runtime_data import FOLDER
 from sparity.checkpoints.shards import shard_name, write_index
 from sparity.checkpoints.source import CheckpointSource, read_header
@@ -92,7 +93,9 @@ def file_hashes(folder: Path) -> dict[str, str]:
     """Every file of a checkpoint but its record, with its hash; the state of a run is none of them."""
     paths = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD]
     rooms = [path for path in sorted(folder.iterdir()) if path.name.lower() in ROOMS]
-    paths += [path for room in (folder / FOLDER, *rooms) for path in sorted(room.glob("*")) if path.is_file()]
+    paths += [
+        path for room in (folder / FOLDER, folder / SCALES, *rooms) for path in sorted(room.glob("*")) if path.is_file()
+    ]
     return {str(path.relative_to(folder)): file_hash(path) for path in paths}
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sparity.checkpoints.recorded_scales import carry_scales
 from sparity.checkpoints.shards import write_tensors
 from sparity.checkpoints.source import ModuleSource
 from sparity.errors import CorruptFile, NumericalError
@@ -82,6 +83,7 @@ def run_training(planned: PlannedPass, setting: Setting, folder: PassFolder, pro
         folder.commit(index + 1, None, record)
     if setting.previous is not None:
         carry_runtime(setting.previous, folder.path)
+        carry_scales(setting.previous, folder.path)
     records = folder.committed.records
     return replace(
         before,

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparity.checkpoints import packed
 from sparity.checkpoints.companions import copy_files, everything
 from sparity.checkpoints.packed import INDEX
+from sparity.checkpoints.recorded_scales import carry_scales
 from sparity.checkpoints.shards import LazyTensors, write_tensors
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.fastest import Fastest, fastest_format
@@ -73,6 +74,7 @@ def convert(
         else:
             _unpack_weights(decoder, work.path)
         carry_runtime(folder, work.path)
+        carry_scales(folder, work.path)
         copy_files(folder, names, work.path)
         packed.mark(work.path, to == "packed")
         _rewrite_record(work.path, to, recount=not encoding.exact)

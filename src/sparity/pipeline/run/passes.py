@@ -15,6 +15,7 @@ from sparity.calibration.evidence import Evidence, LiveIndependent, LiveSequenti
 from sparity.calibration.gradients import gather_gradients, gradient_file, read_gradients
 from sparity.calibration.statistics import REGIONAL
 from sparity.calibration.store import StatisticsStore
+from sparity.checkpoints.recorded_scales import carry_scales, write_scales
 from sparity.checkpoints.source import read_header
 from sparity.errors import CorruptFile, NumericalError
 from sparity.models import Block
@@ -197,6 +198,8 @@ def _edit_block(
                 log.warning("%s", note)
             if masked and "mask" in stage.preserves:
                 _check_masks(stage, edit, evidence.masks, model.dimensions(visit.block.index))
+            if stage.records:
+                save_fitted(folder.state, each.place, visit.block.index, edit.extra)
             record["changes"] += [asdict(_with_loss(change, losses or {})) for change in edit.changes]
             record["kept"] = {**record["kept"], **_composed(record["kept"], edit.kept)}
         elif isinstance(stage, RuntimeStage):
@@ -243,11 +246,15 @@ def _done(planned: PlannedPass, setting: Setting, folder: PassFolder, before: Do
     decoder, records = setting.opened.decoder, folder.committed.records
     if setting.previous is not None:
         carry_runtime(setting.previous, folder.path)
+        carry_scales(setting.previous, folder.path)
     runtime = [
         publish_fitted(each, _refined(each, setting, folder), folder.path)
         for each in planned.stages
         if isinstance(each.stage, RuntimeStage)
     ]
+    for each in planned.stages:
+        if isinstance(each.stage, BlockStage) and each.stage.records:
+            write_scales(folder.path, each.place, each.stage.name, read_fitted(folder.state, each.place, len(decoder)))
     sizes = [{dimension: len(units) for dimension, units in record["kept"].items()} for record in records]
     done = Done(
         decisions=(*before.decisions, *_remembered(planned, folder)),

@@ -1,4 +1,4 @@
-"""What run-time stages found, block by block in the run's state, then as one file per stage beside the weights."""
+"""What stages found beside the weights, block by block in the run's state, then as one file per stage."""
 
 import shutil
 from collections.abc import Mapping

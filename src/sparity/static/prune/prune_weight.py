@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparity import registry
 from sparity.calibration import Statistics
 from sparity.calibration.statistics import GRADIENTS, REGIONAL
-from sparity.errors import InvalidInput, NumericalError, suggestion, wrong_input
+from sparity.errors import InvalidInput, suggestion, wrong_input
+from sparity.static.matrices.matrix_input import check_finite, check_matrix, gathered
 from sparity.static.prune.patterns.base import build_pattern
 from sparity.static.prune.pruning import DEFAULT_SCORE, Pruning
 
@@ -95,16 +95,11 @@ def prune_weight(
 
 def _statistics(pruning: Pruning, inputs: Tensor | None, gradients: Tensor | None) -> Statistics:
     of_gradients = pruning.needs & {*GRADIENTS, REGIONAL}
-    of_inputs = pruning.needs - of_gradients
-    statistics = Statistics.gather("weight", of_inputs)
-    for needed, given, name in ((of_inputs, inputs, "inputs"), (of_gradients, gradients, "gradients")):
-        if needed and given is None:
-            raise InvalidInput(
-                f"{pruning.words} needs the statistics {', '.join(sorted(needed))}: pass `{name}`, or use "
-                'score="magnitude" with solver="mask_only"'
-            )
-    if inputs is not None:
-        statistics.add(inputs)
+    instead = 'score="magnitude" with solver="mask_only"'
+    statistics = gathered(pruning.needs - of_gradients, inputs, pruning.words, instead)
+    if of_gradients and gradients is None:
+        missing = ", ".join(sorted(of_gradients))
+        raise InvalidInput(f"{pruning.words} needs the statistics {missing}: pass `gradients`, or use {instead}")
     if gradients is None:
         return statistics
     samples = gradients.detach().float().reshape(-1, *gradients.shape[-2:])  # [samples, out, in]
@@ -113,24 +108,14 @@ def _statistics(pruning: Pruning, inputs: Tensor | None, gradients: Tensor | Non
 
 
 def _check(weight: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> None:
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
-        shape = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise InvalidInput(f"weight must be a floating-point matrix [out, in], got {shape}")
-    for name, given in (("inputs", inputs), ("gradients", gradients)):
-        if given is not None and not isinstance(given, Tensor):
-            raise InvalidInput(f"{name} must be a torch tensor, got {type(given).__name__}")
-    if inputs is not None and (inputs.ndim not in (2, 3) or inputs.shape[-1] != weight.shape[1]):
-        raise InvalidInput(
-            f"inputs must be [tokens, {weight.shape[1]}] or [samples, tokens, {weight.shape[1]}] to fit the weight "
-            f"{list(weight.shape)}, got {list(inputs.shape)}"
-        )
-    if gradients is not None and (
-        gradients.ndim not in (2, 3) or gradients.shape[-2:] != weight.shape or not len(gradients)
-    ):
+    check_matrix(weight, inputs)
+    if gradients is None:
+        return
+    if not isinstance(gradients, Tensor):
+        raise InvalidInput(f"gradients must be a torch tensor, got {type(gradients).__name__}")
+    if gradients.ndim not in (2, 3) or gradients.shape[-2:] != weight.shape or not len(gradients):
         raise InvalidInput(
             f"gradients must be {list(weight.shape)} or [samples, {weight.shape[0]}, {weight.shape[1]}], "
             f"got {list(gradients.shape)}"
         )
-    for name, tensor in (("weight", weight), ("inputs", inputs), ("gradients", gradients)):
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise NumericalError(f"{name} holds NaN or infinite numbers")
+    check_finite(gradients=gradients)

@@ -10,9 +10,11 @@ from sparity.calibration import Statistics
 from sparity.calibration.statistics import DAMPING
 from sparity.errors import InvalidInput
 from sparity.registry import register
+from sparity.static.matrices.settling import settle_columns
 from sparity.static.prune.solvers.base import Choose, Solver, zeroed
-
-STRIP = 16
+from sparity.static.quantize.column_rounding import ColumnRounding
+from sparity.static.quantize.methods.base import check_group
+from sparity.static.quantize.quantizing import build_grid
 
 
 @register("prune.solver", "sparsegpt")
@@ -26,10 +28,16 @@ class SparseGPT(Solver):
 
     `damping` is the share of the Hessian's mean diagonal that is added to it; it is raised and logged when the matrix
     is singular. Channels that never fired are pruned first; a weight there that the mask keeps stays what it was.
+
+    With `bits` the weights that stay are rounded in the same loop, so that later columns make up for both: to integers
+    with a zero point unless `symmetric`, on one grid per row of the dense weight, or per `group` of columns.
     """
 
     damping: float = DAMPING
     block_columns: int = 128
+    bits: int | None = None
+    group: int | None = None
+    symmetric: bool = False
 
     needs: ClassVar[tuple[str, ...]] = ("gram",)
     own_score: ClassVar[str | None] = "obs"
@@ -39,42 +47,61 @@ class SparseGPT(Solver):
             raise InvalidInput(f"damping {self.damping}: it must lie in [0, 1]")
         if self.block_columns < 1:
             raise InvalidInput(f"block_columns {self.block_columns}: it must be at least 1")
+        if self.bits is None and (self.group is not None or self.symmetric):
+            raise InvalidInput("sparsegpt: group and symmetric say how weights are rounded: give bits too")
+        if self.bits is not None:
+            build_grid("integers", self.bits, self.symmetric)
 
     def solve(self, weight: Tensor, statistics: Statistics, choose: Choose) -> tuple[Tensor, Tensor]:
         """See `Solver.solve`."""
         factor, dead = statistics.inverse_factor(self.damping)  # [in, in] upper, [in]
         columns = weight.float().T.contiguous()  # [in, out]: a column of the weight lies together in memory
-        columns[dead] = 0.0
-        keep = torch.ones_like(columns, dtype=torch.bool)
         width = max(self.block_columns // choose.column_multiple, 1) * choose.column_multiple
-        for start in range(0, len(columns), width):
-            block = slice(start, min(start + width, len(columns)))
-            errors = _solve_block(columns[block], factor[block, block], keep[block], choose, start)
-            columns[block.stop :] -= factor[block, block.stop :].T @ errors
-        columns[dead] = weight.float().T[dead]
+        keep = torch.ones_like(columns, dtype=torch.bool)
+        rounding = self._rounding(columns, keep, statistics.site)
+        loop = _Loop(columns, factor.diagonal(), dead, keep, choose, rounding)
+        settle_columns(columns, factor, loop, width, choose.column_step)
         keep = keep.T.contiguous()
         return zeroed(columns.T, keep), keep
 
+    def _rounding(self, columns: Tensor, keep: Tensor, site: str) -> ColumnRounding | None:
+        if self.bits is None:
+            return None
+        group = check_group(self.group, len(columns), site)
+        return ColumnRounding(columns, keep, (build_grid("integers", self.bits, self.symmetric),), group)
 
-def _solve_block(columns: Tensor, factor: Tensor, keep: Tensor, choose: Choose, start: int) -> Tensor:
-    """Prune a block of columns `[width, out]` in place; the scaled errors [width, out] are for the columns behind it.
 
-    The block is cut into strips of a few columns, for the reason that cuts the matrix into blocks: a column's error
-    goes to the rest of its strip at once, and to the columns behind the strip together with those of its neighbours.
-    """
-    width = len(columns)
-    diagonal = factor.diagonal()[:, None]
-    step = choose.column_step or width
-    strip = STRIP if step == width else max(STRIP // step, 1) * step  # a group to be chosen lies within one strip
-    errors = torch.zeros_like(columns)
-    for first in range(0, width, strip):
-        last = min(first + strip, width)
-        for column in range(first, last):
-            if column % step == 0:
-                group = slice(column, min(column + step, width))
-                scores = (columns[group] / diagonal[group]).square().T
-                keep[group] = choose(scores, slice(start + group.start, start + group.stop)).T
-            errors[column] = torch.where(keep[column], 0.0, columns[column] / diagonal[column])
-            columns[column + 1 : last].addr_(factor[column, column + 1 : last], errors[column], alpha=-1)
-        columns[last:] -= factor[first:last, last:].T @ errors[first:last]
-    return errors
+@dataclass
+class _Loop:
+    """Columns lose what the mask takes, and with `rounding` what their grids cannot express."""
+
+    columns: Tensor  # [in, out]
+    diagonal: Tensor  # [in], of the factor
+    dead: Tensor  # [in], channels that never fired: no other column knows of theirs
+    keep: Tensor  # [in, out], filled block by block
+    choose: Choose
+    rounding: ColumnRounding | None
+    start: int = 0
+    stop: int = 0
+
+    def begin(self, block: slice) -> None:
+        """See `Settle.begin`."""
+        self.start, self.stop = block.start, block.stop
+        if self.choose.column_step is None:
+            self._choose(block)
+        if self.rounding is not None:
+            self.rounding.begin(block)
+
+    def column(self, place: int) -> Tensor:
+        """See `Settle.column`."""
+        step = self.choose.column_step
+        if step is not None and (place - self.start) % step == 0:
+            self._choose(slice(place, min(place + step, self.stop)))
+        if self.rounding is not None:
+            return torch.where(self.keep[place], self.rounding.column(place), 0.0)
+        return torch.where(self.keep[place], self.columns[place], 0.0)
+
+    def _choose(self, group: slice) -> None:
+        scores = (self.columns[group] / self.diagonal[group, None]).square()
+        scores[self.dead[group]] = 0.0
+        self.keep[group] = self.choose(scores.T, group).T

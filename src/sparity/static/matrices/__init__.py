@@ -1,0 +1,1 @@
+"""What methods that work on one matrix share."""

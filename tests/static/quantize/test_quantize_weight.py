@@ -1,0 +1,242 @@
+"""`sparity.quantize_weight` against the published algorithms written plainly, and by hand."""
+
+import pytest
+import quantize_references as plain
+import torch
+
+import references
+import sparity
+from references import layer
+from sparity.errors import InvalidInput, NumericalError
+
+EXACT = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def same_rounding(found, expected, weight):
+    """Equal up to ties: symmetric grids put the largest weight of a group halfway between two steps."""
+    torch.testing.assert_close((found - weight).abs().double(), (expected - weight).abs(), **EXACT)
+
+
+CASES = [(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (8, 32) for symmetric in (True, False)]
+
+
+@pytest.mark.parametrize(("bits", "group", "symmetric"), CASES)
+def test_nearest_is_the_published_rounding(bits, group, symmetric):
+    weight, _ = layer(6, 64)
+    found, codes, scales, zeros = sparity.quantize_weight(
+        weight, method="nearest", bits=bits, group=group, symmetric=symmetric
+    )
+    same_rounding(found, plain.nearest(weight, bits, group, symmetric), weight)
+    steps = codes.float() - zeros.repeat_interleave(group, 1)
+    assert torch.equal(found, steps * scales.repeat_interleave(group, 1) + 0.0)
+
+
+def test_one_scale_per_row_by_hand():
+    weight = torch.tensor([[7.0, -2.4, 0.0, 3.6], [0.7, 0.7, -0.14, 0.0]])
+    found = sparity.quantize_weight(weight, bits=4, even=True)
+    assert found.codes.tolist() == [[7, -2, 0, 4], [7, 7, -1, 0]]
+    torch.testing.assert_close(found.scales, torch.tensor([[1.0], [0.1]]))
+    torch.testing.assert_close(found.weight, torch.tensor([[7.0, -2.0, 0.0, 4.0], [0.7, 0.7, -0.1, 0.0]]))
+    assert found.bits == (4,)
+    assert found.input_scales is None
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, 160), (3, 32), (4, 80), (4, 160), (8, 16)])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_gptq_is_the_published_loop_with_zeros_inside_it(bits, group, symmetric, sparse):
+    weight, inputs = layer(6, 160, tokens=120)
+    keep = references.wanda(weight, inputs, 0.5) if sparse else None
+    found = sparity.quantize_weight(
+        weight, inputs, method="gptq", bits=bits, group=group, symmetric=symmetric, keep=keep
+    )
+    expected = plain.gptq(weight, inputs, bits, group, symmetric, keep)
+    agree = torch.isclose(found.weight.double(), expected, **EXACT)
+    assert agree.all()
+
+
+def test_gptq_with_static_groups_and_narrow_blocks():
+    weight, inputs = layer(5, 64)
+    options = {"method": "gptq", "bits": 3, "group": 16, "symmetric": False}
+    found = sparity.quantize_weight(weight, inputs, static_groups=True, **options).weight
+    torch.testing.assert_close(found.double(), plain.gptq(weight, inputs, 3, 16, False, static=True), **EXACT)
+    found = sparity.quantize_weight(weight, inputs, block_columns=16, **options).weight
+    torch.testing.assert_close(found.double(), plain.gptq(weight, inputs, 3, 16, False, width=16), **EXACT)
+
+
+def test_gptq_in_the_order_of_the_inputs_is_gptq_of_the_reordered_layer():
+    weight, inputs = layer(5, 32)
+    order = references.hessian(inputs).diagonal().argsort(descending=True)
+    found = sparity.quantize_weight(weight, inputs, method="gptq", bits=4, symmetric=False, act_order=True)
+    expected = plain.gptq(weight[:, order], inputs[..., order], 4, 32, False, static=True)
+    torch.testing.assert_close(found.weight[:, order].double(), expected, **EXACT)
+    grouped = sparity.quantize_weight(weight, inputs, method="gptq", bits=4, group=8, act_order=True)
+    plainly = sparity.quantize_weight(weight, bits=4, group=8)
+    assert torch.equal(grouped.scales, plainly.scales)  # groups lie as they did
+
+
+def test_gptq_makes_the_output_closer_than_rounding():
+    weight, inputs = layer(12, 96)
+    errors = {
+        method: references.output_error(
+            weight, sparity.quantize_weight(weight, inputs, method=method, bits=3, group=32).weight, inputs
+        )
+        for method in ("nearest", "gptq")
+    }
+    assert errors["gptq"] < 0.8 * errors["nearest"]
+
+
+@pytest.mark.parametrize(("bits", "group", "symmetric"), CASES[::3])
+def test_awq_is_the_published_search(bits, group, symmetric):
+    weight, inputs = layer(6, 64)
+    inputs[..., 5] *= 30
+    found = sparity.quantize_weight(weight, inputs, method="awq", bits=bits, group=group, symmetric=symmetric)
+    same_rounding(found.weight, plain.awq(weight, inputs, bits, group, symmetric), weight)
+    steps = (found.codes.float() - found.zeros.repeat_interleave(group, 1)) * found.scales.repeat_interleave(group, 1)
+    torch.testing.assert_close(found.weight, steps / found.input_scales)
+    assert float(found.input_scales.max() * found.input_scales.min()) == pytest.approx(1, rel=1e-4)
+
+
+def test_awq_with_clipping_is_never_further_than_without():
+    weight, inputs = layer(8, 64)
+    weight[:, 3] *= 6  # one weight that makes its group coarse
+    errors = [
+        references.output_error(
+            weight, sparity.quantize_weight(weight, inputs, method="awq", bits=3, group=32, clip=clip).weight, inputs
+        )
+        for clip in (False, True)
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_awq_clips_by_hand():
+    """Only the first channel has inputs: the range is narrowed to 55 % of the other weight, as far as it goes."""
+    weight, inputs = torch.tensor([[1.0, 1.9], [1.0, -9.0]]), torch.tensor([[2.0, 0.0], [3.0, 0.0]])
+    kept = sparity.quantize_weight(weight, inputs, method="awq", bits=2, steps=1, even=True)
+    torch.testing.assert_close(kept.weight, torch.tensor([[1.9, 1.9], [0.0, -9.0]]))
+    clipped = sparity.quantize_weight(weight, inputs, method="awq", bits=2, steps=1, even=True, clip=True)
+    torch.testing.assert_close(clipped.weight, torch.tensor([[1.045, 1.045], [0.0, -9.0]]))  # the second gains nothing
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.8])
+def test_smoothquant_is_the_published_scaling(alpha):
+    weight, inputs = layer(6, 64)
+    found = sparity.quantize_weight(weight, inputs, method="smoothquant", bits=4, group=32, alpha=alpha)
+    same_rounding(found.weight, plain.smoothquant(weight, inputs, 4, 32, True, alpha), weight)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(3, 16), (4, 8), (4, 24)])
+def test_slim_llm_is_the_published_search_and_loop(bits, group):
+    weight, inputs = layer(6, 96)
+    inputs[..., 10:20] *= 5
+    found = sparity.quantize_weight(weight, inputs, method="slim_llm", bits=bits, group=group, symmetric=False)
+    expected, chosen = plain.slim_llm(weight, inputs, bits, group)
+    assert list(found.bits) == chosen
+    assert sum(chosen) == bits * len(chosen)
+    torch.testing.assert_close(found.weight.double(), expected, **EXACT)
+
+
+def test_slim_llm_gives_bits_to_what_is_salient():
+    weight, inputs = layer(6, 64)
+    weight[:, :16] *= 20
+    inputs[..., :16] *= 5
+    found = sparity.quantize_weight(weight, inputs, method="slim_llm", bits=3, group=16)
+    assert found.bits[0] == 4
+    assert sum(found.bits) == 12
+
+
+def test_slim_llm_weighs_salient_weights_where_it_is_asked_to():
+    weight, inputs = layer(6, 64)
+    weight[0, 3] = 4.0
+    far = [
+        (sparity.quantize_weight(weight, inputs, method="slim_llm", bits=3, group=64, salience_weight=factor).weight)
+        for factor in (1.0, 1e6)
+    ]
+    assert (far[1][0, 3] - 4).abs() <= (far[0][0, 3] - 4).abs()
+    assert not torch.equal(*far)
+
+
+def test_sparsegpt_rounds_in_the_same_loop():
+    weight, inputs = layer(7, 160, tokens=120)
+    for bits in (3, 4, 8):
+        found, keep = sparity.prune_weight(weight, inputs, solver="sparsegpt", sparsity=0.5, bits=bits)
+        expected = plain.sparsegpt_and_bits(weight, inputs, 0.5, bits)
+        torch.testing.assert_close(found.double(), expected, **EXACT)
+        assert (found[~keep] == 0).all()
+        assert max(len(row.unique()) for row in found) <= 2**bits
+
+
+def test_pruning_and_rounding_in_one_loop_beats_one_after_the_other():
+    weight, inputs = layer(16, 128)
+    joint, keep = sparity.prune_weight(weight, inputs, solver="sparsegpt", bits=3, pattern="2:4")
+    pruned, _ = sparity.prune_weight(weight, inputs, solver="sparsegpt", pattern="2:4")
+    after = sparity.quantize_weight(pruned, method="nearest", bits=3, symmetric=False).weight
+    errors = [references.output_error(weight, each, inputs) for each in (joint, after)]
+    assert errors[0] < 0.9 * errors[1]
+    assert (keep.view(16, -1, 4).sum(2) == 2).all()
+
+
+def test_groups_in_the_joint_loop():
+    weight, inputs = layer(6, 64)
+    found, _ = sparity.prune_weight(weight, inputs, solver="sparsegpt", bits=2, group=16, symmetric=True)
+    assert max(len(part.unique()) for part in found.reshape(-1, 16)) <= 4
+    with pytest.raises(InvalidInput, match="weight: a group of 24 does not divide its row of 64 weights"):
+        sparity.prune_weight(weight, inputs, solver="sparsegpt", bits=4, group=24)
+    with pytest.raises(InvalidInput, match="give bits too"):
+        sparity.prune_weight(weight, inputs, solver="sparsegpt", group=16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_type_of_the_weight_is_kept_and_arguments_are_not_changed(dtype):
+    weight, inputs = layer(6, 32)
+    weight = weight.to(dtype)
+    copies = weight.clone(), inputs.clone()
+    for method in ("nearest", "gptq", "awq", "smoothquant", "slim_llm"):
+        found = sparity.quantize_weight(weight, inputs, method=method, group=16)
+        assert found.weight.dtype == dtype
+        assert (found.codes.dtype, found.scales.dtype) == (torch.int16, torch.float32)
+        assert torch.equal(weight, copies[0])
+        assert torch.equal(inputs, copies[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"method": "gptk"}, 'did you mean "gptq"'),
+        ({"bits": 9}, "2 to 8 bits"),
+        ({"bits": True}, "expected int"),
+        ({"bits": 4.0}, "expected int"),
+        ({"group": 24}, "a group of 24 does not divide its row of 64 weights; choose 16"),
+        ({"group": 128}, "choose 64"),
+        ({"group": 0}, "group 0: give how many neighbours"),
+        ({"group": True}, "group True"),
+        ({"grid": "int4"}, "no grid"),
+        ({"grid": "nf4", "bits": 8}, "leave bits out"),
+        ({"method": "gptq", "dampin": 0.1}, 'did you mean "damping"'),
+        ({"method": "gptq", "damping": 2.0}, "must lie in [0, 1]"),
+        ({"method": "awq", "steps": 0}, "at least one power"),
+        ({"method": "smoothquant", "alpha": 1.5}, "must lie in [0, 1]"),
+        ({"method": "slim_llm", "bits": 2}, "3 to 7 bits"),
+        ({"method": "slim_llm", "grid": "nf4"}, "3 to 7 bits"),
+        ({"keep": torch.ones(6, 8)}, "keep must be a mask [6, 64]"),
+    ],
+)
+def test_bad_arguments_say_what_to_do(arguments, words):
+    weight, inputs = layer(6, 64)
+    with pytest.raises(InvalidInput) as caught:
+        sparity.quantize_weight(weight, inputs, **arguments)
+    assert words in str(caught.value)
+
+
+def test_bad_tensors():
+    weight, inputs = layer(6, 16)
+    with pytest.raises(InvalidInput, match="gptq needs the statistics gram: pass `inputs`"):
+        sparity.quantize_weight(weight, method="gptq")
+    with pytest.raises(InvalidInput, match="floating-point matrix"):
+        sparity.quantize_weight(weight.int())
+    with pytest.raises(NumericalError, match="weight holds NaN"):
+        sparity.quantize_weight(weight / 0)
+    with pytest.raises(NumericalError, match="inputs holds NaN"):
+        sparity.quantize_weight(weight, inputs / 0, method="awq")
+    with pytest.raises(NumericalError, match="does not fit into float16"):
+        sparity.quantize_weight(weight * 1e7, scale_type="float16")
