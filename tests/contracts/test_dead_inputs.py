@@ -19,6 +19,12 @@ SCORES = registry.names("prune.score")
 SOLVERS = registry.names("prune.solver")
 PATTERNS = ("unstructured", "2:4", "block:4x4")
 UNDAMPED = {"prune.solver": {"sparsegpt": {"damping": 0}}, "prune.score": {"obs": {"damping": 0}}}
+FITTING = [  # single weights of a block may not change places
+    (solver, pattern)
+    for solver in SOLVERS
+    for pattern in PATTERNS
+    if not (registry.get("prune.solver", solver).exchanges and "block" in pattern)
+]
 GUESSES = ("magnitude", "random")  # they look at weights alone
 
 
@@ -119,9 +125,8 @@ def test_weights_that_read_zeros_go_first(score, dead, damping):
     assert (found[:, alive] > 0).all()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("solver", "pattern"), FITTING)
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("dead", [slice(0, 8), slice(5, 30), slice(None)], ids=["some", "most", "all"])
 def test_a_solver_takes_dead_inputs_and_is_never_worse_than_zeroing(solver, score, pattern, dead):
     weight, inputs, statistics = layer(dead)

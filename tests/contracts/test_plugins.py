@@ -20,6 +20,12 @@ SCORES = registry.names("prune.score")
 SOLVERS = registry.names("prune.solver")
 BUDGETS = registry.names("budget")
 PATTERNS = ("unstructured", "2:4", "1:4", "4:8", "block:2x4", "block:4x4")
+FITTING = [  # single weights of a block may not change places
+    (solver, pattern)
+    for solver in SOLVERS
+    for pattern in PATTERNS
+    if not (registry.get("prune.solver", solver).exchanges and "block" in pattern)
+]
 
 
 def layer(rows=12, columns=16, seed=0):
@@ -114,8 +120,7 @@ def test_unstructured_counts_and_ties(rows, columns, sparsity, ties):
     assert int((~exact).sum()) == int(rows * columns * sparsity)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("solver", "pattern"), FITTING)
 @pytest.mark.parametrize("score", [None, "magnitude", "wanda"])
 def test_a_solver_keeps_the_mask_and_is_never_worse_than_zeroing(solver, pattern, score):
     weight, inputs, statistics = layer(16, 32)

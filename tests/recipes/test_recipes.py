@@ -58,6 +58,13 @@ RULES = {
     "sparsegpt_2_of_4": (two_of_four, 0),
     "sparsegpt_4_bits": (by_column_block, 0.2),  # what rounds to zero is one too
     "wanda_sparsegpt": (by_row, 0),
+    "admm": (by_layer, 1e-3),
+    "admm_2_of_4": (two_of_four, 1e-3),
+    "alps": (by_layer, 1e-3),
+    "alps_2_of_4": (two_of_four, 1e-3),
+    "sparse_swaps": (by_row, 0),
+    "dsnot": (by_row, 0),
+    "thanos": (by_column_block, 1e-3),
     "block": (by_tile, 0),
     "global_threshold": (by_layer, 1e-3),
     "linear_depth": (by_row, 0),

@@ -12,7 +12,9 @@ from sparity.cli.options import Json
 def methods(
     kind: Annotated[
         str | None,
-        typer.Argument(help="stage, score, pattern, solver, method, grid, budget, statistic, family, format or encoding."),
+        typer.Argument(
+            help="stage, score, pattern, solver, method, grid, budget, statistic, family, format or encoding."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

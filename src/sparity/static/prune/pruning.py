@@ -59,7 +59,13 @@ class Pruning:
                 f"{chosen_solver.name} computes the score {chosen_score.name} by itself: give the options to "
                 f"the solver, as `solver: {{{chosen_solver.name}: {{...}}}}`"
             )
-        group = compare_within or chosen_score.compare_within
+        if chosen_solver.exchanges and not chosen_pattern.exchange_width(1):
+            raise InvalidInput(
+                f"{chosen_solver.name} lets single weights change places, which {chosen_pattern.words} do not allow: "
+                "use unstructured or N:M, or another solver"
+            )
+        own = chosen_solver.compare_within if chosen_score.name == chosen_solver.own_score else None
+        group = compare_within or own or chosen_score.compare_within
         if group not in GROUPS:
             raise InvalidInput(f"compare_within {group!r}{suggestion(str(group), GROUPS)} (use {' or '.join(GROUPS)})")
         asked = _sparsity(sparsity, chosen_pattern)
@@ -139,6 +145,13 @@ class _Choice:
     @property
     def column_multiple(self) -> int:
         return 1 if self.mask is not None else self.pruning.pattern.column_multiple
+
+    @property
+    def fixed(self) -> bool:
+        return self.mask is not None
+
+    def exchange_width(self, columns: int) -> int:
+        return self.pruning.pattern.exchange_width(columns)
 
     def __call__(self, scores: Tensor, columns: slice) -> Tensor:
         if self.mask is not None:

@@ -51,6 +51,13 @@ class Pattern(ABC):
         """The solver's column blocks must be a multiple of this."""
         return self.column_step or 1
 
+    def exchange_width(self, columns: int) -> int:
+        """In rows of so many columns, the width of the groups in which a kept and a pruned weight may change places.
+
+        0 where that could break the pattern.
+        """
+        return 0
+
     def competing(self, scores: Tensor) -> Tensor:
         """What competes when all matrices of a model are compared: here each score of `[out, in]` by itself."""
         return scores

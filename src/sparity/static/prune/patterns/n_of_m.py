@@ -42,6 +42,10 @@ class NOfM(Pattern):
         keep[:, :whole] = ~lowest(groups, self.m - self.n).reshape(rows, whole)
         return keep
 
+    def exchange_width(self, columns: int) -> int:
+        """Within a group of M."""
+        return self.m
+
     @property
     def words(self) -> str:
         """See `Pattern.words`."""

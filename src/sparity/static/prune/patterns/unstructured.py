@@ -41,6 +41,10 @@ class Unstructured(Pattern):
             return super().sparsity_of(pruned, total)
         return (pruned - 0.5) / total if pruned else 0.0
 
+    def exchange_width(self, columns: int) -> int:
+        """Anywhere in a row."""
+        return columns
+
     @property
     def words(self) -> str:
         """See `Pattern.words`."""
