@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 import references
 import sparity
 from references import layer
+from sparity.calibration import Statistics
 from sparity.errors import InvalidInput
+from sparity.static.prune import best_exchanges
 from sparity.static.prune.mean_exchanges import Exchanges
+from sparity.static.prune.pruning import Pruning
 
 PATTERNS = {"unstructured": None, "2:4": 4, "3:8": 8}
 
@@ -34,6 +37,28 @@ def test_swaps_are_those_of_every_pair_tried(pattern, score):
     assert torch.equal(keep, expected)
     assert torch.equal(found, torch.where(keep, weight, 0.0))
     assert not torch.equal(keep, start)
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_row_is_done_only_when_no_pair_at_all_gains(candidates):
+    weight, inputs = layer(4, 16)
+    _, keep = sparity.prune_weight(weight, inputs, solver="sparse_swaps", candidates=candidates, swaps=1000)
+    assert torch.equal(plain.best_swaps(weight, keep, plain.gram(inputs), 16), keep)
+
+
+def test_swaps_look_at_pairs_in_parts_and_at_wide_groups(monkeypatch):
+    weight, inputs = layer(4, 20)
+    whole = sparity.prune_weight(weight, inputs, solver="sparse_swaps")[1]
+    monkeypatch.setattr(best_exchanges, "LARGEST_TABLE", 200)  # three weights at a time
+    assert torch.equal(sparity.prune_weight(weight, inputs, solver="sparse_swaps")[1], whole)
+    tail = {"n_of_m": {"n": 12, "m": 24, "tail": "dense"}}  # wider than the rows: nothing is pruned
+    assert Pruning.of("wanda", tail, "sparse_swaps").apply(weight, gathered(inputs), 0.5)[1].all()
+
+
+def gathered(inputs):
+    statistics = Statistics.gather("weight", ["column_norm", "gram"])
+    statistics.add(inputs)
+    return statistics
 
 
 def test_swaps_by_hand():
