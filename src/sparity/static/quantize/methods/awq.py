@@ -52,15 +52,9 @@ class AWQ(Method):
     def quantize(self, task: Task) -> Quantized:
         """See `Method.quantize`."""
         gram, sizes = task.statistics.gram, task.statistics["mean_absolute"]
-        best, least = None, torch.inf
-        for step in range(self.steps):
-            found = scaled_nearest(task, scales_of(sizes, step / self.steps))
-            error = float(row_errors(task.weight - found.weight, gram).sum())
-            if best is None or error < least:
-                best, least = found, error
-        if best is None or not self.clip:
-            return best or scaled_nearest(task, torch.ones_like(sizes))
-        return _clipped(task, best, gram)
+        tried = (scaled_nearest(task, scales_of(sizes, step / self.steps)) for step in range(self.steps))
+        best = min(tried, key=lambda found: float(row_errors(task.weight - found.weight, gram).sum()))
+        return _clipped(task, best, gram) if self.clip else best
 
 
 def scales_of(sizes: Tensor, power: float) -> Tensor:
