@@ -18,13 +18,17 @@ _HOMES = {
     "activation_mask": "sparity.dynamic.activations.functions",
     "attach": "sparity.engine.attach",
     "attached": "sparity.engine.attach",
+    "attention_blocks": "sparity.dynamic.attention.functions",
     "fit_activations": "sparity.dynamic.activations.functions",
     "load": "sparity.models.loading",
     "perplexity": "sparity.quality.perplexity",
     "prune_weight": "sparity.static.prune.prune_weight",
+    "quantize_cache": "sparity.dynamic.cache.quantised",
     "quantize_weight": "sparity.static.quantize.quantize_weight",
     "register": "sparity.registry",
     "run": "sparity.pipeline.run.runner",
+    "score_cache": "sparity.dynamic.cache.functions",
+    "select_cache": "sparity.dynamic.cache.functions",
     "sensitivity": "sparity.pipeline.studies.sensitivity",
     "sweep": "sparity.pipeline.studies.sweeping",
     "with_activations": "sparity.dynamic.activations.functions",
@@ -36,13 +40,17 @@ __all__ = [
     "activation_mask",
     "attach",
     "attached",
+    "attention_blocks",
     "fit_activations",
     "load",
     "perplexity",
     "prune_weight",
+    "quantize_cache",
     "quantize_weight",
     "register",
     "run",
+    "score_cache",
+    "select_cache",
     "sensitivity",
     "sweep",
     "with_activations",
@@ -50,6 +58,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from sparity.dynamic.activations.functions import activation_mask, fit_activations, with_activations
+    from sparity.dynamic.attention.functions import attention_blocks
+    from sparity.dynamic.cache.functions import score_cache, select_cache
+    from sparity.dynamic.cache.quantised import quantize_cache
     from sparity.engine.attach import attach, attached
     from sparity.errors import SparityError
     from sparity.models.loading import load

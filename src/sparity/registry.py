@@ -27,6 +27,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
     "quantize.grid": ("sparity.static.quantize.grids",),
     "activations.method": ("sparity.dynamic.activations.methods",),
     "activations.heal": ("sparity.dynamic.activations.heals",),
+    "cache.policy": ("sparity.dynamic.cache.policies",),
+    "attention.layout": ("sparity.dynamic.attention.layouts",),
     "budget": ("sparity.budgets",),
     "statistic": ("sparity.calibration.input_statistics",),
     "format": ("sparity.formats",),

@@ -13,7 +13,8 @@ def methods(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="stage, score, pattern, solver, method, grid, budget, statistic, family, format or encoding."
+            help="stage, score, pattern, solver, method, grid, policy, layout, budget, statistic, family, format or "
+            "encoding."
         ),
     ] = None,
     json: Json = False,

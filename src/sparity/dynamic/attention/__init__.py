@@ -1,0 +1,1 @@
+"""Which blocks of a prompt's attention are computed."""

@@ -1,0 +1,1 @@
+"""The ways to choose the blocks that are computed, one per file."""

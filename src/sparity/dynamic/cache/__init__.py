@@ -1,0 +1,1 @@
+"""Which keys and values of the past stay in a model's cache."""

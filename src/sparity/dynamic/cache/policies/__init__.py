@@ -1,0 +1,1 @@
+"""The rules by which tokens stay in a cache, one per file."""

@@ -1,0 +1,87 @@
+"""What a policy is: it gives the tokens of one layer's cache scores, and says which of them stay."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparity.dynamic.cache.seen import Seen
+
+ROUNDING = 1e-9  # of a share of a whole number
+
+
+class Policy(ABC):
+    """A rule by which tokens stay; a frozen dataclass whose fields are its options.
+
+    Attributes:
+        ragged: heads of one layer may keep different numbers of tokens.
+        accumulates: scores of one call are the `mass` that the next one begins with, so every call is scored.
+        evicts_while_decoding: it was made to evict at every token; others evict when a prompt has been read.
+        counts: it keeps exactly the tokens that it is asked for; those that do not are controls or keep whole pages.
+        drops: tokens that it does not keep are gone; one that does not drop only chooses which are read.
+    """
+
+    name: ClassVar[str]
+    ragged: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = False
+    evicts_while_decoding: ClassVar[bool] = False
+    counts: ClassVar[bool] = True
+    drops: ClassVar[bool] = True
+
+    @property
+    def least(self) -> int:
+        """Calls that add fewer tokens to a text evict nothing, unless the policy evicts while decoding."""
+        return 32
+
+    def protected(self, budget: int) -> tuple[int, int]:
+        """How many of the first and of the last tokens always stay, of `budget` that do."""
+        return 0, 0
+
+    def budget(self, tokens: int, keep: float, layer: int | None = None, layers: int | None = None) -> int:
+        """How many of a layer's tokens stay.
+
+        Args:
+            tokens: of the text so far.
+            keep: the share of them up to 1, or their number.
+            layer: of the model; None = the options say it, or it makes no difference.
+            layers: that the model has.
+        """
+        return kept_of(tokens, keep)
+
+    @abstractmethod
+    def score(self, seen: Seen) -> Tensor:
+        """float32 `[batch, kv_heads, tokens]`, higher is kept."""
+
+    def select(self, seen: Seen, budget: int, protected: Tensor) -> Tensor:
+        """The tokens that stay, bool `[batch, kv_heads, tokens]`.
+
+        Args:
+            seen: the layer.
+            budget: how many of each head.
+            protected: bool `[batch, kv_heads, tokens]`, tokens that stay in any case; `budget` counts them.
+        """
+        return best(self.score(seen), budget, protected, seen.present)
+
+
+def kept_of(tokens: int, keep: float) -> int:
+    """`keep` as a number of tokens: a share of them up to 1, or the number itself."""
+    return int(tokens * keep + ROUNDING) if keep <= 1 else min(int(keep), tokens)
+
+
+def ranked(scores: Tensor, protected: Tensor, present: Tensor | None) -> Tensor:
+    """`scores` with protected tokens above all others, then NaN, so that a fault shows; what is absent lies below."""
+    raised = scores.nan_to_num(nan=torch.finfo(scores.dtype).max).masked_fill(protected, torch.inf)
+    return raised if present is None else raised.masked_fill(~present, -torch.inf)
+
+
+def best(scores: Tensor, budget: int, protected: Tensor, present: Tensor | None = None) -> Tensor:
+    """The `budget` highest of each head, bool like `scores` [batch, kv_heads, tokens]; of equal ones the later."""
+    found = highest(ranked(scores, protected, present), budget)
+    return found if present is None else found & present
+
+
+def highest(scores: Tensor, count: int) -> Tensor:
+    """The `count` highest along the last dimension, bool like `scores`; of equal ones those further back."""
+    order = scores.flip(-1).sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, scores.shape[-1] - 1 - order, True)
