@@ -19,6 +19,7 @@ _HOMES = {
     "attach": "sparity.engine.attach",
     "attached": "sparity.engine.attach",
     "attention_blocks": "sparity.dynamic.attention.functions",
+    "cache": "sparity.dynamic.cache.attaching",
     "fit_activations": "sparity.dynamic.activations.functions",
     "load": "sparity.models.loading",
     "perplexity": "sparity.quality.perplexity",
@@ -41,6 +42,7 @@ __all__ = [
     "attach",
     "attached",
     "attention_blocks",
+    "cache",
     "fit_activations",
     "load",
     "perplexity",
@@ -59,6 +61,7 @@ __all__ = [
 if TYPE_CHECKING:
     from sparity.dynamic.activations.functions import activation_mask, fit_activations, with_activations
     from sparity.dynamic.attention.functions import attention_blocks
+    from sparity.dynamic.cache.attaching import cache
     from sparity.dynamic.cache.functions import score_cache, select_cache
     from sparity.dynamic.cache.quantised import quantize_cache
     from sparity.engine.attach import attach, attached

@@ -11,7 +11,9 @@ from sparity.recipe import Recipe
 KINDS = (
     "activations.heal",
     "activations.method",
+    "attention.layout",
     "budget",
+    "cache.policy",
     "encoding",
     "family",
     "format",
@@ -53,7 +55,7 @@ def test_explain(sparity, kind, name):
     if kind == "stage":
         assert [stage.name for stage in Recipe.read(yaml.safe_load(entry["recipe"])).stages] == [name]
         assert entry["options"].keys() == registry.get(kind, name).model_fields.keys()
-    elif kind not in ("family", "format", "statistic"):
+    elif kind not in ("attention.layout", "family", "format", "statistic"):
         recipe = Recipe.read(yaml.safe_load(entry["recipe"]))
         value = recipe.output.values
         if kind != "encoding":

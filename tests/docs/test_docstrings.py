@@ -13,6 +13,7 @@ WITH_EXAMPLES = (
     "attach",
     "attached",
     "attention_blocks",
+    "cache",
     "fit_activations",
     "load",
     "perplexity",

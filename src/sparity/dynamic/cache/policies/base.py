@@ -20,6 +20,7 @@ class Policy(ABC):
         evicts_while_decoding: it was made to evict at every token; others evict when a prompt has been read.
         counts: it keeps exactly the tokens that it is asked for; those that do not are controls or keep whole pages.
         drops: tokens that it does not keep are gone; one that does not drop only chooses which are read.
+        needs: what it is to be told of a layer in a run, of `output_weight` and `rotary`.
     """
 
     name: ClassVar[str]
@@ -28,11 +29,22 @@ class Policy(ABC):
     evicts_while_decoding: ClassVar[bool] = False
     counts: ClassVar[bool] = True
     drops: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def least(self) -> int:
         """Calls that add fewer tokens to a text evict nothing, unless the policy evicts while decoding."""
         return 32
+
+    @property
+    def dense_layers(self) -> int:
+        """How many of a model's first layers are read whole by a policy that does not drop."""
+        return 0
+
+    @property
+    def declines(self) -> str | None:
+        """Why no run can be asked for this policy with these options, or None."""
+        return None
 
     def protected(self, budget: int) -> tuple[int, int]:
         """How many of the first and of the last tokens always stay, of `budget` that do."""

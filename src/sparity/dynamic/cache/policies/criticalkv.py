@@ -1,6 +1,7 @@
 """CriticalKV: attention, then also what a value does to the output (Feng et al. 2025, arXiv:2502.03805)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class CriticalKV(SnapKV):
 
     first: float = 0.5
     epsilon: float = 1e-4
+    needs: ClassVar[frozenset[str]] = frozenset({"output_weight"})
 
     def score(self, seen: Seen) -> Tensor:
         """See `Policy.score`: the second stage's."""

@@ -29,6 +29,11 @@ class H2O(Policy):
     accumulates: ClassVar[bool] = True
     evicts_while_decoding: ClassVar[bool] = True
 
+    @property
+    def declines(self) -> str | None:
+        """See `Policy.declines`."""
+        return "`mean` divides what one call paid, and a run keeps sums: leave it out" if self.mean else None
+
     def protected(self, budget: int) -> tuple[int, int]:
         """See `Policy.protected`."""
         return 0, budget // 2 if self.recent is None else self.recent

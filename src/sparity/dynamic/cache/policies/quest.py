@@ -31,6 +31,11 @@ class Quest(Policy):
     counts: ClassVar[bool] = False
     drops: ClassVar[bool] = False
 
+    @property
+    def dense_layers(self) -> int:
+        """See `Policy.dense_layers`."""
+        return self.dense
+
     def score(self, seen: Seen) -> Tensor:
         """See `Policy.score`: the bound of a token's page."""
         return self._bounds(seen).repeat_interleave(self.page, -1)[..., : seen.tokens]

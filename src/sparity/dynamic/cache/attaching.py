@@ -1,0 +1,244 @@
+"""A policy put on a transformers model and taken off: `sparity.cache`."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sparity.dynamic.cache.attention import Sight, attend
+from sparity.dynamic.cache.functions import policy_of
+from sparity.dynamic.cache.layer import ATTRIBUTE, PolicyLayer
+from sparity.dynamic.cache.run import Run, check_request, rotary_of
+from sparity.errors import InvalidInput, UnsupportedModel, wrong_input
+
+PREFIX = "sparity_cache_"  # before the name of the attention that runs where nothing was evicted
+SINKS, RECENT = 4, 16
+
+
+@contextmanager
+def cache(
+    model: Any,
+    policy: str | Mapping[str, Any],
+    keep: float,
+    *,
+    sinks: int = SINKS,
+    recent: int = RECENT,
+    every: int = 1,
+    decode: bool | None = None,
+    **options: Any,
+) -> Iterator[Any]:
+    """A model that keeps part of its key-value cache within the context, and is what it was afterwards.
+
+    Where nothing is evicted the model's own attention runs, and results are those of the whole cache bit for bit. An
+    evicted token's memory is freed, and attention is what dense attention would be with that token masked. `generate`
+    and its options are transformers' own.
+
+    Args:
+        model: a Hugging Face causal language model, on any device.
+        policy: of `sparity methods cache.policy`, or `{name: options}`.
+        keep: of each layer the share of the text's tokens that stay, in (0, 1], or their number from 2 on.
+        sinks: tokens at the start of each text that stay whatever the policy says, and that `keep` counts.
+        recent: tokens at its end that stay, likewise. A share that comes to fewer than are protected keeps those.
+        every: tokens between two evictions while decoding; so many more are held meanwhile.
+        decode: whether tokens are evicted while decoding; None = if the policy was made to.
+        options: the policy's.
+
+    A prompt, and every later call that adds at least as many tokens as the policy observes, is read whole and evicted
+    from afterwards. Layers with a sliding window keep their own cache.
+
+    Yields:
+        The model.
+
+    Raises:
+        InvalidInput: an unknown policy or option, or a request that cannot be met.
+        UnsupportedModel: attention that does not go through transformers' interface.
+
+    Example:
+        >>> import sparity, torch
+        >>> model, ids = sparity.load("zoo:llama"), torch.arange(100)[None]
+        >>> with sparity.cache(model, "snapkv", keep=0.5):
+        ...     past = model(ids).past_key_values
+        >>> past.get_seq_length(), int(past.layers[0].store.lengths[0])
+        (100, 50)
+    """
+    with wrong_input()(_prepared)(model, policy, keep, sinks, recent, every, decode, options) as attached:
+        yield attached
+
+
+def _prepared(
+    model: Any,
+    policy: str | Mapping[str, Any],
+    keep: float,
+    sinks: int,
+    recent: int,
+    every: int,
+    decode: bool | None,
+    options: Mapping[str, Any],
+) -> Any:
+    if options and not isinstance(policy, str):
+        raise InvalidInput("give the policy's options by name, or with it as {name: options}, not both")
+    built = policy_of({policy: dict(options)} if isinstance(policy, str) else policy)
+    check_request(built, keep, sinks, recent, every, decode)
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    return attached(
+        model,
+        Run(
+            built,
+            [float(keep)] * layers,
+            sinks,
+            recent,
+            every,
+            built.evicts_while_decoding if decode is None else decode,
+            rotary_of(model) if "rotary" in built.needs else None,
+        ),
+    )
+
+
+@contextmanager
+def attached(model: Any, run: Run) -> Iterator[Any]:
+    """Let a model's calls use caches with a policy until the context closes.
+
+    Raises:
+        InvalidInput: another policy is attached.
+        UnsupportedModel: see `cache`.
+    """
+    check_model(model)
+    base, before = model.base_model, model.config._attn_implementation
+    with ExitStack() as closing:
+        closing.callback(setattr, run, "open", False)
+        _switch(model, PREFIX + before)
+        closing.callback(_switch, model, before)
+        for module in {id(each): each for each in (model, base)}.values():
+            handle = module.register_forward_pre_hook(partial(_convert, model, run), with_kwargs=True)
+            closing.callback(handle.remove)
+        closing.callback(base.register_forward_hook(_check_read, with_kwargs=True).remove)
+        yield model
+
+
+def check_model(model: Any) -> None:
+    """Refuse a model whose cache cannot have a policy; see `attached`."""
+    before = model.config._attn_implementation
+    if before.startswith(PREFIX):
+        raise InvalidInput("a policy is at work in this model already: close its context first")
+    kind = model.config.model_type
+    if not type(model)._can_set_attn_implementation():
+        raise UnsupportedModel(f'attention of "{kind}" does not go through transformers\' interface: no policy can run')
+    if before not in ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()) or before.startswith("paged"):
+        raise UnsupportedModel(
+            f'attention "{before}" cannot be replaced where tokens were evicted: load with sdpa or eager'
+        )
+    if not any(type(layer) is DynamicLayer for layer in _layers(model)):
+        raise UnsupportedModel(
+            f'no layer of this "{kind}" sees the whole text (sliding windows): nothing is to be evicted'
+        )
+
+
+def _layers(model: Any) -> Sequence[Any]:
+    """The layers of a cache that transformers would make for a model."""
+    found: Sequence[Any] = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    return found
+
+
+def _switch(model: Any, name: str) -> None:
+    """Let a model attend by the implementation of a name, which is registered first if it is one of ours."""
+    if name.startswith(PREFIX):
+        before = name.removeprefix(PREFIX)
+        AttentionInterface.register(name, partial(_attention, before))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    model.set_attn_implementation(name)
+
+
+def _convert(model: Any, run: Run, module: nn.Module, arguments: Any, named: dict[str, Any]) -> Any:
+    """Before a call: its cache gets layers with the policy."""
+    given = named.get("past_key_values")
+    if given is None:
+        wanted = named.get("use_cache")
+        if not (getattr(model.config, "use_cache", True) if wanted is None else wanted) or _without_cache(module):
+            return None
+        given = DynamicCache(config=model.config.get_text_config(decoder=True))
+    convert(given, run, len(_layers(model)))
+    return arguments, {**named, "past_key_values": given}
+
+
+def _without_cache(module: Any) -> bool:
+    return bool(getattr(module, "gradient_checkpointing", False) and module.training)
+
+
+def convert(given: Any, run: Run, layers: int) -> None:
+    """Give a cache's ordinary layers the policy, in place; one that has it stays.
+
+    Raises:
+        InvalidInput: a cache of another kind, or of another run.
+    """
+    if type(given) is not DynamicCache or given.offloading:
+        kind = "an offloaded cache" if getattr(given, "offloading", False) else f"a {type(given).__name__}"
+        raise InvalidInput(
+            f"a policy works in transformers' DynamicCache, not in {kind}: leave `cache_implementation` out"
+        )
+    if given.layer_class_to_replicate is DynamicLayer:
+        given.layers += [DynamicLayer() for _ in range(layers - len(given.layers))]
+    for index, layer in enumerate(given.layers):
+        if isinstance(layer, PolicyLayer):
+            if layer.run is not run and (layer.length or layer.run.open):
+                raise InvalidInput("this cache was filled under another policy: begin with an empty one")
+            layer.run = run
+        elif isinstance(layer, DynamicLayer) and type(layer).__name__ in ("DynamicLayer", "GrowingLayer"):
+            given.layers[index] = PolicyLayer.of(layer, run, index)
+
+
+def _check_read(module: nn.Module, arguments: Any, named: dict[str, Any], output: Any) -> None:
+    """After a call: every layer's keys must have reached attention."""
+    given = named.get("past_key_values")
+    for layer in given.layers if isinstance(given, Cache) else ():
+        if isinstance(layer, PolicyLayer):
+            layer.check_read()
+
+
+def _attention(
+    before: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **named: Any,
+) -> tuple[Tensor, Any]:
+    """What the model's own attention gives, or where tokens were evicted what is held gives."""
+    layer: PolicyLayer | None = getattr(key, ATTRIBUTE, None)
+    own = partial(
+        _function(before, module), module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **named
+    )
+    if layer is None:
+        return own()
+    store, scale = layer.store, query.shape[-1] ** -0.5 if scaling is None else scaling
+    assert store is not None, "attention follows an update"
+    cap = named.get("softcap")
+    sight = Sight(attention_mask, query.shape[0], query.shape[2], layer.length, named.get("sliding_window"))
+    chosen = layer.chosen(query, sight, scale, cap)
+    if layer.evicted_at or chosen is not None:
+        found = attend(query, store, sight, scale, chosen, **named), None
+    else:
+        found = own()
+    layer.read(module, query, sight, scale, cap)
+    return found
+
+
+def _function(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
+    """The attention function of a name; "eager" is the one of the module's own file."""
+    if name != "eager":
+        function: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS[name]
+        return function
+    found = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if found is None:
+        raise UnsupportedModel(f"{type(module).__name__} has no eager attention that could be called: load with sdpa")
+    own: Callable[..., tuple[Tensor, Any]] = found
+    return own

@@ -1,0 +1,114 @@
+"""What a policy is shown of a layer, row by row without padding, and what its choice means for the slots."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparity.dynamic.cache.policies.base import Policy
+from sparity.dynamic.cache.rotary import Rotary
+from sparity.dynamic.cache.seen import Seen
+from sparity.dynamic.cache.store import Store
+from sparity.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an attention module; see `Seen`."""
+
+    scaling: float
+    softcap: float | None
+    output_weight: Tensor | None
+    rotary: Rotary | None
+
+
+def rows_apart(store: Store, real: Tensor) -> list[list[int]]:
+    """Rows that can be chosen for together: all where every head holds the same number and nothing is padding."""
+    every = list(range(store.rows))
+    return [every] if store.even is not None and bool(real.all()) else [[row] for row in every]
+
+
+class Held:
+    """Some rows of a store.
+
+    Args:
+        store: with the new tokens.
+        rows: all, or one.
+        real: bool `[rows, length]`, what of each text is no padding.
+        query: `[rows, heads, new, width]`.
+        known: of the module.
+
+    Raises:
+        InvalidInput: tokens of some heads became padding.
+    """
+
+    def __init__(self, store: Store, rows: list[int], real: Tensor, query: Tensor, known: Known) -> None:
+        self.store, self.rows, self.real = store, rows, real[rows[0]]
+        if len(rows) == store.rows and store.even is not None:
+            keys, values, places, mass = store.views()
+            held = self.real[places.long().cpu()]
+        else:
+            keys, values, places, mass, present = store.padded(rows[0])
+            held = self.real[places.long().cpu()] & present.cpu()
+        self.places, self.held = places, held
+        counts = held.sum(-1)
+        most = int(counts.max())
+        if not bool((counts == most).all()):  # heads of one row differ
+            self.absent: Tensor | None = ~held
+        else:
+            self.absent = None
+            index = held.nonzero()[:, -1].view(*held.shape[:2], most).to(keys.device)
+            keys, values, places = (
+                x
+                if most == held.shape[-1]
+                else x.gather(2, index[(...,) + (None,) * (x.ndim - 3)].expand(*index.shape, *x.shape[3:]))
+                for x in (keys, values, places)
+            )
+            mass = mass if mass is None or most == held.shape[-1] else mass.gather(2, index)
+        new = min(query.shape[2], most)
+        self.ranks = (self.real.cumsum(0) - 1)[places.long().cpu()]  # among the real tokens of the text
+        self.seen = Seen(
+            query[rows][:, :, query.shape[2] - new :].detach(),
+            keys,
+            values,
+            known.scaling,
+            known.softcap,
+            None if self.absent is None else held.to(keys.device),
+            mass,
+            known.output_weight,
+            known.rotary,
+            int(self.real.sum()),
+        )
+
+    def accumulate(self, policy: Policy) -> None:
+        """Add what the new queries paid, once."""
+        mass = policy.score(self.seen)
+        self.seen = replace(self.seen, mass=mass, queries=self.seen.queries[:, :, :0])
+        for number, row in enumerate(self.rows):
+            full = torch.zeros(self.held.shape[1:], device=mass.device)
+            full[self.held[number].to(mass.device)] = mass[number].flatten()
+            self.store.set_mass(row, full)
+
+    def kept(self, policy: Policy, budget: int, protected: tuple[int, int]) -> list[Tensor]:
+        """The slots that stay, bool `[slots]` of each head of each row, on the CPU; padding goes.
+
+        Args:
+            policy: that chooses.
+            budget: tokens of each head.
+            protected: of the first and the last tokens of the text, how many stay in any case.
+        """
+        if self.absent is not None and not policy.ragged:
+            raise InvalidInput("the attention mask hides tokens that it showed before: give the one of the whole text")
+        shielded = (self.ranks < protected[0]) | (self.ranks >= int(self.real.sum()) - protected[1])
+        if self.absent is not None:
+            shielded = shielded & ~self.absent
+        chosen = policy.select(self.seen, budget, shielded.to(self.seen.keys.device)).cpu()
+        found = []
+        for number, row in enumerate(self.rows):
+            for head in range(self.store.heads):
+                held = self.held[number, head]
+                mask = torch.zeros_like(held)
+                mask[held] = chosen[number, head] if self.absent is None else chosen[number, head][held]
+                own = int(self.store.lengths[row * self.store.heads + head])
+                found.append(mask[mask.shape[0] - own :])
+        return found

@@ -1,0 +1,241 @@
+"""One layer of a cache whose tokens a policy chooses; transformers sees the length of the text, not what is held."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from sparity.dynamic.cache.attention import Sight
+from sparity.dynamic.cache.held import Held, Known, rows_apart
+from sparity.dynamic.cache.run import Run, output_weight_of
+from sparity.dynamic.cache.store import Store
+from sparity.errors import InvalidInput, UnsupportedModel
+
+ATTRIBUTE = "sparity_cache_layer"  # of the keys that go from a layer to attention
+
+
+class PolicyLayer(CacheLayerMixin):
+    """A layer of a `DynamicCache`.
+
+    Until a policy evicts something, it holds and returns everything, as a dynamic layer does. Afterwards `update`
+    returns only the new tokens: attention reads what is held from `store`, and says when it has been read (`read`).
+
+    Args:
+        run: what is asked for.
+        index: of the layer.
+    """
+
+    is_sliding = False
+    is_compileable = False
+    supports_early_init = False
+
+    def __init__(self, run: Run, index: int) -> None:
+        self.run, self.index = run, index
+        self.reset()
+
+    def reset(self) -> None:
+        """Hold nothing."""
+        self.store: Store | None = None
+        self.length = 0  # of the text
+        self.evicted_at = 0  # its length at the last eviction; 0 = nothing was evicted
+        self.decoded = 0  # tokens since then that were decoded
+        self.waiting = False  # for attention to read what the last update returned
+        self.is_initialized = False
+
+    @classmethod
+    def of(cls, layer: DynamicLayer, run: Run, index: int) -> "PolicyLayer":
+        """A layer with the tokens of an ordinary one."""
+        taken = cls(run, index)
+        if layer.get_seq_length():
+            taken._hold(layer.keys, layer.values)
+        return taken
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether tokens can be taken back as if they had never been."""
+        return not self.evicted_at and not self.run.policy.accumulates
+
+    @property
+    def keys(self) -> Tensor | None:
+        """All keys `[batch, kv_heads, tokens, width]`, or None where some are gone."""
+        return None if self.store is None or self.evicted_at else self.store.views()[0]
+
+    @property
+    def values(self) -> Tensor | None:
+        """All values, likewise."""
+        return None if self.store is None or self.evicted_at else self.store.views()[1]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
+        """Nothing is allocated before there are tokens."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Hold new keys and values `[batch, kv_heads, new, width]`; what attention is to be given.
+
+        Raises:
+            InvalidInput: the model's attention no longer knows the cache.
+            UnsupportedModel: attention did not read what an earlier update returned.
+        """
+        self.check_read()
+        if self.evicted_at and not self.run.open:
+            raise InvalidInput(
+                "tokens of this cache were evicted, and the policy is no longer attached to the model: use it within "
+                "sparity.cache"
+            )
+        first = self.store is None
+        self._hold(key_states, value_states)
+        if self.evicted_at or first:
+            keys, values = key_states, value_states  # themselves, so that gradients flow
+        else:
+            assert self.store is not None, "tokens are held"
+            keys, values = self.store.views()[:2]
+        if self.run.open:
+            keys = keys.view_as(keys)  # what a model may keep of its own must not carry the mark
+            setattr(keys, ATTRIBUTE, self)
+            self.waiting = True
+        return keys, values
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        if self.store is None:
+            self.store = Store(keys, values, self.length, self.run.policy.accumulates)
+        elif (self.store.rows, self.store.heads) != keys.shape[:2]:
+            raise InvalidInput(f"the cache holds {self.store.rows} rows, the new tokens are of {keys.shape[0]}")
+        else:
+            self.store.append(keys, values, self.length)
+        self.length += keys.shape[2]
+
+    def check_read(self) -> None:
+        """Refuse a model whose attention does not get the keys that `update` returned; raises `UnsupportedModel`."""
+        if self.waiting:
+            self.waiting = False
+            raise UnsupportedModel(
+                f"attention of layer {self.index} did not read from the cache: this architecture does not hand the "
+                "cache's keys on to transformers' attention interface"
+            )
+
+    def read(self, module: nn.Module, query: Tensor, sight: Sight, scaling: float, softcap: float | None) -> None:
+        """What attention calls when it has read: the policy may evict.
+
+        Args:
+            module: the attention module.
+            query: `[batch, heads, new, width]`, after rotary.
+            sight: what the queries see.
+            scaling: of logits.
+            softcap: of logits.
+        """
+        self.waiting = False
+        policy, store, new = self.run.policy, self.store, query.shape[2]
+        assert store is not None, "attention follows an update"
+        if self.index >= self.run.layers:
+            raise InvalidInput(f"the cache has a layer {self.index}, and the model {self.run.layers} layers")
+        decoding = new < self.run.least and self.length > new
+        self.decoded += new if decoding else 0
+        due = policy.drops and (not decoding or (self.run.decode and self.decoded >= self.run.every))
+        real = sight.real()
+        if due and not bool(real[:, -1].all()):
+            raise InvalidInput(
+                "padding on the right: the last token of every row must be a real one where tokens are evicted; pad on "
+                'the left (tokenizer.padding_side = "left")'
+            )
+        budgets = [self.run.budget(self.index, int(count)) for count in real.sum(1)]
+        due = due and self._exceeds(budgets, real)
+        if not due and not policy.accumulates:
+            return
+        weight = output_weight_of(module, query.shape[1]) if "output_weight" in policy.needs else None
+        masks = []
+        for rows in rows_apart(store, real):
+            held = Held(store, rows, real, query, Known(scaling, softcap, weight, self.run.rotary))
+            if policy.accumulates:
+                held.accumulate(policy)
+            if due:
+                masks += held.kept(policy, budgets[rows[0]], self.run.protected(budgets[rows[0]]))
+        if due:
+            store.keep(masks)
+            self.evicted_at, self.decoded = self.length, 0
+
+    def chosen(self, query: Tensor, sight: Sight, scaling: float, softcap: float | None) -> Tensor | None:
+        """What a policy that drops nothing lets one query of each row read, bool `[rows, kv_heads, tokens]`.
+
+        None = everything.
+        """
+        policy, store = self.run.policy, self.store
+        if policy.drops or store is None or query.shape[2] > 1 or self.index < policy.dense_layers:
+            return None
+        real = sight.real()
+        budgets = [self.run.budget(self.index, int(count)) for count in real.sum(1)]
+        if all(budget >= int(count) for budget, count in zip(budgets, real.sum(1), strict=True)):
+            return None
+        masks = []
+        for rows in rows_apart(store, real):
+            held = Held(store, rows, real, query, Known(scaling, softcap, None, self.run.rotary))
+            masks += held.kept(policy, budgets[rows[0]], self.run.protected(budgets[rows[0]]))
+        found = torch.stack(masks).view(store.rows, store.heads, -1)
+        return None if bool(found.all()) else found
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beams go on from other rows."""
+        if self.store is not None:
+            self.store.select_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only some rows go on."""
+        if self.store is not None:
+            self.store.select_rows(torch.arange(self.store.rows)[indices.cpu()])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row comes several times."""
+        if self.store is not None:
+            self.store.select_rows(torch.arange(self.store.rows).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back; their number is negative, as transformers gives it.
+
+        Raises:
+            InvalidInput: tokens were evicted since, or the policy added up what their queries paid.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop takes the number of tokens to take back as a negative number, not {tokens_to_remove}"
+            )
+        if not tokens_to_remove or self.store is None:
+            return
+        length, policy = max(self.length + tokens_to_remove, 0), self.run.policy
+        if policy.accumulates or length < self.evicted_at:
+            why = "has added up what they paid" if policy.accumulates else "has evicted others since"
+            raise InvalidInput(
+                f"tokens cannot be taken back from this cache: the policy {policy.name} {why}; generate without drafts "
+                "(prompt lookup, assistants), or with a policy that evicts in prompts only"
+            )
+        self.store.crop(length)
+        self.length, self.decoded = length, max(self.decoded + tokens_to_remove, 0)
+
+    def get_seq_length(self) -> int:
+        """Tokens of the text."""
+        return self.length
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        """Masks are made for the whole text; attention looks up the places that are held."""
+        return self.length + (query_length if isinstance(query_length, int) else len(query_length)), 0
+
+    def get_max_length(self) -> int:
+        """Texts may have any length."""
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name in some releases
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is held."""
+        return 0 if self.store is None else self.store.nbytes
+
+    def _exceeds(self, budgets: list[int], real: Tensor) -> bool:
+        """Whether some row holds more real tokens than it may."""
+        assert self.store is not None, "tokens are held"
+        held = self.store.lengths.view(self.store.rows, -1).sum(1)
+        if not self.evicted_at:  # padding is held too
+            held = real.sum(1) * self.store.heads
+        return any(int(count) > budget * self.store.heads for count, budget in zip(held, budgets, strict=True))

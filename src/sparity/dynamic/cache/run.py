@@ -1,0 +1,119 @@
+"""A policy at work in one model: what it is asked for, and what it knows of each attention module."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparity.dynamic.cache.policies.base import Policy
+from sparity.dynamic.cache.rotary import Rotary
+from sparity.errors import InvalidInput, UnsupportedModel
+
+PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")  # what attention modules call their output projection
+
+
+@dataclass(eq=False)
+class Run:
+    """What a cache is to keep, of every layer.
+
+    Attributes:
+        policy: which tokens.
+        keep: of each layer the share of the text's tokens that stay, up to 1, or their number.
+        sinks: tokens at the start of each text that stay whatever the policy says.
+        recent: tokens at its end.
+        every: tokens between two evictions while decoding.
+        decode: whether tokens are evicted while decoding.
+        rotary: how positions turn queries and keys.
+        open: whether the model's attention still knows the cache.
+    """
+
+    policy: Policy
+    keep: Sequence[float]
+    sinks: int
+    recent: int
+    every: int
+    decode: bool
+    rotary: Rotary | None = None
+    open: bool = field(default=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Run":
+        return self  # copies of a cache belong to the same model
+
+    @property
+    def layers(self) -> int:
+        """How many the model has."""
+        return len(self.keep)
+
+    @property
+    def least(self) -> int:
+        """Calls that add fewer tokens to a text are decoding."""
+        return self.policy.least
+
+    def budget(self, layer: int, tokens: int) -> int:
+        """How many of a text's tokens stay in a layer: no fewer than are protected."""
+        found = self.policy.budget(tokens, self.keep[layer], layer, self.layers)
+        first, last = self.protected(found)
+        return min(max(found, first + last), tokens)
+
+    def protected(self, budget: int) -> tuple[int, int]:
+        """How many of the first and of the last tokens stay in any case."""
+        first, last = self.policy.protected(budget)
+        return max(first, self.sinks), max(last, self.recent)
+
+
+def rotary_of(model: Any) -> Rotary | None:
+    """The rotary frequencies of a model, or None where it has no rotary positions.
+
+    Raises:
+        UnsupportedModel: it has more than one set of them, or such that depend on the length.
+    """
+    config = model.config.get_text_config(decoder=True)
+    found = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "rotary_emb"]
+    if not found:
+        return None
+    kind = getattr(found[0], "rope_type", "default")
+    frequencies = getattr(found[0], "inv_freq", None)
+    if not isinstance(frequencies, Tensor) or kind in ("dynamic", "longrope"):
+        raise UnsupportedModel(
+            f'the policy turns queries back, and the rotary positions of "{config.model_type}" depend on the layer or '
+            "on the length: take another policy"
+        )
+    return Rotary(frequencies.detach().float(), float(getattr(found[0], "attention_scaling", 1.0)))
+
+
+def output_weight_of(module: nn.Module, heads: int) -> Tensor:
+    """An attention module's output projection by head, `[heads, value_width, hidden]`.
+
+    Raises:
+        UnsupportedModel: it has none that is a dense matrix.
+    """
+    for name in PROJECTIONS:
+        weight = getattr(getattr(module, name, None), "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point():
+            rows = weight if type(getattr(module, name)).__name__ == "Conv1D" else weight.T  # [heads * width, hidden]
+            return rows.detach().reshape(heads, -1, rows.shape[1])
+    raise UnsupportedModel(
+        f"the policy weighs values by the output projection, and {type(module).__name__} has none that is dense"
+    )
+
+
+def check_request(policy: Policy, keep: float, sinks: int, recent: int, every: int, decode: bool | None) -> None:
+    """Refuse what cannot be meant; raises `InvalidInput`."""
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not keep > 0 or (keep > 1 and int(keep) != keep):
+        raise InvalidInput(f"keep {keep!r} must be a share in (0, 1] or a whole number of tokens from 2 on")
+    for name, value, least in (("sinks", sinks, 0), ("recent", recent, 0), ("every", every, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidInput(f"{name} {value!r} must be a whole number, {least} or more")
+    own = policy.protected(int(keep))
+    if keep > 1 and policy.counts and (need := max(own[0], sinks) + max(own[1], recent)) > keep:
+        raise InvalidInput(
+            f"{policy.name} is to keep {keep:g} tokens, and {need} always stay (sinks, recent or the policy's window): "
+            f"keep {need} or more, or protect fewer"
+        )
+    if policy.declines:
+        raise InvalidInput(f"{policy.name}: {policy.declines}")
+    if decode and not policy.evicts_while_decoding:
+        raise InvalidInput(
+            f"{policy.name} reads the queries of a prompt and cannot evict while decoding: leave `decode` out"
+        )
