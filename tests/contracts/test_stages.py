@@ -47,8 +47,10 @@ def weights_and_data(folder):
 
 
 def logits(model):
+    """Of a prompt and of a token after it, which sees what the cache still holds."""
     with torch.no_grad():
-        return model(torch.arange(40)[None] % 97).logits
+        prompt = model(torch.arange(40)[None] % 97)
+        return torch.cat([prompt.logits, model(torch.tensor([[5]]), past_key_values=prompt.past_key_values).logits], 1)
 
 
 @pytest.fixture(scope="module")

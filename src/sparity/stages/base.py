@@ -17,7 +17,8 @@ from sparity.models import Block, Decoder, InputSite
 from sparity.sections import Section
 from sparity.stages.change import Change
 
-Property = Literal["mask", "shapes", "values"]  # zeros stay zero; every projection keeps its shape; weights stay
+# zeros stay zero; every projection keeps its shape; weights stay; the cache keeps the tokens that it keeps
+Property = Literal["mask", "shapes", "values", "cache"]
 Decision = dict[str, Any]  # JSON: budgets, kept indices, thresholds
 
 
@@ -217,7 +218,7 @@ class RuntimeFit:
 class RuntimeStage(Stage):
     """Adds data that is used while the model runs; weights stay as they are."""
 
-    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values"})
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values", "cache"})
 
     @property
     def relies_on(self) -> frozenset[Property]:

@@ -1,4 +1,4 @@
-"""A policy put on a model and taken off: what stays as it was, which models and caches it takes, and what is refused."""
+"""A policy put on a model and taken off: what stays as it was, what it takes, and what is refused."""
 
 import copy
 

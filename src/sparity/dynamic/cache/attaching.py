@@ -126,7 +126,9 @@ def check_model(model: Any) -> None:
     """Refuse a model whose cache cannot have a policy; see `attached`."""
     before = model.config._attn_implementation
     if before.startswith(PREFIX):
-        raise InvalidInput("a policy is at work in this model already: close its context first")
+        raise InvalidInput(
+            "a policy is at work in this model already: close its context first, or load the model with runtime=False"
+        )
     kind = model.config.model_type
     if not type(model)._can_set_attn_implementation():
         raise UnsupportedModel(f'attention of "{kind}" does not go through transformers\' interface: no policy can run')
@@ -134,16 +136,16 @@ def check_model(model: Any) -> None:
         raise UnsupportedModel(
             f'attention "{before}" cannot be replaced where tokens were evicted: load with sdpa or eager'
         )
-    if not any(type(layer) is DynamicLayer for layer in _layers(model)):
+    if not any(layers_of(model)):
         raise UnsupportedModel(
             f'no layer of this "{kind}" sees the whole text (sliding windows): nothing is to be evicted'
         )
 
 
-def _layers(model: Any) -> Sequence[Any]:
-    """The layers of a cache that transformers would make for a model."""
-    found: Sequence[Any] = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    return found
+def layers_of(model: Any) -> Sequence[bool]:
+    """Of each layer whether its cache holds the whole text, so that a policy can choose from it."""
+    made = DynamicCache(config=model.config.get_text_config(decoder=True))
+    return [type(layer) is DynamicLayer for layer in made.layers]
 
 
 def _switch(model: Any, name: str) -> None:
@@ -163,7 +165,7 @@ def _convert(model: Any, run: Run, module: nn.Module, arguments: Any, named: dic
         if not (getattr(model.config, "use_cache", True) if wanted is None else wanted) or _without_cache(module):
             return None
         given = DynamicCache(config=model.config.get_text_config(decoder=True))
-    convert(given, run, len(_layers(model)))
+    convert(given, run, len(layers_of(model)))
     return arguments, {**named, "past_key_values": given}
 
 

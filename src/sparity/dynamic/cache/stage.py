@@ -1,0 +1,160 @@
+"""Cache: tokens whose keys and values a policy finds dispensable are evicted from the cache while the model runs.
+
+Weights stay; what is saved beside them is how much of the text each block's cache keeps.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sparity.calibration.evidence import BlockEvidence
+from sparity.checkpoints.runtime_data import AGAIN
+from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, layers_of
+from sparity.dynamic.cache.functions import policy_of
+from sparity.dynamic.cache.policies.base import Policy
+from sparity.dynamic.cache.run import Run, check_request, rotary_of
+from sparity.errors import CorruptFile, InvalidInput
+from sparity.models import Block, Decoder, InputSite, Projection
+from sparity.registry import register
+from sparity.sections import Number, Spec, Whole
+from sparity.stages import Change, Decision, Needs, RuntimeStage
+from sparity.stages.base import Estimate, ModelEvidence, Property, RuntimeFit, Workload
+
+KEYS = ("k", "qkv")  # roles of the projection of keys
+
+
+@register("stage", "cache")
+class CacheStage(RuntimeStage):
+    """Tokens that a policy finds dispensable are evicted from the key-value cache."""
+
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values"})
+
+    policy: Spec = Field("snapkv", description="how the tokens that stay are chosen")
+    keep: Annotated[Number, Field(gt=0)] = Field(
+        0.25, description="the share of the text's tokens that stay in each block, up to 1, or their number from 2 on"
+    )
+    sinks: Annotated[Whole, Field(ge=0)] = Field(
+        SINKS, description="tokens at the start of each text that stay whatever the policy says"
+    )
+    recent: Annotated[Whole, Field(ge=0)] = Field(RECENT, description="tokens at its end that stay, likewise")
+    every: Annotated[Whole, Field(ge=1)] = Field(1, description="tokens between two evictions while decoding")
+    decode: bool | None = Field(
+        None, description="whether tokens are evicted while decoding; default: if the policy was made to"
+    )
+
+    @property
+    def chosen(self) -> Policy:
+        """The policy, built anew.
+
+        Raises:
+            InvalidInput: unknown, or with options that make no sense or cannot be met.
+        """
+        found = policy_of(self.policy)
+        check_request(found, self.keep, self.sinks, self.recent, self.every, self.decode)
+        return found
+
+    @property
+    def words(self) -> str:
+        """See `Stage.words`."""
+        share = f"{100 * self.keep:g} %" if self.keep <= 1 else f"{self.keep:g} tokens"
+        return f"{self.chosen.name}, {share} of the cache"
+
+    @property
+    def how(self) -> str:
+        """See `Stage.how`."""
+        return self.chosen.name
+
+    @property
+    def relies_on(self) -> frozenset[Property]:
+        """What is calibrated holds for these weights; and one policy alone says what stays."""
+        return super().relies_on | {"cache"}
+
+    def needs(self) -> Needs:
+        """Nothing is read."""
+        return Needs()
+
+    def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
+        """What each block's cache keeps: `{"keep": {key projection: share or number}}`, 1 behind a sliding window."""
+        policy = self.chosen
+        check_model(model.skeleton)
+        if "rotary" in policy.needs:
+            rotary_of(model.skeleton)
+        whole = layers_of(model.skeleton)
+        return {
+            "keep": {
+                _key_projection(model.sites(index)).name: self.keep if whole[index] else 1.0
+                for index in range(len(model))
+            }
+        }
+
+    def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
+        """`KEY.keep`, float64 `[]`; every projection is recorded as it is."""
+        name = _key_projection(evidence.block.sites).name
+        keep = torch.tensor(float(decision["keep"][name]), dtype=torch.float64)
+        changes = (Change.of(self.name, each, evidence.block.index) for each in evidence.block.projections)
+        return RuntimeFit({f"{name}.keep": keep}, tuple(changes))
+
+    def attach(self, module: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> Any:
+        """See `RuntimeStage.attach`; a block alone has no cache."""
+        if not hasattr(module, "config") or not hasattr(module, "base_model"):
+            return nullcontext()
+        return self._attached(module, _keep_of(sites, data))
+
+    @contextmanager
+    def _attached(self, model: Any, keep: Sequence[float]) -> Iterator[None]:
+        policy = self.chosen
+        decode = policy.evicts_while_decoding if self.decode is None else self.decode
+        rotary = rotary_of(model) if "rotary" in policy.needs else None
+        run = Run(policy, keep, self.sinks, self.recent, self.every, decode, rotary)
+        with attached(model, run):
+            yield
+
+    def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
+        """See `Stage.estimate`."""
+        changes = []
+        for index in range(len(model)):
+            for projection in (each for site in model.sites(index) for each in site.projections):
+                rows, columns = projection.weight.shape
+                shape = (rows, columns)
+                changes.append(Change(self.name, projection.name, projection.role, index, shape, shape, zeros=0.0))
+        return Estimate(changes=tuple(changes), runtime_bytes=8 * len(model))
+
+    def verify(self, block: Block, decision: Decision) -> list[str]:
+        """Blocks whose recorded share is another than was asked for."""
+        name = _key_projection(block.sites).name
+        found = decision["keep"].get(name)
+        return (
+            [] if found in (self.keep, 1.0) else [f"{name}: recorded to keep {found} of its cache, not {self.keep:g}"]
+        )
+
+
+def _key_projection(sites: Sequence[InputSite]) -> Projection:
+    """The projection of a block's keys.
+
+    Raises:
+        InvalidInput: the block has none.
+    """
+    for projection in (each for site in sites for each in site.projections):
+        if projection.role in KEYS:
+            return projection
+    raise InvalidInput("cache: a block has no projection of keys")
+
+
+def _keep_of(sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> list[float]:
+    """What each block keeps, in their order.
+
+    Raises:
+        CorruptFile: the data does not fit the blocks.
+    """
+    names = [f"{each.name}.keep" for site in sites for each in site.projections if each.role in KEYS]
+    if sorted(names) != sorted(data):
+        odd = sorted(set(names) ^ set(data))[0]
+        raise CorruptFile(f"cache: the file {'lacks' if odd in names else 'holds the unknown'} {odd}; {AGAIN}")
+    for name, keep in data.items():
+        if keep.dtype != torch.float64 or keep.shape or not float(keep) > 0 or not bool(keep.isfinite()):
+            raise CorruptFile(f"cache: {name} is {keep.dtype} {keep.tolist()}, not a share or a number; {AGAIN}")
+    return [float(data[name]) for name in names]

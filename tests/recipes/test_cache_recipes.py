@@ -1,0 +1,68 @@
+"""The ready recipes of the cache: each parses, runs, and leaves in the cache what it states."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparity
+from sparity import registry
+from sparity.recipe import Recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+METHODS = sorted((RECIPES / "methods" / "cache").glob("*.yaml"))
+SMALL = ["measure.windows=2", "measure.speed=null"]
+PROMPT, DECODED = 300, 4
+KEPT = {  # recipe -> what each head of a block holds of a prompt of 300 tokens, and after 4 more that were decoded
+    "h2o": (75, 76),
+    "streaming_llm": (300, 304),
+    "tova": (75, 76),
+    "snapkv": (75, 79),
+    "pyramidkv": (75, 79),  # on average over blocks
+    "adakv": (75, 79),  # on average over heads
+    "criticalkv": (75, 79),
+    "defensivekv": (75, 79),
+    "quest": (300, 304),
+    "keydiff": (75, 76),
+    "knorm": (75, 76),
+    "lagkv": (75, 79),
+    "expected_attention": (75, 79),
+    "random": (75, 76),
+    "keep_all": (300, 304),
+    "drop_all": (20, 20),
+}
+
+
+def test_every_policy_has_a_recipe_and_every_recipe_a_row():
+    assert {path.stem for path in METHODS} == set(KEPT) == set(registry.names("cache.policy"))
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_a_recipe_parses_and_its_comment_says_what_it_is(path):
+    recipe = Recipe.read(path)
+    assert recipe.model == "zoo:llama"
+    assert [stage.name for stage in recipe.stages] == ["cache"]
+    assert recipe.stages[0].chosen.name == path.stem
+    assert path.read_text().startswith("# In the key-value cache ")
+    assert f"sparity run {path.relative_to(RECIPES.parent)} -o OUT" in path.read_text()
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_a_policy_runs_to_the_end_and_its_model_holds_what_it_states(path, tmp_path):
+    result = sparity.run(Recipe.read(path, SMALL), output=tmp_path / "out")
+    candidate = result.report.candidates[0]
+    assert candidate.runtime == ("cache",)
+    assert candidate.quality[0].kl == 0  # a text that is scored in one call sees the whole of it
+    model, ids = result.model(), torch.arange(1, PROMPT + DECODED + 1)[None]
+    with torch.no_grad():
+        past = model(ids[:, :PROMPT]).past_key_values
+        held = [mean_held(past)]
+        for place in range(PROMPT, PROMPT + DECODED):
+            model(ids[:, place : place + 1], past_key_values=past)
+        held.append(mean_held(past))
+    assert past.get_seq_length() == PROMPT + DECODED
+    assert held == pytest.approx(KEPT[path.stem], abs=1 if path.stem == "pyramidkv" else 1e-6)
+
+
+def mean_held(past):
+    return sum(float(layer.store.lengths.float().mean()) for layer in past.layers) / len(past.layers)
