@@ -17,7 +17,7 @@ def own(kind):
 
 KINDS = (
     *("stage", "prune.score", "prune.pattern", "prune.solver", "quantize.method", "quantize.grid"),
-    *("activations.method", "activations.heal", "budget", "encoding"),
+    *("activations.method", "activations.heal", "cache.policy", "attention.layout", "budget", "encoding"),
 )
 PLUGINS = [(kind, name) for kind in KINDS for name in own(kind)]
 STATISTICS = [("statistic", name) for name in own("statistic")]
@@ -34,7 +34,7 @@ def page_of(kind, name):
     return f"{kind.replace('.', '/')}/{name}.md"
 
 
-@pytest.mark.parametrize(("kind", "name"), PLUGINS, ids=[name for _, name in PLUGINS])
+@pytest.mark.parametrize(("kind", "name"), PLUGINS, ids=[f"{kind}.{name}" for kind, name in PLUGINS])
 def test_a_plugin_has_a_page_with_its_options_defaults_statistics_and_sections(kind, name):
     plugin, text = registry.get(kind, name), (ROOT / "docs/methods" / page_of(kind, name)).read_text()
     assert text.startswith(f"# {name}\n")

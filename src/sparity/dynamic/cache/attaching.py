@@ -96,7 +96,7 @@ def _prepared(
             recent,
             every,
             built.evicts_while_decoding if decode is None else decode,
-            rotary_of(model) if "rotary" in built.needs else None,
+            rotary_of(model) if "rotary" in built.told else None,
         ),
     )
 

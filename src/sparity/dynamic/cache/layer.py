@@ -145,7 +145,7 @@ class PolicyLayer(CacheLayerMixin):
         due = due and self._exceeds(budgets, real)
         if not due and not policy.accumulates:
             return
-        weight = output_weight_of(module, query.shape[1]) if "output_weight" in policy.needs else None
+        weight = output_weight_of(module, query.shape[1]) if "output_weight" in policy.told else None
         masks = []
         for rows in rows_apart(store, real):
             held = Held(store, rows, real, query, Known(scaling, softcap, weight, self.run.rotary))

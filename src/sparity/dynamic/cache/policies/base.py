@@ -20,7 +20,7 @@ class Policy(ABC):
         evicts_while_decoding: it was made to evict at every token; others evict when a prompt has been read.
         counts: it keeps exactly the tokens that it is asked for; those that do not are controls or keep whole pages.
         drops: tokens that it does not keep are gone; one that does not drop only chooses which are read.
-        needs: what it is to be told of a layer in a run, of `output_weight` and `rotary`.
+        told: what it is to be told of a layer in a run, of `output_weight` and `rotary`.
     """
 
     name: ClassVar[str]
@@ -29,7 +29,7 @@ class Policy(ABC):
     evicts_while_decoding: ClassVar[bool] = False
     counts: ClassVar[bool] = True
     drops: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset()
+    told: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def least(self) -> int:

@@ -24,7 +24,7 @@ class CriticalKV(SnapKV):
 
     first: float = 0.5
     epsilon: float = 1e-4
-    needs: ClassVar[frozenset[str]] = frozenset({"output_weight"})
+    told: ClassVar[frozenset[str]] = frozenset({"output_weight"})
 
     def score(self, seen: Seen) -> Tensor:
         """See `Policy.score`: the second stage's."""

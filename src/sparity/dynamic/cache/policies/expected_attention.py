@@ -32,7 +32,7 @@ class ExpectedAttention(Policy):
     value_norm: bool = True
     epsilon: float = 0.0
     base: float = 10000.0
-    needs: ClassVar[frozenset[str]] = frozenset({"rotary"})
+    told: ClassVar[frozenset[str]] = frozenset({"rotary"})
 
     def protected(self, budget: int) -> tuple[int, int]:
         """See `Policy.protected`."""
