@@ -18,7 +18,7 @@ from sparity.sections import Section
 from sparity.stages.change import Change
 
 # zeros stay zero; every projection keeps its shape; weights stay; the cache keeps the tokens that it keeps
-Property = Literal["mask", "shapes", "values", "cache"]
+Property = Literal["mask", "shapes", "values", "tokens"]
 Decision = dict[str, Any]  # JSON: budgets, kept indices, thresholds
 
 
@@ -218,7 +218,7 @@ class RuntimeFit:
 class RuntimeStage(Stage):
     """Adds data that is used while the model runs; weights stay as they are."""
 
-    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values", "cache"})
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values", "tokens"})
 
     @property
     def relies_on(self) -> frozenset[Property]:

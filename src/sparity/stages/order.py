@@ -10,7 +10,7 @@ LOSES: dict[Property, str] = {
     "mask": "its zeros",
     "shapes": "the shapes that it counts on",
     "values": "the weights that it was fitted to",
-    "cache": "what it keeps in the cache",
+    "tokens": "what it keeps in the cache",
 }
 
 

@@ -71,7 +71,7 @@ class CacheStage(RuntimeStage):
     @property
     def relies_on(self) -> frozenset[Property]:
         """What is calibrated holds for these weights; and one policy alone says what stays."""
-        return super().relies_on | {"cache"}
+        return super().relies_on | {"tokens"}
 
     def needs(self) -> Needs:
         """Nothing is read."""

@@ -39,7 +39,7 @@ PER_WEIGHT = 50.0  # operations: scoring, ranking and reading it
 class Prune(BlockStage):
     """Zeros by a score, in a pattern; the solver corrects what stays."""
 
-    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "cache"})
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "tokens"})
 
     score: Spec | None = Field(None, description="how much a weight matters; default: the solver's own, else wanda")
     pattern: Spec = Field("unstructured", description="unstructured, N:M (N kept of M), block:ROWSxCOLUMNS")

@@ -27,7 +27,7 @@ class Channels(BlockStage):
     architecture: it opens in stock transformers.
     """
 
-    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "cache"})
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "tokens"})
 
     sparsity: Number = Field(0.25, ge=0, lt=1, description="share of the channels to remove, in [0, 1)")
     multiple_of: Whole = Field(1, ge=1, description="the number that is kept is rounded up to a multiple of this")
