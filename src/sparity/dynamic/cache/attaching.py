@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ def _prepared(
             recent,
             every,
             built.evicts_while_decoding if decode is None else decode,
-            rotary_of(model) if "rotary" in built.told else None,
+            rotary_of(model, built),
         ),
     )
 
@@ -159,6 +160,9 @@ def _switch(model: Any, name: str) -> None:
 
 def _convert(model: Any, run: Run, module: nn.Module, arguments: Any, named: dict[str, Any]) -> Any:
     """Before a call: its cache gets layers with the policy."""
+    if len(arguments) > 1:  # a cache may be given by its place
+        named = {**signature(module.forward).bind_partial(*arguments).arguments, **named}
+        arguments = ()
     given = named.get("past_key_values")
     if given is None:
         wanted = named.get("use_cache")
@@ -227,7 +231,8 @@ def _attention(
     sight = Sight(attention_mask, query.shape[0], query.shape[2], layer.length, named.get("sliding_window"))
     chosen = layer.chosen(query, sight, scale, cap)
     if layer.evicted_at or chosen is not None:
-        found = attend(query, store, sight, scale, chosen, **named), None
+        turn = layer.run.rotary if layer.run.policy.turns else None
+        found = attend(query, store, sight, scale, chosen, turn, **named), None
     else:
         found = own()
     layer.read(module, query, sight, scale, cap)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparity.dynamic.cache.rotary import Rotary
 from sparity.dynamic.cache.store import Store
 from sparity.errors import UnsupportedModel
 
@@ -90,7 +91,13 @@ class Sight:
 
 
 def attend(
-    query: Tensor, store: Store, sight: Sight, scaling: float, chosen: Tensor | None = None, **given: Any
+    query: Tensor,
+    store: Store,
+    sight: Sight,
+    scaling: float,
+    chosen: Tensor | None = None,
+    turn: Rotary | None = None,
+    **given: Any,
 ) -> Tensor:
     """`query` [rows, heads, new, width] -> `[rows, new, heads, value_width]`, in its type; logits are float32.
 
@@ -100,6 +107,7 @@ def attend(
         sight: what is seen of the text.
         scaling: of logits.
         chosen: bool `[rows, kv_heads, tokens]` of an even store, what alone is read; None = all.
+        turn: by which keys are turned to their places in the cache; None = they stay where they are in the text.
         given: `softcap`, and `s_aux` (gpt-oss: a logit per head that pays for nothing).
 
     Raises:
@@ -114,6 +122,7 @@ def attend(
     out = query.new_empty(rows, store.heads, group, new, store.values.shape[-1])
     if store.even is not None:
         keys, values, places, _ = store.views()
+        keys = keys if turn is None else closed_up(keys, places, sight.length, turn)
         for first in range(0, new, AT_ONCE):
             cut = slice(first, min(first + AT_ONCE, new))
             bias = sight.bias(places, cut.start, cut.stop)
@@ -127,6 +136,7 @@ def attend(
         for row in range(rows):
             for head in range(store.heads):
                 keys, values, places = store.segment(row, head)
+                keys = keys if turn is None else closed_up(keys, places, sight.length, turn)
                 own = None if drains is None else drains[head]
                 for first in range(0, new, AT_ONCE):
                     cut = slice(first, min(first + AT_ONCE, new))
@@ -134,6 +144,18 @@ def attend(
                     part = grouped[row, head][:, cut]
                     out[row, head][:, cut] = _weighted(part, keys, values, bias, scaling, cap, own)
     return out.reshape(rows, heads, new, -1).transpose(1, 2).contiguous()
+
+
+def closed_up(keys: Tensor, places: Tensor, length: int, turn: Rotary) -> Tensor:
+    """`keys` [..., slots, width] as if the text ended with the slots, one behind the other, at its `length`.
+
+    Attention sees differences of positions only, so keys are turned forward where the authors' code would turn the
+    query and all others back. What lies at the end without a gap stays as it is.
+    """
+    slots = places.shape[-1]
+    ahead = torch.arange(length - slots, length, device=places.device) - places
+    moved = turn.turn(keys.float(), ahead).to(keys.dtype)
+    return torch.where((ahead == 0)[..., None], keys, moved)
 
 
 def refuse_unknown(given: dict[str, Any]) -> None:

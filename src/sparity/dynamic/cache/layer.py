@@ -135,6 +135,8 @@ class PolicyLayer(CacheLayerMixin):
         decoding = new < self.run.least and self.length > new
         self.decoded += new if decoding else 0
         due = policy.drops and (not decoding or (self.run.decode and self.decoded >= self.run.every))
+        if not due and not policy.accumulates:
+            return
         real = sight.real()
         if due and not bool(real[:, -1].all()):
             raise InvalidInput(

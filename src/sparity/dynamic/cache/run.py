@@ -62,21 +62,25 @@ class Run:
         return max(first, self.sinks), max(last, self.recent)
 
 
-def rotary_of(model: Any) -> Rotary | None:
-    """The rotary frequencies of a model, or None where it has no rotary positions.
+def rotary_of(model: Any, policy: Policy) -> Rotary | None:
+    """The rotary frequencies of a model, or None where it has none or the policy does not ask.
 
     Raises:
-        UnsupportedModel: it has more than one set of them, or such that depend on the length.
+        UnsupportedModel: it has more than one set of them, or such that depend on the length, or none to turn keys by.
     """
     config = model.config.get_text_config(decoder=True)
+    if "rotary" not in policy.told:
+        return None
     found = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "rotary_emb"]
+    if not found and policy.turns:
+        raise UnsupportedModel(f'"{config.model_type}" has no rotary positions: {policy.name} cannot count them anew')
     if not found:
         return None
     kind = getattr(found[0], "rope_type", "default")
     frequencies = getattr(found[0], "inv_freq", None)
     if not isinstance(frequencies, Tensor) or kind in ("dynamic", "longrope"):
         raise UnsupportedModel(
-            f'the policy turns queries back, and the rotary positions of "{config.model_type}" depend on the layer or '
+            f'the policy turns queries or keys, and rotary positions of "{config.model_type}" depend on the layer or '
             "on the length: take another policy"
         )
     return Rotary(frequencies.detach().float(), float(getattr(found[0], "attention_scaling", 1.0)))

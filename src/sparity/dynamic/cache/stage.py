@@ -81,8 +81,7 @@ class CacheStage(RuntimeStage):
         """What each block's cache keeps: `{"keep": {key projection: share or number}}`, 1 behind a sliding window."""
         policy = self.chosen
         check_model(model.skeleton)
-        if "rotary" in policy.told:
-            rotary_of(model.skeleton)
+        rotary_of(model.skeleton, policy)
         whole = layers_of(model.skeleton)
         return {
             "keep": {
@@ -108,8 +107,7 @@ class CacheStage(RuntimeStage):
     def _attached(self, model: Any, keep: Sequence[float]) -> Iterator[None]:
         policy = self.chosen
         decode = policy.evicts_while_decoding if self.decode is None else self.decode
-        rotary = rotary_of(model) if "rotary" in policy.told else None
-        run = Run(policy, keep, self.sinks, self.recent, self.every, decode, rotary)
+        run = Run(policy, keep, self.sinks, self.recent, self.every, decode, rotary_of(model, policy))
         with attached(model, run):
             yield
 

@@ -20,7 +20,6 @@ class Policy(ABC):
         evicts_while_decoding: it was made to evict at every token; others evict when a prompt has been read.
         counts: it keeps exactly the tokens that it is asked for; those that do not are controls or keep whole pages.
         drops: tokens that it does not keep are gone; one that does not drop only chooses which are read.
-        told: what it is to be told of a layer in a run, of `output_weight` and `rotary`.
     """
 
     name: ClassVar[str]
@@ -29,12 +28,21 @@ class Policy(ABC):
     evicts_while_decoding: ClassVar[bool] = False
     counts: ClassVar[bool] = True
     drops: ClassVar[bool] = True
-    told: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def least(self) -> int:
         """Calls that add fewer tokens to a text evict nothing, unless the policy evicts while decoding."""
         return 32
+
+    @property
+    def told(self) -> frozenset[str]:
+        """What it is to be told of a layer in a run, of `output_weight` and `rotary`."""
+        return frozenset()
+
+    @property
+    def turns(self) -> bool:
+        """Whether positions are those in the cache: keys are turned as if nothing had been between those that stay."""
+        return False
 
     @property
     def dense_layers(self) -> int:

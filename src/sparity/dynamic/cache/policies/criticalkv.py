@@ -1,7 +1,6 @@
 """CriticalKV: attention, then also what a value does to the output (Feng et al. 2025, arXiv:2502.03805)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,11 @@ class CriticalKV(SnapKV):
 
     first: float = 0.5
     epsilon: float = 1e-4
-    told: ClassVar[frozenset[str]] = frozenset({"output_weight"})
+
+    @property
+    def told(self) -> frozenset[str]:
+        """See `Policy.told`."""
+        return frozenset({"output_weight"})
 
     def score(self, seen: Seen) -> Tensor:
         """See `Policy.score`: the second stage's."""

@@ -1,7 +1,6 @@
 """Expected attention: what queries to come will pay, from those that came (Devoto et al. 2025, arXiv:2510.00636)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +31,11 @@ class ExpectedAttention(Policy):
     value_norm: bool = True
     epsilon: float = 0.0
     base: float = 10000.0
-    told: ClassVar[frozenset[str]] = frozenset({"rotary"})
+
+    @property
+    def told(self) -> frozenset[str]:
+        """See `Policy.told`."""
+        return frozenset({"rotary"})
 
     def protected(self, budget: int) -> tuple[int, int]:
         """See `Policy.protected`."""

@@ -18,10 +18,22 @@ class StreamingLLM(Policy):
 
     Attributes:
         sinks: tokens at the start that draw attention whatever they say.
+        turn: count positions in the cache, as the authors' code does, not in the text; in a run.
     """
 
     sinks: int = 4
+    turn: bool = False
     evicts_while_decoding: ClassVar[bool] = True
+
+    @property
+    def told(self) -> frozenset[str]:
+        """See `Policy.told`."""
+        return frozenset({"rotary"}) if self.turn else frozenset()
+
+    @property
+    def turns(self) -> bool:
+        """See `Policy.turns`."""
+        return self.turn
 
     def protected(self, budget: int) -> tuple[int, int]:
         """See `Policy.protected`."""
