@@ -19,7 +19,7 @@ PASSES = 6.0  # multiplications and additions per weight and token, forward and 
 class FineTune(ModelStage):
     """Some steps on the calibration text; zeros of earlier stages stay."""
 
-    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes"})
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "tokens"})
     steps: Annotated[Whole, Field(ge=0)] = Field(100, description="steps of training")
     rate: Annotated[Number, Field(gt=0)] = Field(
         1e-4, description="AdamW's learning rate at the start; it falls to 0 along half a cosine"
