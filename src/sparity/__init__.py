@@ -20,6 +20,7 @@ _HOMES = {
     "attached": "sparity.engine.attach",
     "attention_blocks": "sparity.dynamic.attention.functions",
     "cache": "sparity.dynamic.cache.attaching",
+    "cut": "sparity.static.structure.functions",
     "fit_activations": "sparity.dynamic.activations.functions",
     "load": "sparity.models.loading",
     "perplexity": "sparity.quality.perplexity",
@@ -27,10 +28,12 @@ _HOMES = {
     "quantize_cache": "sparity.dynamic.cache.quantised",
     "quantize_weight": "sparity.static.quantize.quantize_weight",
     "register": "sparity.registry",
+    "restructure": "sparity.static.structure.functions",
     "run": "sparity.pipeline.run.runner",
     "score_cache": "sparity.dynamic.cache.functions",
     "select_cache": "sparity.dynamic.cache.functions",
     "sensitivity": "sparity.pipeline.studies.sensitivity",
+    "structure_scores": "sparity.static.structure.functions",
     "sweep": "sparity.pipeline.studies.sweeping",
     "with_activations": "sparity.dynamic.activations.functions",
 }
@@ -43,6 +46,7 @@ __all__ = [
     "attached",
     "attention_blocks",
     "cache",
+    "cut",
     "fit_activations",
     "load",
     "perplexity",
@@ -50,10 +54,12 @@ __all__ = [
     "quantize_cache",
     "quantize_weight",
     "register",
+    "restructure",
     "run",
     "score_cache",
     "select_cache",
     "sensitivity",
+    "structure_scores",
     "sweep",
     "with_activations",
 ]
@@ -75,6 +81,7 @@ if TYPE_CHECKING:
     from sparity.registry import register
     from sparity.static.prune.prune_weight import prune_weight
     from sparity.static.quantize.quantize_weight import quantize_weight
+    from sparity.static.structure.functions import cut, restructure, structure_scores
 
 
 def __getattr__(name: str) -> Any:

@@ -15,8 +15,8 @@ from sparity.calibration import Statistics
 from sparity.calibration.input_statistics import column_norm
 from sparity.cli.main import VERBS, app
 from sparity.models.families import llama
+from sparity.static import channels
 from sparity.static.prune.scores import wanda
-from sparity.static.structure import channels
 
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(work|home|root|tmp|mnt|Users|opt|usr|var)/")
 

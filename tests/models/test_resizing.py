@@ -57,9 +57,12 @@ def test_what_a_configuration_cannot_express_is_refused():
         family.resize(config, [{}, {"mlp_channels": 65}, {}])
     with pytest.raises(InvalidInput, match=r"block 0, kv_groups: a new size lies between 1 and 2, not 0"):
         family.resize(config, [{"kv_groups": 0}] * 3)
-    with pytest.raises(InvalidInput, match=r'no dimension "query_heads": several query heads share a key-value head'):
-        family.resize(config, [{"query_heads": 2}] * 3)
-    with pytest.raises(InvalidInput, match=r'no dimension "hidden"; it has mlp_channels, kv_groups'):
+    assert family.resize(config, [{"query_heads": 2}] * 3) == {"num_attention_heads": 2, "head_dim": 8}
+    with pytest.raises(InvalidInput, match="3 query heads cannot be shared out equally among 2 key-value heads"):
+        family.resize(config, [{"query_heads": 3}] * 3)
+    with pytest.raises(InvalidInput, match="kv_groups take their query heads with them: cut query_heads before"):
+        family.resize(config, [{"query_heads": 2, "kv_groups": 1}] * 3)
+    with pytest.raises(InvalidInput, match=r'no dimension "hidden"; it has mlp_channels, kv_groups, query_heads'):
         family.resize(config, [{"hidden": 2}] * 3)
     three = Decoder.open(build(CONFIGS["llama, a key per query, biases"]))
     with pytest.raises(InvalidInput, match=r"num_attention_heads = 3.*32.* not a multiple .*: choose other sizes"):

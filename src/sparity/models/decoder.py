@@ -134,15 +134,22 @@ class Decoder:
 
         It takes token ids `[batch, length]` and the last block's outputs `[batch, length, hidden]`.
         """
-        replay = Replay()
-        model = self._around_blocks("", replay)
+        return self._behind_blocks("", "logits")
 
-        def logits(tokens: Tensor, hidden: Tensor) -> Tensor:
+    def tail(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Load what lies between the blocks and the head, such as the last norm; called as `head`."""
+        return self._behind_blocks(_base_prefix(self.skeleton), "last_hidden_state")
+
+    def _behind_blocks(self, prefix: str, output: str) -> Callable[[Tensor, Tensor], Tensor]:
+        replay = Replay()
+        model = self._around_blocks(prefix, replay)
+
+        def behind(tokens: Tensor, hidden: Tensor) -> Tensor:
             replay.hidden = hidden
-            result: Tensor = model(input_ids=tokens.to(self.device), use_cache=False).logits
+            result: Tensor = getattr(model(input_ids=tokens.to(self.device), use_cache=False), output)
             return result
 
-        return logits
+        return behind
 
     def rest(self) -> Mapping[str, Tensor]:
         """Every stored tensor outside the blocks, under its stored name, in the decoder's dtype, read when asked for.

@@ -1,8 +1,9 @@
 """Which rows and columns of a block's projections belong together: cut at once, they leave a smaller block of its kind.
 
-The dimensions are MLP channels (of each expert where a block has experts) and attention heads: a query head with its
-own key-value head, or a key-value head with the query heads that share it. The hidden size and whole experts are no
-dimensions yet: other blocks, the embedding, the norms, the head and the router would have to be cut with them.
+The dimensions of a block are MLP channels (of each expert where a block has experts) and attention heads: a query head
+with its own key-value head, or a key-value head with the query heads that share it; where several share one, equally
+many of each group can also be cut alone. The hidden size, whole experts and whole blocks concern more than a block's
+projections: `whole_cuts` cuts them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,11 @@ from sparity.models.block import Projection
 CHANNELS = "mlp_channels"  # of expert E: "mlp_channels.E"
 KV_GROUPS = "kv_groups"
 QUERY_HEADS = "query_heads"
+HIDDEN = "hidden_size"
+EXPERTS = "experts"
+DEPTH = "depth"
+READ_HIDDEN = ("q", "k", "v", "qkv", "gate", "up", "fc1")  # roles of the projections that read the residual stream
+WRITE_HIDDEN = ("o", "down", "fc2")  # and of those that write into it
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,44 @@ def head_dimension(projections: Iterable[Projection], head_width: int) -> Dimens
     rows = (Cut(roles[role].name, "rows", height // key_heads) for role, height in heights.items())
     name = QUERY_HEADS if heads == key_heads else KV_GROUPS
     return Dimension(name, key_heads, (*rows, Cut(roles["o"].name, "columns", columns // key_heads)))
+
+
+def query_head_dimension(projections: Iterable[Projection], groups: Dimension, head_width: int) -> Dimension | None:
+    """The query heads of key-value heads that several of them share; None where each has its own.
+
+    The same number must stay of every group, since stock models repeat each key-value head equally often.
+    """
+    if groups.name != KV_GROUPS:
+        return None
+    roles = {projection.name: projection.role for projection in projections}
+    cuts = (cut for cut in groups.cuts if roles[cut.projection] in ("q", "o"))
+    found = tuple(Cut(cut.projection, cut.axis, head_width) for cut in cuts)
+    size = groups.size * next(cut.width for cut in groups.cuts if cut.axis == "columns") // head_width
+    return Dimension(QUERY_HEADS, size, found)
+
+
+def hidden_dimension(projections: Iterable[Projection], size: int) -> Dimension:
+    """The residual stream as it runs through a block's projections."""
+    cuts = tuple(
+        Cut(projection.name, "columns" if projection.role in READ_HIDDEN else "rows", 1)
+        for projection in projections
+        if projection.role in READ_HIDDEN + WRITE_HIDDEN
+    )
+    return Dimension(HIDDEN, size, cuts)
+
+
+def check_groups(heads: Dimension, groups: int, kept: Tensor, where: str) -> None:
+    """Refuse query heads of which the key-value heads would not be left equally many.
+
+    Raises:
+        InvalidInput: it names how many each group would keep.
+    """
+    counts = torch.bincount(kept // (heads.size // groups), minlength=groups).tolist()
+    if len(set(counts)) > 1:
+        raise InvalidInput(
+            f"{where}, {QUERY_HEADS}: the key-value heads would keep {', '.join(map(str, counts))} query heads: keep "
+            "equally many of each"
+        )
 
 
 def bystanders(block: nn.Module, projections: Iterable[Projection], dimension: Dimension) -> list[nn.Parameter]:

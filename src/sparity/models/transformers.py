@@ -153,17 +153,17 @@ def _gguf_errors(file: Path) -> Iterator[None]:
         ) from error
 
 
-def resized_config(config: Any, changes: Mapping[str, Any]) -> Any:
+def resized_config(config: Any, changes: Mapping[str, Any], check: bool = True) -> Any:
     """A copy of a configuration with other values for some of its attributes.
 
     Raises:
-        InvalidInput: transformers refuses the values.
+        InvalidInput: transformers refuses the values, which it is not asked about without `check`.
     """
     resized = copy.deepcopy(config)
     try:
         for attribute, value in changes.items():
             setattr(resized, attribute, value)
-        if changes:
+        if changes and check:
             resized.validate()  # whether the values fit one another
     except Exception as error:  # what is raised depends on the class and on the release
         values = ", ".join(f"{attribute} = {value}" for attribute, value in changes.items())

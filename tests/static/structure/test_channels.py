@@ -14,7 +14,7 @@ from sparity.pipeline.run.job import prepare
 from sparity.pipeline.run.plan import plan
 from sparity.pipeline.run.verify import verify
 from sparity.recipe import Recipe
-from sparity.static.structure.channels import Channels, largest
+from sparity.static.structure.units import largest, left_of
 
 TOKENS = torch.arange(40)[None] % 97
 
@@ -53,7 +53,7 @@ def test_the_largest_stay_and_of_equal_ones_the_later():
     ],
 )
 def test_how_many_stay(options, size, kept):
-    assert Channels(**options)._kept(size) == kept
+    assert left_of(size, **options) == kept
 
 
 @pytest.mark.parametrize("family", tuple(tiny_configs()))

@@ -19,6 +19,7 @@ from sparity.models.dimensions import (
     bystanders,
     channel_dimensions,
     head_dimension,
+    query_head_dimension,
 )
 from sparity.models.transformers import resized_config
 
@@ -98,6 +99,12 @@ class Family(ABC):
             if dimension is heads or all(p.numel() == 1 for p in bystanders(block, projections, dimension))
         )
 
+    def query_heads(self, block: nn.Module, name: str, config: Any) -> Dimension | None:
+        """The query heads that share key-value heads, as a dimension of their own; None where none are shared."""
+        projections = [projection for site in self.sites(block, name, config) for projection in site.projections]
+        groups = next((found for found in self.dimensions(block, name, config) if found.name == KV_GROUPS), None)
+        return query_head_dimension(projections, groups, self.head_width(config)) if groups else None
+
     def resize(self, config: Any, sizes: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """The configuration's attributes that change when its blocks get these sizes, with their new values.
 
@@ -117,12 +124,15 @@ class Family(ABC):
             return {}
         return self._changes(config, [self._widths(config, index, block) for index, block in enumerate(sizes)])
 
-    def resize_block(self, config: Any, index: int, sizes: Mapping[str, int]) -> dict[str, Any]:
-        """As `resize`, when every block that shares an attribute with block `index` gets that block's sizes."""
+    def resize_block(self, config: Any, index: int, sizes: Mapping[str, int], check: bool = True) -> dict[str, Any]:
+        """As `resize`, when every block that shares an attribute with block `index` gets that block's sizes.
+
+        Without `check` transformers is not asked whether it takes the values.
+        """
         if not sizes:
             return {}
         widths = self._widths(config, index, sizes)
-        return self._changes(config, [widths] * int(config.num_hidden_layers))
+        return self._changes(config, [widths] * int(config.num_hidden_layers), check)
 
     def declines(self, config: Any, dimension: str) -> str | None:
         """Why no configuration of this kind can express fewer units of a dimension; None where one can."""
@@ -152,19 +162,38 @@ class Family(ABC):
         heads = self._width(config, "num_attention_heads", index)
         grouped = getattr(config, "num_key_value_heads", None) is not None
         key_heads = self._width(config, "num_key_value_heads", index) if grouped else heads
-        kind = QUERY_HEADS if key_heads == heads else KV_GROUPS
-        new = _resized({**channels, kind: key_heads}, sizes, index)
-        if new[kind] != key_heads and (reason := self.declines(config, kind)):
-            raise InvalidInput(f"block {index}, {kind}: {reason}")
+        offered = {QUERY_HEADS: heads} if key_heads == heads else {KV_GROUPS: key_heads, QUERY_HEADS: heads}
+        new = _resized({**channels, **offered}, sizes, index)
+        new_heads, new_key_heads = self._heads(config, offered, new, index)
         if len({new[name] for name in channels}) > 1:
             raise InvalidInput(
                 f"block {index}: its experts would have {', '.join(str(new[name]) for name in channels)} channels, but "
                 f'a configuration of type "{config.model_type}" holds one {attribute} for all: keep equally many'
             )
-        widths = {attribute: new[next(iter(channels))], "num_attention_heads": new[kind] * heads // key_heads}
-        return {**widths, "num_key_value_heads": new[kind]} if grouped else widths
+        widths = {attribute: new[next(iter(channels))], "num_attention_heads": new_heads}
+        return {**widths, "num_key_value_heads": new_key_heads} if grouped else widths
 
-    def _changes(self, config: Any, blocks: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    def _heads(self, config: Any, old: Mapping[str, int], new: Mapping[str, int], index: int) -> tuple[int, int]:
+        """How many query heads and key-value heads are left."""
+        groups = old.get(KV_GROUPS)
+        changed = [name for name in old if new[name] != old[name]]
+        for name in changed:
+            if reason := self.declines(config, name):
+                raise InvalidInput(f"block {index}, {name}: {reason}")
+        if groups is None:
+            return new[QUERY_HEADS], new[QUERY_HEADS]
+        if len(changed) == 2:
+            raise InvalidInput(
+                f"block {index}: {KV_GROUPS} take their query heads with them: cut {QUERY_HEADS} before or afterwards"
+            )
+        if new[QUERY_HEADS] % groups:
+            raise InvalidInput(
+                f"block {index}, {QUERY_HEADS}: {new[QUERY_HEADS]} query heads cannot be shared out equally among "
+                f"{groups} key-value heads: keep equally many of each"
+            )
+        return new[QUERY_HEADS] * new[KV_GROUPS] // groups, new[KV_GROUPS]
+
+    def _changes(self, config: Any, blocks: Sequence[Mapping[str, int]], check: bool = True) -> dict[str, Any]:
         """The attributes that differ from the configuration's, from those of every block."""
         changes: dict[str, Any] = {}
         for attribute in dict.fromkeys(attribute for block in blocks for attribute in block):
@@ -181,7 +210,8 @@ class Family(ABC):
             changes[attribute] = next(iter(after.values()))
         if "num_attention_heads" in changes:
             changes["head_dim"] = self.head_width(config)
-        resized_config(config, changes)  # which transformers may refuse
+        if check:
+            resized_config(config, changes)  # which transformers may refuse
         return changes
 
 
@@ -197,7 +227,6 @@ def _resized(old: Mapping[str, int], new: Mapping[str, int], index: int) -> dict
     for name, size in new.items():
         if name not in old:
             why = {
-                QUERY_HEADS: ": several query heads share a key-value head, and go with it",
                 KV_GROUPS: ": every query head has a key-value head of its own, and goes with it",
             }.get(name, "")
             raise InvalidInput(f'block {index} has no dimension "{name}"{why}; it has {", ".join(old)}')

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from sparity.registry import register
 from sparity.sections import Number, Whole
 from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
 from sparity.stages.base import Estimate, Property, Workload
+from sparity.static.structure.units import largest, left_of
 
 
 @register("stage", "channels")
@@ -49,7 +49,10 @@ class Channels(BlockStage):
         """
         kept = []
         for index in range(len(model)):
-            found = {dimension.name: self._kept(dimension.size) for dimension in _dimensions(model, index)}
+            found = {
+                dimension.name: left_of(dimension.size, self.sparsity, self.multiple_of)
+                for dimension in _dimensions(model, index)
+            }
             if not found:
                 raise InvalidInput(f"channels: {model.block_name(index)} has no MLP channels that could be removed")
             kept.append(found)
@@ -102,19 +105,6 @@ class Channels(BlockStage):
                     )
         largest_block = max(sum(c.size_before for c in changes if c.block == index) for index in range(len(model)))
         return Estimate(tuple(changes), memory={"the cut block": largest_block * model.dtype.itemsize})
-
-    def _kept(self, size: int) -> int:
-        wanted = max(size - int(size * self.sparsity), 1)
-        return min(-(-wanted // self.multiple_of) * self.multiple_of, size)
-
-
-def largest(importance: Tensor, count: int) -> Tensor:
-    """The places of the `count` largest of `importance` [units], ascending, int64; of equal ones the later stay.
-
-    That is the rule of pruning: of equal scores the one in the lower place goes first.
-    """
-    order = torch.sort(importance.float(), stable=True).indices
-    return order[len(order) - count :].sort().values.cpu()
 
 
 def _dimensions(model: Decoder, index: int) -> list[Dimension]:

@@ -1,0 +1,50 @@
+"""What a method of structured pruning is: it scores parts of a model, chooses what stays, makes the smaller model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from sparity.models import Decoder
+from sparity.models.cuts.whole import cut_model
+from sparity.static.structure.subject import Subject
+
+Choice = dict[str, Any]  # dimension -> the indices that stay: per block, or of the model
+
+
+@dataclass(frozen=True)
+class Restructured:
+    """A smaller model, and which units of the model before are left in it."""
+
+    model: nn.Module
+    kept: Mapping[str, Any]
+
+
+class Method(ABC):
+    """A way to make a model smaller; a frozen dataclass whose fields are its options."""
+
+    name: ClassVar[str]
+    needs_text: ClassVar[bool] = True
+
+    @abstractmethod
+    def scores(self, subject: Subject) -> dict[str, Tensor]:
+        """Dimension -> float32 `[blocks, size]`, of the depth `[blocks]`; higher is kept."""
+
+    @abstractmethod
+    def choose(self, subject: Subject, sparsity: float) -> Choice:
+        """What stays when a share of the dimension goes, as `sparity.cut` takes it."""
+
+    def restructure(self, subject: Subject, sparsity: float) -> Restructured:
+        """The smaller model."""
+        kept = self.choose(subject, sparsity)
+        return Restructured(cut_model(subject.model, kept), kept)
+
+    @abstractmethod
+    def sizes(self, decoder: Decoder, sparsity: float) -> dict[str, int]:
+        """Dimension -> how many units every block, or the model, will have; no weight is read.
+
+        Raises:
+            InvalidInput: blocks would differ, which no stock configuration can say.
+        """
