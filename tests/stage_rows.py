@@ -5,6 +5,7 @@ ROWS = {
     "channels": ({"sparsity": 0.25}, {"sparsity": 0.0}),
     "quantize": ({"method": "gptq", "bits": 4, "group": 8, "symmetric": False}, {"dense": ["*"]}),
     "cache": ({"policy": "streaming_llm", "keep": 0.25}, {"keep": 1.0}),
+    "structure": ({"method": {"minitron": {"multiple_of": 4}}, "sparsity": 0.25}, {"sparsity": 0.0}),
     "activations": ({"sparsity": 0.4}, {"sparsity": 0.0}),
     "topk_training": ({"sparsity": 0.4, "steps": 3, "rate": 0.01}, {"steps": 0}),
     "relufication": ({"steps": 3, "rate": 0.01}, {"steps": 0, "function": "keep"}),

@@ -24,6 +24,7 @@ KINDS = (
     "quantize.method",
     "stage",
     "statistic",
+    "structure.method",
 )
 PLUGINS = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 

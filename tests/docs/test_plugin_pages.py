@@ -16,7 +16,7 @@ def own(kind):
 
 
 KINDS = (
-    *("stage", "prune.score", "prune.pattern", "prune.solver", "quantize.method", "quantize.grid"),
+    *("stage", "prune.score", "prune.pattern", "prune.solver", "quantize.method", "quantize.grid", "structure.method"),
     *("activations.method", "activations.heal", "cache.policy", "attention.layout", "budget", "encoding"),
 )
 PLUGINS = [(kind, name) for kind in KINDS for name in own(kind)]

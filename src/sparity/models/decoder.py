@@ -176,9 +176,15 @@ class Decoder:
         Raises:
             InvalidInput: the family's configuration cannot express the sizes.
         """
-        if not any(sizes):
-            return self
-        config = hf.resized_config(self.config, self.config_changes(sizes))
+        return self.outlined(self.config_changes(sizes)) if any(sizes) else self
+
+    def outlined(self, changes: Mapping[str, Any]) -> "Decoder":
+        """The model with other values in its configuration, in shapes only.
+
+        Raises:
+            InvalidInput: transformers refuses the values.
+        """
+        config = hf.resized_config(self.config, changes)
         skeleton = hf.empty_model(config, self.dtype)
         return Decoder(skeleton, OutlineSource(skeleton), self.device, self.dtype)
 

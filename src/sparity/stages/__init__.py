@@ -1,6 +1,27 @@
 """The contract of a recipe's stages: what they need, decide, change and promise."""
 
-from sparity.stages.base import BlockEdit, BlockStage, Decision, ModelStage, Needs, RuntimeStage, Stage
+from sparity.stages.base import (
+    BlockEdit,
+    BlockStage,
+    Decision,
+    ModelStage,
+    Needs,
+    Reshaped,
+    RuntimeStage,
+    ShapeStage,
+    Stage,
+)
 from sparity.stages.change import Change
 
-__all__ = ["BlockEdit", "BlockStage", "Change", "Decision", "ModelStage", "Needs", "RuntimeStage", "Stage"]
+__all__ = [
+    "BlockEdit",
+    "BlockStage",
+    "Change",
+    "Decision",
+    "ModelStage",
+    "Needs",
+    "Reshaped",
+    "RuntimeStage",
+    "ShapeStage",
+    "Stage",
+]

@@ -32,6 +32,7 @@ class Needs:
         decision: statistics of that whole model, read before anything is decided.
         repeated: whether those are read more than once, so that they are kept on disk.
         trials: on how many calibration sequences deciding measures how the model does with some decision; 0 is none.
+        text: whether the calibration tokens themselves are read.
         order: whether `statistics` see the edits to the blocks before (sequential) or not (independent).
         true_sequential: whether they also see the edits to earlier projections of the same block.
     """
@@ -41,13 +42,14 @@ class Needs:
     decision: frozenset[str] = frozenset()
     repeated: bool = False
     trials: int = 0
+    text: bool = False
     order: Order = "sequential"
     true_sequential: bool = False
 
     @property
     def calibration(self) -> bool:
         """Whether any calibration tokens are needed."""
-        return bool(self.statistics or self.gradients or self.decision or self.trials)
+        return bool(self.statistics or self.gradients or self.decision or self.trials or self.text)
 
     @property
     def opened_model(self) -> bool:
@@ -156,6 +158,10 @@ class Stage(Section, ABC):
     def sizes(self, model: Decoder, decision: Decision) -> Sequence[Mapping[str, int]]:
         """Of each block the dimensions that the stage changes with their new sizes."""
         return [{} for _ in range(len(model))]
+
+    def after(self, model: Decoder, decision: Decision) -> Decoder:
+        """The model that the stage leaves, in shapes only where they change."""
+        return model.resized(self.sizes(model, decision))
 
     @abstractmethod
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
@@ -292,4 +298,30 @@ class ModelStage(Stage):
             masks: projection -> bool `[out, in]`, True where a weight may be other than zero.
             tokens: calibration tokens `[samples, length]`.
             work: keeps what a killed training needs to go on; the result must be the same bit for bit.
+        """
+
+
+@dataclass(frozen=True)
+class Reshaped:
+    """A model of another shape, and which units are left in it: dimension -> indices per block, or of the model."""
+
+    model: nn.Module
+    kept: Mapping[str, Any]
+
+
+class ShapeStage(Stage):
+    """Makes another model of the whole one, in memory: fewer blocks, a smaller hidden size, fewer experts."""
+
+    @abstractmethod
+    def after(self, model: Decoder, decision: Decision) -> Decoder:
+        """See `Stage.after`."""
+
+    @abstractmethod
+    def reshape(self, model: nn.Module, tokens: Tensor | None, decision: Decision) -> Reshaped:
+        """The smaller model, whose shapes are those of `after`; `model` is not changed.
+
+        Args:
+            model: a transformers model.
+            tokens: calibration tokens `[samples, length]`.
+            decision: what was decided.
         """

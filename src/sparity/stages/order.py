@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sparity.errors import InvalidInput
-from sparity.stages.base import BlockStage, ModelStage, Needs, Property, Stage
+from sparity.stages.base import BlockStage, ModelStage, Needs, Property, ShapeStage, Stage
 
 LOSES: dict[Property, str] = {
     "mask": "its zeros",
@@ -12,6 +12,7 @@ LOSES: dict[Property, str] = {
     "values": "the weights that it was fitted to",
     "tokens": "what it keeps in the cache",
 }
+WHOLE = (ModelStage, ShapeStage)  # work on the whole model, in a pass of their own
 
 
 def check_order(stages: Sequence[Stage]) -> None:
@@ -63,7 +64,7 @@ def passes(stages: Iterable[Stage], layer_loss: bool = False) -> list[Sequel]:
 
 def _joins(sequel: Sequel, stage: Stage, layer_loss: bool) -> bool:
     needs, first = needs_of(stage, layer_loss), sequel.stages[0]
-    if isinstance(stage, ModelStage) or isinstance(first, ModelStage) or needs.opened_model:
+    if isinstance(stage, WHOLE) or isinstance(first, WHOLE) or needs.opened_model:
         return False
     if any(isinstance(each, BlockStage) and each.edits_rest for each in (first, stage)):
         return False

@@ -36,6 +36,19 @@ def add_biases(config: Any, blocks: Sequence[Block], added: Mapping[str, Tensor]
     return changes
 
 
+def bias_flags(config: Any, wanted: Sequence[Projection]) -> dict[str, Any] | None:
+    """The attributes by which a configuration says that these projections have biases; None where it cannot."""
+    changes: dict[str, Any] = {}
+    for projection in wanted:
+        if _has(projection):
+            continue
+        flag = next((f for f, roles in FLAGS.items() if projection.role in roles and hasattr(config, f)), None)
+        if flag is None:
+            return None
+        changes[flag] = True
+    return changes
+
+
 def _has(projection: Projection) -> bool:
     return getattr(projection.module, "bias", None) is not None
 

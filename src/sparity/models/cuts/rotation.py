@@ -83,7 +83,7 @@ def rotate(model: nn.Module, family: Family, blocks: Sequence[Block], rotation: 
             bias = turned_bias(projection, rotation)
             projection.write(turned(projection, rotation))
             if bias is not None:
-                projection.module.bias.data.copy_(bias)  # type: ignore[operator, union-attr]
+                projection.module.bias.data.copy_(bias)  # type: ignore[operator]
         for router in routers(block):
             weight = router.get_parameter("weight").data
             weight.copy_(weight.double() @ rotation)

@@ -19,7 +19,8 @@ FORMAT = 1
 MARK = "pass.json"
 STATE = ".pass"  # of a pass that is not finished, inside its folder
 
-Kept = Mapping[str, Mapping[str, list[int]]]  # block -> dimension -> units of the dense model that are left
+MODEL = "model"  # in place of a block: what all of them share
+Kept = Mapping[str, Mapping[str, list[int]]]  # block of the dense model -> dimension -> its units that are left
 
 
 @dataclass(frozen=True)
@@ -128,3 +129,9 @@ def with_kept(done: Done, block: str, kept: Mapping[str, list[int]]) -> Done:
         earlier = before.get(dimension)
         before[dimension] = list(units) if earlier is None else [earlier[unit] for unit in units]
     return replace(done, kept={**done.kept, block: before})
+
+
+def dense_block(done: Done, index: int) -> int:
+    """Which of the dense model's blocks is block `index` now."""
+    depth = done.kept.get(MODEL, {}).get("depth")
+    return index if depth is None else depth[index]

@@ -175,7 +175,7 @@ def _tokens(recipe: Recipe, tokenizer: Any, config: Any) -> Tensor | None:
         return None
     if recipe.calibration is None:
         needs = needs_of(reading[0], recipe.measure.layer_loss)
-        wanted = ", ".join(sorted(needs.statistics | needs.gradients | needs.decision)) or "its trials"
+        wanted = ", ".join(sorted(needs.statistics | needs.gradients | needs.decision)) or "what it measures"
         raise InvalidInput(
             f"the stage {reading[0].name} ({reading[0].words}) needs calibration text for {wanted}: add "
             "`calibration: {text: FILE}` (for a first try, python-docs:calibration), or choose what needs none, such "

@@ -25,7 +25,7 @@ from sparity.pipeline.evidence.dense_statistics import dense_statistics, stored_
 from sparity.pipeline.evidence.model_evidence import PassEvidence, stored_evidence
 from sparity.pipeline.evidence.opened import NO_INPUTS, Opened
 from sparity.pipeline.run.export import plain_shard
-from sparity.pipeline.run.finished_pass import Done, with_kept
+from sparity.pipeline.run.finished_pass import Done, dense_block, with_kept
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
 from sparity.pipeline.run.planned import PlannedPass, PlannedStage
 from sparity.pipeline.run.progress import Progress
@@ -264,7 +264,7 @@ def _done(planned: PlannedPass, setting: Setting, folder: PassFolder, before: Do
         runtime=(*before.runtime, *runtime),
     )
     for index, record in enumerate(records):
-        done = with_kept(done, decoder.block_name(index), record["kept"])
+        done = with_kept(done, decoder.block_name(dense_block(done, index)), record["kept"])
     return done
 
 

@@ -118,7 +118,7 @@ def plan(job: Job) -> Plan:
 
 
 def _after(each: PlannedStage) -> Decoder:
-    return each.model.resized(each.stage.sizes(each.model, each.draft))
+    return each.stage.after(each.model, each.draft)
 
 
 def _parameters(model: Decoder) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparity.models import Decoder
-from sparity.stages import BlockStage, Decision, Stage
+from sparity.stages import Decision, Stage
 from sparity.stages.order import passes
 
 
@@ -67,7 +67,7 @@ def plan_passes(stages: Sequence[Stage], model: Decoder, layer_loss: bool) -> tu
         for place, stage in enumerate(sequel.stages, sequel.first):
             draft = stage.decide(model, None)
             planned.append(PlannedStage(place, stage, model, draft))
-            model = model.resized(stage.sizes(model, draft)) if isinstance(stage, BlockStage) else model
+            model = stage.after(model, draft)
         through = stages[: sequel.first + len(sequel.stages)]
         options = tuple({stage.name: stage.model_dump(mode="json")} for stage in through)
         found.append(PlannedPass(number, tuple(planned), options, last=number == len(sequels)))

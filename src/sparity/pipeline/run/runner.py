@@ -3,7 +3,7 @@
 import copy
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,11 @@ from sparity.pipeline.run.model_pass import run_training
 from sparity.pipeline.run.packing import is_packed, pack_in_place, realised_zeros
 from sparity.pipeline.run.passes import Setting, run_blocks
 from sparity.pipeline.run.progress import Progress, Silence
+from sparity.pipeline.run.reshape_pass import run_reshaping
 from sparity.pipeline.run.result_folder import output_folder, refuse_to_replace, working_places
 from sparity.pipeline.run.run_folder import RunFolder
 from sparity.recipe import Recipe
-from sparity.stages import ModelStage
+from sparity.stages import ModelStage, ShapeStage, Stage
 
 
 @dataclass(frozen=True)
@@ -185,14 +186,20 @@ def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool) -> Done
             previous=previous,
         )
         place = folder if planned.last else finished_pass.begin(folder.passes(keep) / planned.name)
-        work = run_training if isinstance(planned.stages[0].stage, ModelStage) else run_blocks
-        done = work(planned, setting, place, progress, done)
+        done = _work_of(planned.stages[0].stage)(planned, setting, place, progress, done)
         if not planned.last:
             write_config(job, done, place.path)
             finished_pass.finish(place.path, planned.key, done)
             _free(folder, previous)
             previous = place.path
     return done
+
+
+def _work_of(stage: Stage) -> Callable[..., Done]:
+    """How a pass of such a stage works."""
+    if isinstance(stage, ModelStage):
+        return run_training
+    return run_reshaping if isinstance(stage, ShapeStage) else run_blocks
 
 
 def _own_model(job: Job, previous: Path | None) -> nn.Module:

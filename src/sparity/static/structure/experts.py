@@ -67,11 +67,16 @@ def watched_routes(block: Block, see: Any) -> Iterator[None]:
 
 def expert_output(experts: nn.Module, expert: int, hidden: Tensor) -> Tensor:
     """What one expert makes of tokens `[tokens, hidden]`, in float32, without the router's weight."""
-    gate, up, down = (matrix.float() for matrix in expert_matrices(experts, expert))
+    *_, down = expert_matrices(experts, expert)
+    return expert_neurons(experts, expert, hidden) @ down.float().T
+
+
+def expert_neurons(experts: nn.Module, expert: int, hidden: Tensor) -> Tensor:
+    """What the neurons of one expert give for tokens `[tokens, hidden]`, in float32."""
+    gate, up, _ = (matrix.float() for matrix in expert_matrices(experts, expert))
     x = hidden.float()
-    activate: Any = experts.act_fn
-    output: Tensor = (activate(x @ gate.T) * (x @ up.T)) @ down.T
-    return output
+    found: Tensor = experts.act_fn(x @ gate.T) * (x @ up.T)  # type: ignore[operator]
+    return found
 
 
 def routed_norms(visit: Visit) -> Routed | None:

@@ -41,6 +41,14 @@ class Method(ABC):
         kept = self.choose(subject, sparsity)
         return Restructured(cut_model(subject.model, kept), kept)
 
+    def config_changes(self, decoder: Decoder) -> dict[str, Any]:
+        """The configuration's attributes that change besides the sizes.
+
+        Raises:
+            InvalidInput: the configuration cannot say what the method adds.
+        """
+        return {}
+
     @abstractmethod
     def sizes(self, decoder: Decoder, sparsity: float) -> dict[str, int]:
         """Dimension -> how many units every block, or the model, will have; no weight is read.

@@ -1,14 +1,14 @@
 """FLAP: parts whose inputs vary least, and a bias for what they gave on average (An et al. 2024, arXiv:2312.11983)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sparity.errors import InvalidInput
 from sparity.models import Decoder, InputSite
-from sparity.models.cuts.biases import add_biases
+from sparity.models.cuts.biases import add_biases, bias_flags
 from sparity.models.cuts.whole import blocks_of, cut_model, with_config
 from sparity.models.dimensions import CHANNELS, Cut, Dimension
 from sparity.registry import register
@@ -60,6 +60,17 @@ class FLAP(Method):
             )
         heads = next(d.name for d in decoder.dimensions(0) if d.name != CHANNELS)
         return {name: ranked_sizes(name, decoder, sparsity)[name] for name in (CHANNELS, heads)}
+
+    def config_changes(self, decoder: Decoder) -> dict[str, Any]:
+        """See `Method.config_changes`."""
+        projections = [projection for site in decoder.sites(0) for projection in site.projections]
+        changes = bias_flags(decoder.config, [p for p in projections if p.role in ("o", "down", "fc2")])
+        if changes is None and self.bias:
+            raise InvalidInput(
+                f'flap adds biases, which a configuration of type "{decoder.config.model_type}" cannot say: set '
+                "`bias: false`"
+            )
+        return changes or {} if self.bias else {}
 
     def _observed(self, subject: Subject) -> "_Seen":
         channels: list[Tensor | None] = []

@@ -68,14 +68,14 @@ class LaCo(DepthMethod):
         wanted = removed_count(subject.depth, sparsity, candidates, "laco")
         with forward(subject) as passes:
             merging = _Merging(passes, self.reference)
-            left, place = merging.start, subject.depth - self.merge
-            place = max(place, self.keep_first)
+            left, place = merging.start, max(subject.depth - 1 - self.merge, self.keep_first)
             while wanted and place >= self.keep_first:
                 count = min(self.merge, len(left) - place, wanted + 1)
                 tried = merging.merged(left, place, count) if count > 1 else left
                 if count > 1 and merging.similarity(tried) > self.threshold:
                     left, wanted = tried, wanted - count + 1
-                    place = max(min(place - self.interval, len(left) - self.merge), self.keep_first)
+                    place = place - self.interval if place - self.interval < len(left) else len(left) - 1 - self.merge
+                    place = max(place, self.keep_first)
                 else:
                     place -= 1
         if wanted:

@@ -27,8 +27,8 @@ LIKE_LLAMA = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 class SliceGPT(Method):
     """Turn the hidden states to principal components of the text's, and keep the first of them.
 
-    `rotation: block` is the published method: a basis for each place between two parts, a matrix on each shortcut.
-    `rotation: global` takes one basis for all of them, of the normalised states: a stock model of a smaller hidden size.
+    `rotation: block` is the published method: a basis for each place between parts, matrices on shortcuts.
+    `rotation: global` takes one basis for all places, of the normalised states: a stock model of a smaller hidden size.
     The number that stays is rounded down to a multiple of `round_to`.
     """
 
@@ -71,6 +71,10 @@ class SliceGPT(Method):
                 "(sparity.restructure gives the published model in memory)"
             )
         return {HIDDEN: self._left(int(decoder.config.hidden_size), sparsity)}
+
+    def config_changes(self, decoder: Decoder) -> dict[str, Any]:
+        """The head gets a matrix of its own, since the norm before it is folded in."""
+        return {"tie_word_embeddings": False}
 
     def _left(self, size: int, sparsity: float) -> int:
         if not sparsity:
