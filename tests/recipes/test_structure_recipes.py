@@ -44,7 +44,9 @@ def test_every_method_has_a_recipe_and_every_recipe_a_row():
 def test_a_recipe_runs_to_a_stock_checkpoint_of_the_sizes_that_it_states(path, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    recipe = Recipe.read(path, SMALL + (["calibration.samples=2", "calibration.length=64"] if path.stem != "magnitude" else []))
+    recipe = Recipe.read(
+        path, SMALL + (["calibration.samples=2", "calibration.length=64"] if path.stem != "magnitude" else [])
+    )
     assert path.read_text().startswith("# ")
     assert f"sparity run {path.relative_to(RECIPES.parent)} -o OUT" in path.read_text()
     assert registry.build("structure.method", recipe.stages[0].method).name == path.stem

@@ -141,13 +141,12 @@ class Decoder:
         return self._behind_blocks(_base_prefix(self.skeleton), "last_hidden_state")
 
     def _behind_blocks(self, prefix: str, output: str) -> Callable[[Tensor, Tensor], Tensor]:
-        replay = Replay()
-        model = self._around_blocks(prefix, replay)
+        model = self._around_blocks(prefix, replay := Replay())
 
         def behind(tokens: Tensor, hidden: Tensor) -> Tensor:
             replay.hidden = hidden
-            result: Tensor = getattr(model(input_ids=tokens.to(self.device), use_cache=False), output)
-            return result
+            found: Tensor = getattr(model(input_ids=tokens.to(self.device), use_cache=False), output)
+            return found
 
         return behind
 
@@ -179,13 +178,8 @@ class Decoder:
         return self.outlined(self.config_changes(sizes)) if any(sizes) else self
 
     def outlined(self, changes: Mapping[str, Any]) -> "Decoder":
-        """The model with other values in its configuration, in shapes only.
-
-        Raises:
-            InvalidInput: transformers refuses the values.
-        """
-        config = hf.resized_config(self.config, changes)
-        skeleton = hf.empty_model(config, self.dtype)
+        """The model with other values in its configuration, in shapes only; `InvalidInput` where it cannot be."""
+        skeleton = hf.empty_model(hf.resized_config(self.config, changes), self.dtype)
         return Decoder(skeleton, OutlineSource(skeleton), self.device, self.dtype)
 
     def unused(self) -> set[str]:

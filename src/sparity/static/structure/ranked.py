@@ -62,8 +62,7 @@ def choose(
         }
     rows = {name: choose_rows(scores[name], sparsity, multiple_of) for name in wanted}
     if dimension == EXPERTS:
-        for row in rows[EXPERTS]:
-            _check_visited(decoder, row)
+        ranked_sizes(EXPERTS, decoder, sparsity, multiple_of)  # refused where too few would be left
     return {name: [None if row is None else row.tolist() for row in found] for name, found in rows.items()}
 
 
@@ -79,6 +78,10 @@ def ranked_sizes(dimension: str, decoder: Decoder, sparsity: float, multiple_of:
         if not counts:
             raise _no_such(EXPERTS, dict.fromkeys(_names(decoder)))
         left = left_of(counts.pop(), sparsity, multiple_of)
+        if left < top_k(config):
+            raise InvalidInput(
+                f"experts: {left} would be left, but every token visits {top_k(config)}: lower the sparsity"
+            )
         return {EXPERTS: left}
     found: dict[str, int] = {}
     for index in range(len(decoder)):
@@ -102,10 +105,3 @@ def _names(decoder: Decoder) -> list[str]:
 def _no_such(dimension: str, known: object) -> InvalidInput:
     offered = dict.fromkeys(name.partition(".")[0] for name in known)  # type: ignore[attr-defined]
     return InvalidInput(f'this model has no "{dimension}" that could be cut: it has {", ".join(offered)}')
-
-
-def _check_visited(decoder: Decoder, row: Tensor | None) -> None:
-    if row is not None and len(row) < top_k(decoder.config):
-        raise InvalidInput(
-            f"experts: {len(row)} would be left, but every token visits {top_k(decoder.config)}: lower the sparsity"
-        )

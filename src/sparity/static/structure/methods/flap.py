@@ -10,8 +10,9 @@ from sparity.errors import InvalidInput
 from sparity.models import Decoder, InputSite
 from sparity.models.cuts.biases import add_biases, bias_flags
 from sparity.models.cuts.whole import blocks_of, cut_model, with_config
-from sparity.models.dimensions import CHANNELS, Cut, Dimension
+from sparity.models.dimensions import CHANNELS
 from sparity.registry import register
+from sparity.static.structure.fluctuation import Fluctuation, Seen
 from sparity.static.structure.methods.base import Choice, Method, Restructured
 from sparity.static.structure.ranked import ranked_sizes
 from sparity.static.structure.subject import Subject, run_watched
@@ -66,34 +67,32 @@ class FLAP(Method):
         projections = [projection for site in decoder.sites(0) for projection in site.projections]
         changes = bias_flags(decoder.config, [p for p in projections if p.role in ("o", "down", "fc2")])
         if changes is None and self.bias:
+            kind = decoder.config.model_type
             raise InvalidInput(
-                f'flap adds biases, which a configuration of type "{decoder.config.model_type}" cannot say: set '
-                "`bias: false`"
+                f'flap adds biases, which a configuration of type "{kind}" cannot say: set `bias: false`'
             )
         return changes or {} if self.bias else {}
 
-    def _observed(self, subject: Subject) -> "_Seen":
+    def _observed(self, subject: Subject) -> Seen:
         channels: list[Tensor | None] = []
         heads: list[Tensor | None] = []
-        seen = _Seen({}, {}, {}, {})
+        seen = Seen({}, {}, {}, {})
         for visit in subject.visits():
             if any(projection.expert is not None for projection in visit.block.projections):
                 raise InvalidInput(f"{visit.block.name}: flap has no rule for experts: use reap, or minitron")
-            running: dict[str, _Running] = {}
+            running: dict[str, Fluctuation] = {}
 
-            def see(site: InputSite, x: Tensor, running: dict[str, _Running] = running) -> None:
-                running.setdefault(site.projections[0].name, _Running(self.reference)).add(x)
+            def see(site: InputSite, x: Tensor, running: dict[str, Fluctuation] = running) -> None:
+                running.setdefault(site.projections[0].name, Fluctuation(self.reference)).add(x)
 
             run_watched(visit, ("o", "down", "fc2"), see)
             weights = {projection.name: projection.weight for projection in visit.block.projections}
-            for dimension, rows, kind in (
-                (subject.heads(visit.block), heads, "heads"),
-                (_channels(subject, visit.block), channels, "channels"),
-            ):
+            of_channels = next(found for found in subject.dimensions(visit.block) if found.name == CHANNELS)
+            for dimension, rows in ((subject.heads(visit.block), heads), (of_channels, channels)):
                 cut = next(cut for cut in dimension.cuts if cut.axis == "columns")
                 found = running[cut.projection]
                 metric = found.variance * weights[cut.projection].float().cpu().square().sum(0)
-                metric = metric.square() if kind == "heads" else metric
+                metric = metric.square() if rows is heads else metric
                 metric = (metric - metric.mean()) / metric.std()
                 rows.append(metric.view(-1, cut.width).mean(1))
                 seen.means[cut.projection] = found.mean
@@ -101,77 +100,23 @@ class FLAP(Method):
                 seen.costs[dimension.name] = sum(
                     cut.width * weights[cut.projection].shape[1 if cut.axis == "rows" else 0] for cut in dimension.cuts
                 )
-                seen.scores[dimension.name] = torch.empty(0)
-        seen.scores.update(zip(seen.scores, (stacked(heads), stacked(channels)), strict=True))
+        seen.scores.update(zip(seen.costs, (stacked(heads), stacked(channels)), strict=True))
         return seen
 
-    def _choice(self, seen: "_Seen", sparsity: float) -> Choice:
+    def _choice(self, seen: Seen, sparsity: float) -> Choice:
         if self.structure == "UL-UM" or not sparsity:
             chosen = {name: choose_rows(scores, sparsity) for name, scores in seen.scores.items()}
             return {name: [None if row is None else row.tolist() for row in rows] for name, rows in chosen.items()}
         every = torch.cat([scores.flatten() for scores in seen.scores.values()])
-        costs = torch.cat(
-            [torch.full((s.numel(),), float(seen.costs[name])) for name, s in seen.scores.items()]
-        ).double()
+        weighed = [torch.full((s.numel(),), float(seen.costs[name])) for name, s in seen.scores.items()]
+        costs = torch.cat(weighed).double()
         order = every.argsort(descending=True, stable=True)
         spent = costs[order].cumsum(0)
         limit = every[order][(spent - costs.sum() * (1 - sparsity)).abs().argmin()]
         return {name: [_above(row, limit) for row in scores] for name, scores in seen.scores.items()}
 
 
-class _Running:
-    """Mean and variance of each input channel over all tokens."""
-
-    def __init__(self, reference: bool) -> None:
-        self._reference, self._sequences, self._tokens = reference, 0, 0
-        self._total = self._squares = self._theirs = self.mean = torch.zeros(1, dtype=torch.float64)
-
-    def add(self, x: Tensor) -> None:
-        """One sequence, `[tokens, channels]`."""
-        x = x.detach().cpu().double()
-        count = self._sequences
-        self.mean = self.mean * (count / (count + 1)) + x.mean(0) / (count + 1)
-        if count:  # the code takes both deviations from the new mean, and nothing of the first sequence
-            self._theirs = self._theirs * ((count - 1) / count) + (x - self.mean).square().sum(0) / (count + 1)
-        self._total, self._squares = self._total + x.sum(0), self._squares + x.square().sum(0)
-        self._tokens, self._sequences = self._tokens + len(x), count + 1
-
-    @property
-    def variance(self) -> Tensor:
-        """float32 `[channels]`."""
-        if self._reference:
-            return (self._theirs + torch.zeros_like(self._total)).float()
-        centred = self._squares - self._total.square() / self._tokens
-        return (centred.clamp_min(0) / max(self._tokens - 1, 1)).float()
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the text showed: scores by dimension, the mean inputs of projections, their cuts, the weights of a unit."""
-
-    scores: dict[str, Tensor]
-    means: dict[str, Tensor]
-    cuts: dict[str, list[Cut]]
-    costs: dict[str, int]
-
-    def lost(self, subject: Subject, kept: Choice) -> dict[str, Tensor]:
-        """What the removed channels gave on average, `[out]` by projection."""
-        found = {}
-        for block in subject.blocks():
-            weights = {projection.name: projection.weight for projection in block.projections}
-            for name, cuts in self.cuts.items():
-                cut, left = cuts[block.index], kept[name][block.index]
-                mean = self.means[cut.projection].clone()
-                mean[cut.indices(torch.as_tensor(left))] = 0
-                found[cut.projection] = weights[cut.projection].double().cpu() @ mean
-        return found
-
-
 def _above(row: Tensor, limit: Tensor) -> list[int]:
     """The units above the limit; the best where none is, so that no block is left without."""
     places = (row > limit).nonzero().flatten()
     return places.tolist() if len(places) else largest(row, 1).tolist()
-
-
-def _channels(subject: Subject, block: object) -> Dimension:
-    return next(found for found in subject.dimensions(block) if found.name == CHANNELS)  # type: ignore[arg-type]

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from sparity.errors import InvalidInput
-from sparity.models.block import Block
-from sparity.models.cuts.experts import experts_module
+from sparity.models import Decoder
 from sparity.models.cuts.whole import blocks_of, cut_model
 from sparity.models.dimensions import DEPTH
 from sparity.registry import register
 from sparity.static.structure.depth import DepthMethod, hidden_states, removed_count, run_of_blocks
+from sparity.static.structure.least_squares import least_squares, mlp_outputs
 from sparity.static.structure.methods.base import Choice, Restructured
 from sparity.static.structure.subject import Subject
 from sparity.static.structure.wrapped import Mapped
@@ -56,6 +56,15 @@ class LinearMap(DepthMethod):
             self._into_stream(subject, smaller, states, first, count)
         return Restructured(smaller, {DEPTH: left})
 
+    def sizes(self, decoder: Decoder, sparsity: float) -> dict[str, int]:
+        """See `Method.sizes`."""
+        if self.into == "stream":
+            raise InvalidInput(
+                "linear_map puts a matrix between blocks, which no stock configuration can say: set `into: mlp` "
+                "(sparity.restructure gives the other in memory)"
+            )
+        return super().sizes(decoder, sparsity)
+
     def _run(self, subject: Subject, states: list[Tensor], sparsity: float) -> tuple[int, list[int]]:
         """The first block that goes, and those that stay."""
         count = removed_count(subject.depth, sparsity, subject.depth - 1, "linear_map")
@@ -76,9 +85,9 @@ class LinearMap(DepthMethod):
     def _into_mlp(self, subject: Subject, smaller: nn.Module, states: list[Tensor], first: int, count: int) -> None:
         """With M what the MLP before the cut adds, T: (stream - M) + M T = the stream behind the removed blocks."""
         with subject.decoder.block(first - 1) as block:
-            given = _mlp_outputs(subject, block, states[first - 1]).double()
+            given = mlp_outputs(subject, block, states[first - 1]).double()
             rest = states[first].double() - given
-            matrix = _least_squares(given, states[first + count].double() - rest, self.ridge)
+            matrix = least_squares(given, states[first + count].double() - rest, self.ridge)
         changed = blocks_of(smaller, subject.family)[first - 1]
         for projection in changed.projections:
             if projection.role in ("down", "fc2"):
@@ -97,29 +106,7 @@ class LinearMap(DepthMethod):
 
     def _into_stream(self, subject: Subject, smaller: Any, states: list[Tensor], first: int, count: int) -> None:
         before, behind = states[first].double(), states[first + count].double()
-        added = _least_squares(before, behind - before, self.ridge).to(states[0].dtype)
+        added = least_squares(before, behind - before, self.ridge).to(states[0].dtype)
         blocks = smaller.get_submodule(subject.family.blocks)
         place = max(first - 1, 0)
         blocks[place] = Mapped(blocks[place], added, before=first == 0)
-
-
-def _mlp_outputs(subject: Subject, block: Block, hidden: Tensor) -> Tensor:
-    """What the MLP of a block gives on hidden states `[samples, tokens, hidden]`."""
-    last = [projection.module for projection in block.projections if projection.role in ("down", "fc2")]
-    module = experts_module(block) or last[0]
-    found: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, given, output: found.append(output))
-    try:
-        block.run(subject.decoder.inputs(subject.tokens, 1), hidden)
-    finally:
-        handle.remove()
-    return torch.stack([part.view(hidden.shape[1:]) for part in found])
-
-
-def _least_squares(x: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """The matrix T for which x T is nearest to y, both `[samples, tokens, hidden]` in float64."""
-    x, y = x.flatten(0, 1), y.flatten(0, 1)
-    gram = x.T @ x
-    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    solved: Tensor = torch.linalg.solve(gram, x.T @ y)
-    return solved

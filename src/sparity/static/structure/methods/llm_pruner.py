@@ -12,10 +12,11 @@ from torch import Tensor
 from sparity.calibration.gradients import check_length, gather_gradients, gradient_file, read_gradients
 from sparity.errors import InvalidInput
 from sparity.models import Block, Decoder
-from sparity.models.dimensions import KV_GROUPS, Dimension
+from sparity.models.dimensions import Dimension
 from sparity.registry import register
 from sparity.static.structure.methods.base import Choice, Method
 from sparity.static.structure.subject import Subject
+from sparity.static.structure.taylor_groups import folded, join
 from sparity.static.structure.units import largest, rows_of, stacked
 
 ORDER = {role: place for place, role in enumerate(("k", "gate", "fc1", "qkv", "q", "up", "v", "o", "down", "fc2"))}
@@ -95,8 +96,8 @@ class LLMPruner(Method):
             line = salience.sum(axis).abs() if self.taylor == "vectorize" else salience.abs().sum(axis)
             lines.append(line.cpu())
         narrow = min(len(line) for line in lines)
-        stack = torch.stack([self._folded(line, narrow, dimension) for line in lines])
-        joined = _join(stack, self.grouping)
+        stack = torch.stack([folded(line, narrow, dimension, self.reference) for line in lines])
+        joined = join(stack, self.grouping)
         return joined.view(dimension.size, -1).sum(1)
 
     def _salience(self, weight: Tensor, known: Mapping[str, Tensor]) -> Tensor:
@@ -106,30 +107,7 @@ class LLMPruner(Method):
             return second
         return first - 0.5 * second if self.taylor == "param_mix" else first
 
-    def _folded(self, line: Tensor, narrow: int, dimension: Dimension) -> Tensor:
-        """The rows of query heads that share a key-value head, added to those of their head."""
-        if len(line) == narrow:
-            return line
-        if (
-            self.reference or dimension.name != KV_GROUPS
-        ):  # the code adds each row to the one that `narrow` rows precede
-            return line.view(-1, narrow).sum(0)
-        width = narrow // dimension.size
-        return line.view(dimension.size, -1, width).sum(1).flatten()
-
 
 def _left(size: int, sparsity: float) -> int:
     """The code's count: `int(size * (1 - sparsity))` stay, at least one."""
     return max(int(size * (1 - sparsity)), 1)
-
-
-def _join(stack: Tensor, grouping: str) -> Tensor:
-    """The importance of a group from those of its tensors, `[tensors, rows]` -> `[rows]`."""
-    if grouping == "first":
-        return stack[0]
-    if grouping == "second":
-        return stack[1]
-    if grouping == "max":
-        return stack.max(0).values
-    joined: Tensor = getattr(stack, grouping)(0)
-    return joined
