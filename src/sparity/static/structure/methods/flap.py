@@ -105,8 +105,7 @@ class FLAP(Method):
 
     def _choice(self, seen: Seen, sparsity: float) -> Choice:
         if self.structure == "UL-UM" or not sparsity:
-            chosen = {name: choose_rows(scores, sparsity) for name, scores in seen.scores.items()}
-            return {name: [None if row is None else row.tolist() for row in rows] for name, rows in chosen.items()}
+            return {name: choose_rows(scores, sparsity) for name, scores in seen.scores.items()}
         every = torch.cat([scores.flatten() for scores in seen.scores.values()])
         weighed = [torch.full((s.numel(),), float(seen.costs[name])) for name, s in seen.scores.items()]
         costs = torch.cat(weighed).double()
