@@ -74,8 +74,7 @@ class FLAP(Method):
         return changes or {} if self.bias else {}
 
     def _observed(self, subject: Subject) -> Seen:
-        channels: list[Tensor | None] = []
-        heads: list[Tensor | None] = []
+        channels, heads = list[Tensor | None](), list[Tensor | None]()
         seen = Seen({}, {}, {}, {})
         for visit in subject.visits():
             if any(projection.expert is not None for projection in visit.block.projections):
