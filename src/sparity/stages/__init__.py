@@ -1,17 +1,8 @@
 """The contract of a recipe's stages: what they need, decide, change and promise."""
 
-from sparity.stages.base import (
-    BlockEdit,
-    BlockStage,
-    Decision,
-    ModelStage,
-    Needs,
-    Reshaped,
-    RuntimeStage,
-    ShapeStage,
-    Stage,
-)
+from sparity.stages.base import Decision, Needs, Stage
 from sparity.stages.change import Change
+from sparity.stages.kinds import BlockEdit, BlockStage, ModelStage, Reshaped, RuntimeStage, ShapeStage
 
 __all__ = [
     "BlockEdit",

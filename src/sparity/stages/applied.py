@@ -10,7 +10,8 @@ from torch import Tensor
 from sparity.calibration.evidence import BlockEvidence
 from sparity.errors import InvalidInput
 from sparity.models import Block, Decoder
-from sparity.stages.base import BlockStage, RuntimeStage, Stage
+from sparity.stages.base import Stage
+from sparity.stages.kinds import BlockStage, RuntimeStage
 
 CACHE_BYTES = 1 << 30  # of what stays in memory, so that it need not be made again
 

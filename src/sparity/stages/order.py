@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sparity.errors import InvalidInput
-from sparity.stages.base import BlockStage, ModelStage, Needs, Property, ShapeStage, Stage
+from sparity.stages.base import Needs, Property, Stage
+from sparity.stages.kinds import BlockStage, ModelStage, ShapeStage
 
 LOSES: dict[Property, str] = {
     "mask": "its zeros",

@@ -16,7 +16,8 @@ from sparity.models import Decoder
 from sparity.models.activation_functions import activation_functions, function_attribute
 from sparity.registry import register
 from sparity.sections import Number
-from sparity.stages.base import Decision, ModelEvidence, Workspace
+from sparity.stages.base import Decision, ModelEvidence
+from sparity.stages.kinds import Workspace
 from sparity.training.fine_tune.options import FineTune
 from sparity.training.fine_tune.steps import next_token_loss, train_blocks
 

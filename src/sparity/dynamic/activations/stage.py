@@ -27,8 +27,9 @@ from sparity.registry import register
 from sparity.sections import Number, Spec, Whole
 from sparity.stages import Change, Decision, Needs, RuntimeStage
 from sparity.stages.allocation import allocation_of, build_budget, files_of, with_budget
-from sparity.stages.base import Estimate, ModelEvidence, RuntimeFit, Workload
+from sparity.stages.base import Estimate, ModelEvidence, Workload
 from sparity.stages.kernel_time import milliseconds
+from sparity.stages.kinds import RuntimeFit
 
 
 @register("stage", "activations")

@@ -22,7 +22,8 @@ from sparity.models import Block, Decoder, InputSite, Projection
 from sparity.registry import register
 from sparity.sections import Number, Spec, Whole
 from sparity.stages import Change, Decision, Needs, RuntimeStage
-from sparity.stages.base import Estimate, ModelEvidence, Property, RuntimeFit, Workload
+from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
+from sparity.stages.kinds import RuntimeFit
 
 KEYS = ("k", "qkv")  # roles of the projection of keys
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparity.errors import NumericalError
 from sparity.models.attached_runtime import input_sites
 from sparity.models.families.base import family_of
-from sparity.stages.base import Workspace
+from sparity.stages.kinds import Workspace
 
 Loss = Callable[[Tensor, int], Tensor]  # token ids [batch, length], the number of the step -> []
 FLOATS = 3  # numbers per weight that a checkpoint holds: it, and the two moments of its gradient
