@@ -21,7 +21,8 @@ import torch
 import sparity
 from sparity.calibration.text import read_documents
 from sparity.calibration.tokens import Windows, draw_windows
-from sparity.engine.modules.skips import output_skip_of, skip_of
+from sparity.dynamic.activations.places import places_of
+from sparity.engine.modules.skips import InputSkip, output_skip_of, skip_of
 from sparity.errors import InvalidInput, SparityError
 from sparity.files import read_json_object, write_json
 from sparity.measure.charts.lines_matrix import Line, line_plot
@@ -29,6 +30,7 @@ from sparity.measure.charts.picture import picture
 from sparity.measure.data.machine import describe
 from sparity.measure.data.report import plain
 from sparity.measure.show import numbers
+from sparity.models.attached_runtime import input_sites
 from sparity.models.loading import load, load_tokenizer
 from sparity.quality.perplexity import exp, losses_of, window_logits
 
@@ -99,10 +101,10 @@ class Texts:
             name: [window_logits(model, ids).log_softmax(-1) for ids in each] for name, each in self.windows.items()
         }
 
-    def measure(self, model):
+    def measure(self, model, sites):
         """For each text, for each window: the losses of both models, KL, same top-1, and the share skipped."""
         found = {}
-        with skipped_share(model) as share:
+        with skipped_share(model, sites) as share:
             for name, windows in self.windows.items():
                 found[name] = []
                 for ids, dense in zip(windows, self.dense[name], strict=True):
@@ -115,30 +117,34 @@ class Texts:
                             "loss": float(losses_of(sparse, ids).mean()),
                             "kl": float((p.exp() * (p - q)).sum(-1).mean()),
                             "top1": float((p.argmax(-1) == q.argmax(-1)).float().mean()),
-                            "skipped": sum(a for a, _ in share) / sum(b for _, b in share) if share else None,
+                            "skipped": sum(share) if share else None,
                         }
                     )
         return found
 
 
 @contextmanager
-def skipped_share(model):
-    """Within the context: of each place's sparse tokens the weights that are skipped, and all, where a rule says it."""
-    seen = []
+def skipped_share(model, sites):
+    """Within the context a list to which each place adds the share of all places' weights that its tokens skip.
+
+    It stays empty where a method is more than a rule for each place.
+    """
+    seen, places = [], places_of(model, input_sites(model), sites)
+    total = sum(place.cost for place in places)
+    hooks = [hook for place in places for hook in place.module._forward_pre_hooks.values()]
     with ExitStack() as open_:
 
-        def count(skip, x, weight):
+        def count(skip, x, weights):
             keep = skip.rule.like(x).keep(x)[:, FIRST:].float().mean()
-            seen.append((float(1 - keep) * weight, weight))
+            seen.append(float(1 - keep) * weights / total)
 
-        for module in model.modules():
-            if skip := skip_of(module):
-                size = module.weight.numel()
-                hook = lambda _, given, skip=skip, size=size: count(skip, given[0], size)  # noqa: E731
-                open_.callback(module.register_forward_pre_hook(hook, prepend=True).remove)
-            if skip := output_skip_of(module):
-                hook = lambda _, given, output, skip=skip: count(skip, output, 1)  # noqa: E731
-                open_.callback(module.register_forward_hook(hook, prepend=True).remove)
+        for place in places if all(type(hook) is InputSkip for hook in hooks) else ():
+            if skip := skip_of(place.module):
+                hook = lambda _, given, skip=skip, cost=place.cost: count(skip, given[0], cost)  # noqa: E731
+                open_.callback(place.module.register_forward_pre_hook(hook, prepend=True).remove)
+            if skip := output_skip_of(place.module):
+                hook = lambda _, given, output, skip=skip, cost=place.cost: count(skip, output, cost)  # noqa: E731
+                open_.callback(place.module.register_forward_hook(hook, prepend=True).remove)
         yield seen
 
 
@@ -151,6 +157,8 @@ def run(known, options, keep):
         small = model.num_parameters() < 2e7
         texts = None
         for part, row, level, asked in wanted(name, options.parts, small):
+            if (options.rows and row not in options.rows) or level not in options.sparsities:
+                continue
             if any((r["model"], r["part"], r["row"], r["sparsity"]) == (name, part, row, level) for r in known["rows"]):
                 continue
             texts = texts or Texts(model, tokenizer, options.texts, options.windows)
@@ -158,7 +166,7 @@ def run(known, options, keep):
             try:
                 with sparity.with_activations(model, ids, sparsity=level, **asked) as sparse:
                     fitted = time.monotonic() - begun
-                    found = {"texts": texts.measure(sparse)}
+                    found = {"texts": texts.measure(sparse, asked["sites"])}
             except SparityError as error:
                 fitted, found = 0.0, {"refused": str(error)}
             known["rows"].append(
@@ -241,6 +249,8 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--parts", nargs="+", default=("methods", "plan", "budgets"))
+    parser.add_argument("--rows", nargs="+", help="these only")
+    parser.add_argument("--sparsities", nargs="+", type=float, default=LEVELS, help="these only")
     parser.add_argument("--texts", nargs="+", default=["docs=python-docs:held-out"], metavar="NAME=TEXT")
     parser.add_argument("--calibration", default="python-docs:calibration")
     parser.add_argument("--samples", type=int, default=16)
