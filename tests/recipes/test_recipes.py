@@ -75,11 +75,12 @@ RULES = {
     "block_greedy": (by_row, 0),
     "evopress": (by_row, 0),
 }
-LESS = {  # so that there is less to measure
-    "greedy": ["per=block"],
-    "knapsack": ["per=block"],
-    "block_greedy": ["step=0.1", "samples=2"],
-    "evopress": ["per=block", "generations=3", "samples=4"],
+LESS = {  # so that there is less to measure, or to exchange
+    "greedy": ["budget.greedy.per=block"],
+    "knapsack": ["budget.knapsack.per=block"],
+    "block_greedy": ["budget.block_greedy.step=0.1", "budget.block_greedy.samples=2"],
+    "evopress": ["budget.evopress.per=block", "budget.evopress.generations=3", "budget.evopress.samples=4"],
+    "sparse_swaps": ["solver.sparse_swaps.swaps=3"],
 }
 
 
@@ -122,7 +123,7 @@ def test_every_recipe_has_a_rule():
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_method_runs_to_the_end_with_the_sparsity_of_its_rule(path, tmp_path):
-    less = [f"stages.0.prune.budget.{path.stem}.{option}" for option in LESS.get(path.stem, ())]
+    less = [f"stages.0.prune.{option}" for option in LESS.get(path.stem, ())]
     recipe = Recipe.read(path, SMALL + less)
     result = sparity.run(recipe, output=tmp_path / "out")
     candidate = result.report.candidates[0]
