@@ -254,5 +254,5 @@ def test_what_is_refused(family_models):
     assert Relufication(steps=7, function="keep").decide(llama, None) == {"function": "silu", "steps": 7}
     for name in ("topk_training", "relufication"):
         stage = registry.get("stage", name)()
-        assert stage.preserves == {"mask", "shapes"}
+        assert stage.preserves == {"mask", "shapes", "tokens"}
         assert stage.words
