@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ from sparity.calibration import Statistics, walk
 from sparity.calibration.evidence import BlockEvidence, LiveIndependent, no_evidence
 from sparity.errors import InvalidInput
 from sparity.models import Block, Decoder
-from sparity.stages.base import Decision, Stage
+from sparity.stages.base import Stage
 from sparity.stages.trials import Trials
+from sparity.stages.tried import Tried
 
 
-class EvidenceInMemory:
+class EvidenceInMemory(Tried):
     """The statistics of a model, gathered once and kept in memory, and how it does with some decision.
 
     Args:
@@ -27,17 +27,10 @@ class EvidenceInMemory:
     """
 
     def __init__(self, decoder: Decoder, stage: Stage, tokens: Tensor, batch: int = 1) -> None:
+        super().__init__()
         self._decoder, self._stage, self._tokens, self._batch = decoder, stage, tokens, batch
         self._needs = stage.needs()
         self._gathered: list[dict[str, Statistics]] = []  # of each block, by site
-        self._open = ExitStack()
-        self._trials: Trials | None = None
-
-    def __enter__(self) -> "EvidenceInMemory":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def blocks(self) -> Iterator[BlockEvidence]:
         """See `ModelEvidence.blocks`."""
@@ -45,27 +38,15 @@ class EvidenceInMemory:
             with self._decoder.block(index) as block:
                 yield self._known(block)
 
-    def trial(self, decision: Decision, samples: int | None = None) -> float:
-        """See `ModelEvidence.trial`."""
-        return self._tried().measure(decision, samples).kl
-
-    def block_error(self, block: int, decision: Decision, error: str = "token") -> float:
-        """See `ModelEvidence.block_error`."""
-        return self._tried().block_error(block, decision, error)
-
-    def _tried(self) -> Trials:
-        if self._trials is None:
-            if self._tokens.shape[1] < 2:
-                raise InvalidInput(
-                    f"token ids {list(self._tokens.shape)}: a budget that measures predicts the next token: give "
-                    "samples of 2 tokens or more"
-                )
-            scratch = Scratch(Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="sparity-"))))
-            tokens = self._tokens[: self._needs.trials]
-            self._trials = self._open.enter_context(
-                Trials(self._decoder, self._stage, scratch, tokens, self._batch, self._known)
+    def _begin(self) -> Trials:
+        if self._tokens.shape[1] < 2:
+            raise InvalidInput(
+                f"token ids {list(self._tokens.shape)}: a budget that measures predicts the next token: give "
+                "samples of 2 tokens or more"
             )
-        return self._trials
+        scratch = Scratch(Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="sparity-"))))
+        tokens = self._tokens[: self._needs.trials]
+        return Trials(self._decoder, self._stage, scratch, tokens, self._batch, self._known)
 
     def _known(self, block: Block) -> BlockEvidence:
         needs = self._needs.decision

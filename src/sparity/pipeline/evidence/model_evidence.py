@@ -1,7 +1,6 @@
 """What a stage may ask about the whole model before it decides."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,9 @@ from sparity.models import Block
 from sparity.pipeline.evidence.opened import NO_INPUTS, Opened
 from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.pipeline.run.progress import Progress
-from sparity.stages import Decision, Stage
+from sparity.stages import Stage
 from sparity.stages.trials import Trials
+from sparity.stages.tried import Tried
 
 
 def stored_evidence(store: StatisticsStore, needs: frozenset[str]) -> Stored:
@@ -27,23 +27,16 @@ def stored_evidence(store: StatisticsStore, needs: frozenset[str]) -> Stored:
     return Stored(needs - of_loss, gradients, store=store)
 
 
-class PassEvidence:
+class PassEvidence(Tried):
     """Of the model that a pass opens: its statistics block by block, and how it does with some decision."""
 
     def __init__(
         self, opened: Opened, stage: Stage, folder: PassFolder, store: StatisticsStore | None, progress: Progress
     ) -> None:
+        super().__init__()
         self._opened, self._stage, self._folder = opened, stage, folder
         self._store, self._progress = store, progress
         self._needs = stage.needs()
-        self._open = ExitStack()
-        self._trials: Trials | None = None
-
-    def __enter__(self) -> "PassEvidence":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def blocks(self) -> Iterator[BlockEvidence]:
         """See `ModelEvidence.blocks`."""
@@ -60,28 +53,14 @@ class PassEvidence:
             else:
                 yield LiveIndependent(needs).for_block(visit)
 
-    def trial(self, decision: Decision, samples: int | None = None) -> float:
-        """See `ModelEvidence.trial`."""
-        return self._tried().measure(decision, samples).kl
-
-    def block_error(self, block: int, decision: Decision, error: str = "token") -> float:
-        """See `ModelEvidence.block_error`."""
-        return self._tried().block_error(block, decision, error)
-
-    def _tried(self) -> Trials:
-        if self._trials is None:
-            assert self._opened.tokens is not None, "a stage that tries decisions needs calibration tokens"
-            self._progress.phase("measuring what sparsity costs")
-            tokens = self._opened.tokens[: self._needs.trials]
-            known = (
-                None
-                if self._store is None
-                else partial(_read, self._store, self._needs.statistics | self._needs.gradients)
-            )
-            self._trials = self._open.enter_context(
-                Trials(self._opened.decoder, self._stage, self._folder, tokens, self._opened.batch, known)
-            )
-        return self._trials
+    def _begin(self) -> Trials:
+        assert self._opened.tokens is not None, "a stage that tries decisions needs calibration tokens"
+        self._progress.phase("measuring what sparsity costs")
+        tokens = self._opened.tokens[: self._needs.trials]
+        known = (
+            None if self._store is None else partial(_read, self._store, self._needs.statistics | self._needs.gradients)
+        )
+        return Trials(self._opened.decoder, self._stage, self._folder, tokens, self._opened.batch, known)
 
 
 def _read(store: StatisticsStore, needs: frozenset[str], block: Block) -> BlockEvidence:

@@ -20,15 +20,15 @@ from sparity.models.block import Projection
 from sparity.pipeline.run.export import plain_shard
 from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
-from sparity.pipeline.run.passes import Setting, check_finished
+from sparity.pipeline.run.passes import Setting
 from sparity.pipeline.run.planned import PlannedPass
 from sparity.pipeline.run.progress import Progress
 from sparity.pipeline.run.runtime_files import carry_runtime
+from sparity.pipeline.run.whole_pass import commit_whole
 from sparity.stages import Change, ModelStage
 
 LAST = "training.safetensors"
 STEP = "sparity.step"
-CHANGES = "trained"
 
 
 class Room:
@@ -62,25 +62,16 @@ def run_training(planned: PlannedPass, setting: Setting, folder: PassFolder, pro
     (each,) = planned.stages
     stage, opened = each.stage, setting.opened
     assert isinstance(stage, ModelStage)
-    total, done = len(opened.decoder), folder.committed.blocks
-    if done:
-        check_finished(folder.path, done, total)
-    torch.set_num_threads(setting.threads)
-    seconds = 0.0
-    if not done:
-        progress.phase(planned.words)
-        begun = time.perf_counter()
+
+    def train() -> dict[str, Any]:
         model = setting.load()
         masks = _masks(opened.decoder, model) if setting.masked else {}
         tokens = torch.empty(0, 0, dtype=torch.int64) if opened.tokens is None else opened.tokens
         stage.train(model, masks, tokens, Room(folder.state, progress))
         _check(model, opened.decoder, masks, stage.name)
-        folder.remember(CHANGES, {"changes": _write(model, opened.decoder, folder, stage.name)})
-        seconds = time.perf_counter() - begun
-    changes = (folder.recall(CHANGES) or {"changes": [[]] * total})["changes"]
-    for index in range(done, total):  # every shard is there
-        record = {"seconds": 0.0 if index else seconds, "changes": changes[index], "kept": {}}
-        folder.commit(index + 1, None, record)
+        return {"changes": _write(model, opened.decoder, folder, stage.name)}
+
+    commit_whole(planned, setting, folder, progress, len(opened.decoder), train)
     if setting.previous is not None:
         carry_runtime(setting.previous, folder.path)
         carry_scales(setting.previous, folder.path)

@@ -1,49 +1,34 @@
 """A pass that makes a smaller model of the whole one, from the checkpoint that the pass before it left."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from sparity.errors import CorruptFile
 from sparity.models import Decoder
 from sparity.pipeline.run.export import plain_shard
 from sparity.pipeline.run.finished_pass import MODEL, Done, dense_block, with_kept
-from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
-from sparity.pipeline.run.passes import Setting, check_finished
+from sparity.pipeline.run.pass_folder import PassFolder
+from sparity.pipeline.run.passes import Setting
 from sparity.pipeline.run.planned import PlannedPass, PlannedStage
 from sparity.pipeline.run.progress import Progress
+from sparity.pipeline.run.whole_pass import commit_whole
 from sparity.stages import Change, ShapeStage
 
 SHARED = ("hidden_size", "depth", "attention")  # dimensions of the model, not of a block
-FOUND = "reshaped"
 
 
 def run_reshaping(planned: PlannedPass, setting: Setting, folder: PassFolder, progress: Progress, before: Done) -> Done:
     """Make the smaller model and write its checkpoint; what is committed of it already is not done again."""
     (each,) = planned.stages
-    total, done = len(each.stage.after(each.model, each.draft)), folder.committed.blocks
-    if done:
-        check_finished(folder.path, done, total)
-    torch.set_num_threads(setting.threads)
-    seconds = 0.0
-    if not done:
-        progress.phase(planned.words)
-        begun = time.perf_counter()
-        _reshape(each, setting, folder, total)
-        seconds = time.perf_counter() - begun
-    found = folder.recall(FOUND)
-    if found is None:
-        raise CorruptFile(f"{folder.state} lacks what {each.stage.name} did: {START_OVER}")
-    for index in range(done, total):  # every shard is there
-        changes = found["changes"][index]
-        folder.commit(index + 1, None, {"seconds": 0.0 if index else seconds, "changes": changes, "kept": {}})
+    total = len(each.stage.after(each.model, each.draft))
+    found = commit_whole(planned, setting, folder, progress, total, partial(_reshape, each, setting, folder, total))
     return _done(each, setting.opened.decoder, found, folder, before)
 
 
-def _reshape(each: PlannedStage, setting: Setting, folder: PassFolder, total: int) -> None:
+def _reshape(each: PlannedStage, setting: Setting, folder: PassFolder, total: int) -> dict[str, Any]:
     stage, opened = each.stage, setting.opened
     assert isinstance(stage, ShapeStage)
     model = setting.load()
@@ -61,7 +46,7 @@ def _reshape(each: PlannedStage, setting: Setting, folder: PassFolder, total: in
             folder.save_shard(plain_shard(index + 2, total + 1), smaller.export(block))
             changes.append([asdict(Change.of(stage.name, p, index, shapes.get(p.name))) for p in block.projections])
     config = _changed(model.config, shaped.model.config)
-    folder.remember(FOUND, {"kept": kept, "config": config, "changes": changes})
+    return {"kept": kept, "config": config, "changes": changes}
 
 
 def _done(each: PlannedStage, decoder: Decoder, found: Mapping[str, Any], folder: PassFolder, before: Done) -> Done:
