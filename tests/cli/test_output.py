@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMAND = [sys.executable, "-c", "from sparity.cli.main import main; main()"]
+COMMAND = [sys.executable, "-m", "sparity"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
