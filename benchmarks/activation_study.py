@@ -57,7 +57,13 @@ BUDGETS = {
     "log_depth": {"log_depth": {"first": 0.4, "last": 0.6}},
     "block_greedy": {"block_greedy": {"step": 0.1, "samples": 2}},
     "knapsack": {"knapsack": {"step": 0.1, "spread": 0.2, "samples": 2}},
+    "knapsack, per role": {"knapsack": {"step": 0.1, "spread": 0.3, "per": "role", "samples": 2}},
+    "knapsack, separable": {"knapsack": {"step": 0.1, "spread": 0.3, "separable": True, "samples": 2}},
     "evopress": {"evopress": {"step": 0.1, "spread": 0.2, "samples": 4, "generations": 10}},
+}
+COARSE = {  # where a model is large: fewer measurements
+    "knapsack": {"knapsack": {"step": 0.2, "spread": 0.2, "samples": 1}},
+    "evopress": {"evopress": {"step": 0.1, "spread": 0.2, "per": "block", "samples": 1, "generations": 8}},
 }
 LOG_DEPTH = BUDGETS["log_depth"]
 PLAN = {
@@ -79,7 +85,7 @@ def wanted(model, parts, small):
             for level in (0.5,) if name in FEW and not small else LEVELS:
                 yield "methods", name, level, {"method": method, "sites": sites, **options}
     if "budgets" in parts:
-        for name, budget in BUDGETS.items():
+        for name, budget in (BUDGETS if small else BUDGETS | COARSE).items():
             yield "budgets", name, 0.5, {"method": "teal", "sites": "all", "budget": budget}
     if "plan" in parts:
         for name, (method, budget) in PLAN.items():

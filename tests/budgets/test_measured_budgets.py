@@ -200,9 +200,49 @@ def test_what_they_refuse(name):
         ({"step": 0.0}, "must fit 0 < step <= spread <= 1"),
         ({"step": 0.4, "spread": 0.3}, "must fit 0 < step <= spread <= 1"),
         ({"samples": 0}, "measure on at least 1 sequence"),
-        ({"per": "head"}, "expected 'block' or 'layer'"),
+        ({"per": "head"}, "expected 'block' or 'role' or 'layer'"),
     ):
         with pytest.raises(InvalidInput, match=words):
             build(name, **options)
     with pytest.raises(InvalidInput, match="it needs an objective"):
         build(name).allocate([Site("a", 1.0), Site("b", 1.0)], 0.5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.floats(0.1, 10), min_size=4, max_size=4),
+    st.lists(st.floats(0.1, 10), min_size=2, max_size=2),
+    st.lists(st.integers(1, 50), min_size=2, max_size=2),
+)
+def test_where_losses_are_products_margins_find_what_all_measurements_find(blocks, roles, sizes):
+    """loss(block, role, sparsity) = its block's factor times its role's times sparsity ** 3."""
+    kinds = dict(zip(("up", "down"), zip(roles, sizes, strict=True), strict=True))
+    sites = [Site(f"{block}.{kind}", float(size), block) for block in range(4) for kind, (_, size) in kinds.items()]
+    factor = {site.name: blocks[site.depth] * kinds[site.role][0] for site in sites}
+    alone, few = (counted(lambda shares: sum(factor[name] * share**3 for name, share in shares.items())) for _ in "ab")
+    found = [
+        build("knapsack", step=0.2, spread=0.2, separable=separable).allocate(sites, 0.5, measure)
+        for separable, (measure, _) in ((False, alone), (True, few))
+    ]
+    assert sum(factor[name] * share**3 for name, share in found[1].items()) == pytest.approx(
+        sum(factor[name] * share**3 for name, share in found[0].items()), rel=1e-6
+    )
+    assert (len(alone[1]), len(few[1])) == (8 * 3 + 2, 2 * 3 + 4 + 2)
+
+
+def test_roles_move_together():
+    sites = [Site(f"layers.{block}.mlp.{role}", 1.0, block) for block in range(3) for role in ("up", "down")]
+    shares = build("knapsack", step=0.1, spread=0.1, per="role").allocate(
+        sites, 0.5, lambda shares: sum(share * (5 if name.endswith("down") else 1) for name, share in shares.items())
+    )
+    assert shares == pytest.approx({site.name: 0.4 if site.role == "down" else 0.6 for site in sites})
+
+
+def test_the_role_of_an_expert_is_that_of_all():
+    assert Site("model.layers.3.mlp.experts.down_proj.7", 1.0).role == "down_proj"
+
+
+@pytest.mark.parametrize("options", [{"per": "block"}, {"per": "role"}, {"table": "sensitivity.json"}])
+def test_separable_is_for_measured_layers(options):
+    with pytest.raises(InvalidInput, match="leave `table` and `per` out"):
+        build("knapsack", separable=True, **options)

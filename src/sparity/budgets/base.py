@@ -42,6 +42,11 @@ class Site:
     milliseconds: Callable[[float], float] | None = field(default=None, compare=False, repr=False)
     mask: bool = True
 
+    @property
+    def role(self) -> str:
+        """What its name says in every block alike: the last part that is no number."""
+        return next((part for part in reversed(self.name.split(".")) if not part.isdigit()), self.name)
+
 
 class Budget(ABC):
     """How a sparsity is shared out among sites.
@@ -119,13 +124,14 @@ class SiteGroup:
 class MeasuredBudget(Budget):
     """Sparsities within `spread` of the one asked for, in multiples of `step`, by what they cost on the dense model.
 
-    The loss is measured on `samples` calibration sequences. `per: block` lets the matrices of a block move together.
+    The loss is measured on `samples` calibration sequences. `per: block` lets the matrices of a block move together,
+    `per: role` those of the same name in all blocks.
     """
 
     step: float = 0.1
     spread: float = 0.3
     samples: int = 8
-    per: Literal["block", "layer"] = "layer"
+    per: Literal["block", "role", "layer"] = "layer"
 
     measures: ClassVar[bool] = True
 
@@ -145,10 +151,20 @@ class MeasuredBudget(Budget):
 
     def groups(self, sites: Sequence[Site]) -> list[SiteGroup]:
         """The sites that move together, in the order of their first."""
-        members: dict[object, list[Site]] = {}
-        for site in sites:
-            members.setdefault(site.depth if self.per == "block" else site.name, []).append(site)
-        return [SiteGroup(tuple(found)) for found in members.values()]
+        key: dict[str, Callable[[Site], object]] = {
+            "block": lambda site: site.depth,
+            "role": lambda site: site.role,
+            "layer": lambda site: site.name,
+        }
+        return grouped(sites, key[self.per])
+
+
+def grouped(sites: Sequence[Site], key: Callable[[Site], object]) -> list[SiteGroup]:
+    """The sites of each key together, in the order of their first."""
+    members: dict[object, list[Site]] = {}
+    for site in sites:
+        members.setdefault(key(site), []).append(site)
+    return [SiteGroup(tuple(found)) for found in members.values()]
 
 
 def allocate(

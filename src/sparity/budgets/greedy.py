@@ -16,7 +16,8 @@ class Greedy(MeasuredBudget):
     Every candidate is measured together with all steps taken before it. A site's last measurement stands in for a new
     one until the site is the cheapest: losses grow with sparsity, so few are measured again. The result is at least as
     good as the uniform budget on the sequences it was measured on. The loss is measured on `samples` calibration
-    sequences. `per: block` lets the matrices of a block move together.
+    sequences. `per: block` lets the matrices of a block move together, `per: role` those of the same name in all
+    blocks.
     """
 
     def allocate(self, sites: Sequence[Site], sparsity: float, objective: Objective | None = None) -> dict[str, float]:

@@ -7,7 +7,15 @@ from typing import Literal
 
 import numpy as np
 
-from sparity.budgets.base import MeasuredBudget, Objective, Site, SiteGroup, no_worse_than_uniform, shift_to_sparsity
+from sparity.budgets.base import (
+    MeasuredBudget,
+    Objective,
+    Site,
+    SiteGroup,
+    grouped,
+    no_worse_than_uniform,
+    shift_to_sparsity,
+)
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.files import expand, read_json_object
 from sparity.registry import register
@@ -27,11 +35,20 @@ class Knapsack(MeasuredBudget):
     With `cost: milliseconds` a token is to take no longer than with the uniform budget, by the times of this machine's
     kernels; a site may stay dense. `table` is a
     `sensitivity.json` that `sparity sensitivity` wrote for the same model: nothing is measured then. The loss is
-    measured on `samples` calibration sequences. `per: block` lets the matrices of a block move together.
+    measured on `samples` calibration sequences. `per: block` lets the matrices of a block move together,
+    `per: role` those of the same name in all blocks. `separable: true` measures far less on a deep model: each role
+    in all blocks at once, at every sparsity, and each block whole, at the sparsity asked for; a site's loss is taken to
+    be its role's, times its block's share of what all blocks lose.
     """
 
     cost: Literal["parameters", "bytes", "milliseconds"] = "parameters"
     table: str | None = None
+    separable: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.separable and (self.table is not None or self.per != "layer"):
+            raise InvalidInput("knapsack: `separable` measures for layers: leave `table` and `per` out")
 
     @property
     def measures(self) -> bool:  # type: ignore[override]
@@ -45,10 +62,10 @@ class Knapsack(MeasuredBudget):
             return dict.fromkeys((site.name for site in sites), sparsity)
         if self.table is None:
             measure, candidates = self.objective_of(objective), self._candidates(sparsity)
-            losses = [[measure(group.allocation(each)) if each else 0.0 for each in candidates] for group in groups]
+            losses = (_separable if self.separable else _of_each)(groups, candidates, sparsity, measure)
         else:
-            if self.per == "block":
-                raise InvalidInput("knapsack: a table holds layers; leave `per: block` out")
+            if self.per != "layer":
+                raise InvalidInput(f"knapsack: a table holds layers; leave `per: {self.per}` out")
             groups, candidates, losses = _from_table(self.table, sites)
         chosen = _choose(groups, candidates, losses, self._goal(sites, sparsity), self._saved)
         allocation = {site.name: each for group, each in zip(groups, chosen, strict=True) for site in group.sites}
@@ -74,6 +91,29 @@ class Knapsack(MeasuredBudget):
 
     def _goal(self, sites: Sequence[Site], sparsity: float) -> float:
         return sum(self._saved(site, sparsity) for site in sites)
+
+
+def _of_each(
+    groups: Sequence[SiteGroup], candidates: Sequence[float], sparsity: float, measure: Objective
+) -> list[list[float]]:
+    """The loss of each group alone at each sparsity."""
+    return [[measure(group.allocation(each)) if each else 0.0 for each in candidates] for group in groups]
+
+
+def _separable(
+    groups: Sequence[SiteGroup], candidates: Sequence[float], sparsity: float, measure: Objective
+) -> list[list[float]]:
+    """The losses of single sites, from those of whole roles and of whole blocks."""
+    sites = [group.sites[0] for group in groups]
+    roles, blocks = grouped(sites, lambda site: site.role), grouped(sites, lambda site: site.depth)
+    of_role = {
+        group.sites[0].role: losses
+        for group, losses in zip(roles, _of_each(roles, candidates, sparsity, measure), strict=True)
+    }
+    of_block = {group.sites[0].depth: max(measure(group.allocation(sparsity)), 0.0) for group in blocks}
+    within = {group.sites[0].role: sum(of_block[site.depth] for site in group.sites) for group in roles}
+    shares = [of_block[site.depth] / within[site.role] if within[site.role] else 0.0 for site in sites]
+    return [[loss * share for loss in of_role[site.role]] for site, share in zip(sites, shares, strict=True)]
 
 
 def _choose(
