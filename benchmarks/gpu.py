@@ -39,6 +39,8 @@ CASES = {  # name -> format, values, share of zeros
     "2:4 int8": ("two_of_four", "int8", 0.5),
     "block 16x16 bf16 50 %": (BLOCK16, "same", 0.5),
     "block 32x32 bf16 50 %": (BLOCK32, "same", 0.5),
+    "columns bf16, 50 % skipped": ("columns", "same", 0.5),
+    "columns int8, 50 % skipped": ("columns", "int8", 0.5),
 }
 CUBLAS = "cuBLAS bf16"
 SMALL = ((63, 100), (100, 320), (96, 384), (257, 1030))
@@ -70,11 +72,18 @@ def wrong(packed, found, x):
     return None if worst <= 1 else f"{worst:.2f} times the bound of rounding errors"
 
 
+def inputs_of(packed, x):
+    """The inputs of a case: half of the channels of each token are 0 for a weight by columns."""
+    if packed.format != "columns":
+        return x
+    return torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(2)).to(x.device) < 0.5, 0, x)
+
+
 def check(device):
     """Every format, type and kind of values on small shapes -> the failures, and how many products were right."""
     failures, right = [], 0
     generator = torch.Generator().manual_seed(0)
-    for name in ("bitmask", "two_of_four", BLOCK16, BLOCK32):
+    for name in ("bitmask", "two_of_four", "columns", BLOCK16, BLOCK32):
         kind = name if isinstance(name, str) else "block"
         for rows, columns in SMALL:
             if kind == "two_of_four" and columns % 4:
@@ -85,7 +94,7 @@ def check(device):
                     packed = build_format(name).pack(dense, values)
                     found = prepare_on_gpu(packed, device)
                     for tokens in TOKENS:
-                        x = torch.randn(tokens, columns, generator=generator).to(device, dtype)
+                        x = inputs_of(packed, torch.randn(tokens, columns, generator=generator).to(device, dtype))
                         if reason := wrong(packed, found, x):
                             failures.append(f"{found!r}, {dtype}, {values}, {tokens} tokens: {reason}")
                         else:
@@ -163,14 +172,15 @@ def measure(sets, columns, batch, rounds, device):
     x = torch.randn(batch, columns, generator=torch.Generator().manual_seed(1)).to(device, torch.bfloat16)
     results, graphs, counts = {}, {}, {}
     for case, (packed, items) in sets.items():
-        if case != CUBLAS and (reason := wrong(packed, items[0], x)):
+        given = inputs_of(packed, x)
+        if case != CUBLAS and (reason := wrong(packed, items[0], given)):
             results[case] = {"wrong": reason}
             continue
-        call = (lambda item: torch.nn.functional.linear(x, item)) if case == CUBLAS else (lambda item: item(x))
+        call = (lambda item: torch.nn.functional.linear(x, item)) if case == CUBLAS else (lambda item, x=given: item(x))
         graphs[case], counts[case] = captured(call, items), len(items)
     times = rounds_of(graphs, counts, rounds)
     for case, taken in times.items():
-        size = sets[case][0].nbytes
+        size = sets[case][0].nbytes // (2 if sets[case][0].format == "columns" else 1)  # half of the channels are read
         results[case] = {
             "kernel": repr(sets[case][1][0]) if case != CUBLAS else "torch.nn.functional.linear",
             "microseconds": spread(taken),

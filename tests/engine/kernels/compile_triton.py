@@ -9,6 +9,7 @@ from triton.compiler import ASTSource
 from sparity.engine.kernels.block import triton as block
 from sparity.engine.kernels.gemv import triton as gemv
 from sparity.engine.kernels.prefill import triton as prefill
+from sparity.engine.kernels.skip import triton as skip
 
 BLOCK = {"HIGH": 16, "WIDE": 16, "PADDED_HIGH": 16, "PADDED_WIDE": 16, "TOGETHER": 8, "TOKENS": 16, "WIDEN": False}
 KERNELS = {
@@ -17,6 +18,8 @@ KERNELS = {
     "add": (gemv._add, {"SIZE": 256}),
     "unpack": (prefill._unpack, {"P": 8}),
     "block": (block._multiply, BLOCK),
+    "skip": (skip._partial, {"K": 32, "R": 128, "RULED": True}),
+    "finish": (skip._finish, {"SIZE": 256, "FUNCTION": 1}),
 }
 POINTERS = {
     "masks": "*u8",
@@ -26,12 +29,19 @@ POINTERS = {
     "not_finite": "*i32",
     "sums": "*fp32",
 }
+SKIP = {"thresholds": "*fp32", "centre": "*fp32"}
 
 found = {}
 for name, (kernel, constants) in KERNELS.items():
     for stored, dtype, scaled in (("bf16", "bf16", False), ("i8", "fp16", True)):
-        constants = {**constants, "SCALED": scaled}
-        types = {**POINTERS, "x": f"*{dtype}", "values": f"*{stored}", "out": f"*{dtype}"}
+        constants = {**constants, **({"SCALED": scaled} if "SCALED" in kernel.arg_names else {})}
+        types = {
+            **POINTERS,
+            **(SKIP if name == "skip" else {}),
+            "x": f"*{dtype}",
+            "values": f"*{stored}",
+            "out": f"*{dtype}",
+        }
         if name == "block":
             types["columns"] = "*i32"
         signature = {arg: "constexpr" if arg in constants else types.get(arg, "i32") for arg in kernel.arg_names}

@@ -16,5 +16,5 @@ def test_for_hopper(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 10
+    assert len(found) == 14
     assert not any(found.values())  # registers suffice

@@ -11,7 +11,7 @@ from sparity.formats import Packed, format_of
 from sparity.formats.storage import tiles
 from sparity.formats.storage.values import dtype_name
 
-TAKES = frozenset(product(("bitmask", "block"), ("same", "int8")))  # (format, encoding)
+TAKES = frozenset(product(("bitmask", "block", "columns"), ("same", "int8")))  # (format, encoding)
 LARGEST_BLOCK = 128  # a side; larger blocks leave no registers
 
 
@@ -25,7 +25,7 @@ def declines(packed: Packed, device: torch.device | str = "cuda") -> str | None:
 
 
 class TritonWeight:
-    """One weight in `bitmask` or `block` that can be called with inputs.
+    """One weight in `bitmask`, `block` or `columns` that can be called with inputs.
 
     Attributes:
         shape: rows (outputs) and columns (inputs).
@@ -67,6 +67,10 @@ class TritonWeight:
             from sparity.engine.kernels.block.triton import multiply
 
             return multiply(self, x)
+        if self.format == "columns":
+            from sparity.engine.kernels.skip import triton as skipping
+
+            return torch.cat([skipping.gemv(self, some) for some in torch.split(x, skipping.MOST_TOKENS)])
         from sparity.engine.kernels.gemv import triton as few
         from sparity.engine.kernels.prefill import triton as many
 
