@@ -23,6 +23,7 @@ LEVELS = (
     ("sweep_file",),
     ("pipeline",),
     ("integrations", "serve", "cli"),
+    ("__main__",),
 )
 FREE = {"__init__"}  # the package's own front door loads everything on demand
 KINDS = ("static.prune.scores", "static.prune.patterns", "static.prune.solvers")
