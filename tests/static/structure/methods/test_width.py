@@ -202,10 +202,13 @@ def test_llm_pruner_is_the_taylor_expansion_of_a_group(model, taylor, grouping):
 
 
 def test_llm_pruner_spares_the_first_and_last_blocks(model):
-    smaller = sparity.restructure(model, TOKENS, method="llm_pruner", sparsity=0.3, keep_first=1, keep_last=1)
-    widths = [layer.mlp.down_proj.weight.shape[1] for layer in smaller.model.layers]
-    assert widths == [64, 44, 44, 64]  # int(64 * 0.7)
-    assert [layer.self_attn.k_proj.weight.shape[0] for layer in smaller.model.layers] == [16, 8, 8, 16]
+    for sparsity, width, keys in ((0.3, 44, 16), (0.5, 32, 8), (0.6, 25, 8)):  # int(64 * 0.7); 16 - int(16 * 0.7) = 5
+        kept = {"keep_first": 1, "keep_last": 1}
+        smaller = sparity.restructure(model, TOKENS, method="llm_pruner", sparsity=sparsity, **kept)
+        widths = [layer.mlp.down_proj.weight.shape[1] for layer in smaller.model.layers]
+        assert widths == [64, width, width, 64]
+        rows = [layer.self_attn.k_proj.weight.shape[0] for layer in smaller.model.layers]
+        assert rows == [16, keys, keys, 16]  # a head of 8 rows goes where 8 rows would
 
 
 def loss(model, tokens):

@@ -59,8 +59,11 @@ class LLMPruner(Method):
         kept: Choice = {}
         for name, scores in self.scores(subject).items():
             rows = rows_of(scores)
+            left = [
+                {each.name: _left(each, sparsity) for each in subject.decoder.dimensions(i)} for i in range(len(rows))
+            ]
             kept[name] = [
-                largest(row, _left(len(row), sparsity)).tolist()
+                largest(row, left[index][name]).tolist()
                 if row is not None and first <= index < subject.depth - last
                 else None
                 for index, row in enumerate(rows)
@@ -74,7 +77,7 @@ class LLMPruner(Method):
                 "llm_pruner spares the first and last blocks, so that blocks differ, which no stock configuration can "
                 "say: set `keep_first: 0` and `keep_last: 0` (sparity.restructure gives the others in memory)"
             )
-        return {each.name: _left(each.size, sparsity) for each in decoder.dimensions(0)}
+        return {each.name: _left(each, sparsity) for each in decoder.dimensions(0)}
 
     def _spared(self, depth: int) -> tuple[int, int]:
         """How many blocks at either end stay whole: of 32 the first 4 and the last 2."""
@@ -108,6 +111,8 @@ class LLMPruner(Method):
         return first - 0.5 * second if self.taylor == "param_mix" else first
 
 
-def _left(size: int, sparsity: float) -> int:
-    """The code's count: `int(size * (1 - sparsity))` stay, at least one."""
-    return max(int(size * (1 - sparsity)), 1)
+def _left(dimension: Dimension, sparsity: float) -> int:
+    """How many units stay, as the code counts: `int(rows * (1 - sparsity))` rows would, and no head goes in part."""
+    width = min(cut.width for cut in dimension.cuts)
+    rows = dimension.size * width
+    return max(dimension.size - (rows - int(rows * (1 - sparsity))) // width, 1)
