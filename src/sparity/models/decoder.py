@@ -155,15 +155,23 @@ class Decoder:
 
         Asking raises `NumericalError` for a tensor that the model uses and that holds NaN or infinite numbers.
         """
-        inside = tuple(f"{self.block_name(index)}." for index in range(len(self)))
-        stored_inside = self._names.stored(inside)
-        outside = {self._names.on_disk(name): name for name in self.source.shapes() if name not in stored_inside}
+        outside = self._outside()
 
         def read(stored: str) -> Tensor:
             name = outside[stored]
             return self._cast(name, self.source.read([name])[name])
 
         return LazyTensors(outside, read)
+
+    def rest_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what `rest` gives."""
+        shapes = self.source.shapes()
+        return {stored: tuple(shapes[name]) for stored, name in self._outside().items()}
+
+    def _outside(self) -> dict[str, str]:
+        """Stored name -> the source's name of every tensor outside the blocks."""
+        inside = self._names.stored(tuple(f"{self.block_name(index)}." for index in range(len(self))))
+        return {self._names.on_disk(name): name for name in self.source.shapes() if name not in inside}
 
     def config_changes(self, sizes: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """The attributes of the configuration that other sizes change, with their new values; see `resized`."""
