@@ -1,6 +1,7 @@
 """The stage: the logits of the dense model, for every family; and 2:4 keeps more of the score."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +109,12 @@ def test_the_record_says_which_channels_stand_where(tiny_llama_folder, token_fil
 def test_what_it_refuses(tiny_llama_folder, token_files, options, words):
     with pytest.raises(InvalidInput, match=words):
         sparity.run(recipe(token_files, tiny_llama_folder, {"permute": options}), device="cpu")
+
+
+def test_its_recipe_leaves_two_of_four():
+    recipes = Path(__file__).parents[3] / "recipes/methods/permute"
+    (path,) = recipes.glob("*.yaml")
+    small = ["calibration.samples=2", "calibration.length=64", "measure.windows=1", "measure.speed=null"]
+    changes = sparity.run(Recipe.read(path, small), device="cpu").report.candidates[0].changes
+    assert {change.stage for change in changes} == {"permute", "prune"}
+    assert {change.zeros for change in changes if change.stage == "prune"} == {0.5}
