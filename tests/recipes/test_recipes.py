@@ -74,12 +74,15 @@ RULES = {
     "knapsack": (by_row, 0),
     "block_greedy": (by_row, 0),
     "evopress": (by_row, 0),
+    "alpha_pruning": (by_row, 0),
+    "atp": (by_row, 0),
 }
 LESS = {  # so that there is less to measure, or to exchange
     "greedy": ["budget.greedy.per=block"],
     "knapsack": ["budget.knapsack.per=block"],
     "block_greedy": ["budget.block_greedy.step=0.1", "budget.block_greedy.samples=2"],
     "evopress": ["budget.evopress.per=block", "budget.evopress.generations=3", "budget.evopress.samples=4"],
+    "atp": ["budget.atp.tries=3", "budget.atp.samples=2"],
     "sparse_swaps": ["solver.sparse_swaps.swaps=3"],
 }
 

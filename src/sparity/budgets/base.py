@@ -51,12 +51,14 @@ class Site:
 class Budget(ABC):
     """How a sparsity is shared out among sites.
 
-    A budget that rests on data names the statistics it `needs`; `observe` is then called for each block of the dense
-    model, and what it finds comes back as the sites' evidence. One that `measures` is given an objective.
+    A budget that rests on data names the statistics it `needs`, one that rests on weights alone `observes`: `observe`
+    is then called for each block of the dense model, and what it finds comes back as the sites' evidence. One that
+    `measures` is given an objective.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    observes: ClassVar[bool] = False
     measures: ClassVar[bool] = False
 
     @abstractmethod
@@ -243,6 +245,24 @@ def shift_to_sparsity(sites: Sequence[Site], shape: Sequence[float], sparsity: f
         mean = sum(site.cost * each for site, each in zip(sites, shifted(middle), strict=True)) / total
         low, high = (middle, high) if mean < sparsity else (low, middle)
     return {site.name: each for site, each in zip(sites, shifted(high), strict=True)}
+
+
+def scale_to_sparsity(sites: Sequence[Site], shape: Sequence[float], sparsity: float) -> dict[str, float]:
+    """Sparsities `c * shape`, at most 0.999, with the `c` for which their mean, weighted by cost, is `sparsity`.
+
+    A sparsity above 0.999 is given to all alike; `shape` is positive.
+    """
+    if sparsity >= MOST or sparsity == 0:
+        return dict.fromkeys((site.name for site in sites), sparsity)
+    costs, wanted = [site.cost for site in sites], sparsity * sum(site.cost for site in sites)
+    full: set[int] = set()  # those that can give up no more
+    while True:
+        rest = sum(cost * value for i, (cost, value) in enumerate(zip(costs, shape, strict=True)) if i not in full)
+        scale = (wanted - MOST * sum(costs[i] for i in full)) / rest
+        over = {i for i, value in enumerate(shape) if i not in full and scale * value > MOST}
+        if not over:
+            return {s.name: MOST if i in full else scale * shape[i] for i, s in enumerate(sites)}
+        full |= over
 
 
 def no_worse_than_uniform(

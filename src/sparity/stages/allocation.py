@@ -115,9 +115,9 @@ def allocation_of(
     """
     objective: Objective | None = None
     if evidence is None:
-        budget = build_budget("uniform") if budget.needs or budget.measures else budget
+        budget = build_budget("uniform") if budget.needs or budget.observes or budget.measures else budget
     else:
-        if budget.needs:
+        if budget.needs or budget.observes:
             observed = _observed(budget, evidence, {site.name for site in sites})
             sites = [replace(site, evidence=observed.get(site.name, 0.0)) for site in sites]
         objective = Measured(evidence) if budget.measures else None
