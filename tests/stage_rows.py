@@ -4,6 +4,7 @@ ROWS = {
     "prune": ({"score": "wanda", "sparsity": 0.5}, {"sparsity": 0.0}),
     "channels": ({"sparsity": 0.25}, {"sparsity": 0.0}),
     "permute": ({"where": ["mlp_channels", "values", "residual"]}, {"sweeps": 0}),
+    "rescale": ({"group": 8, "steps": 4}, {"where": []}),
     "quantize": ({"method": "gptq", "bits": 4, "group": 8, "symmetric": False}, {"dense": ["*"]}),
     "cache": ({"policy": "streaming_llm", "keep": 0.25}, {"keep": 1.0}),
     "structure": ({"method": {"minitron": {"multiple_of": 4}}, "sparsity": 0.25}, {"sparsity": 0.0}),
