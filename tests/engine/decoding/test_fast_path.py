@@ -7,7 +7,7 @@ import torch
 
 import sparity
 from families import FAST, build, tiny_configs
-from quick_models import decoded
+from quick_models import NEXT, cache_of, decoded
 from sparity.engine.decoding.model import declines
 from sparity.engine.kernels import native
 
@@ -187,3 +187,21 @@ def test_why_a_model_is_not_fast(tiny):
     config = tiny_configs()["llama"]
     config.hidden_act = "gelu"
     assert "its activation is gelu" in declines(sparity.attach(build(config).bfloat16()))
+
+
+def test_a_cache_may_be_looked_at_between_steps(tiny, steps):
+    """Keys and values are made when somebody asks; whether anybody does changes nothing, and nothing is moved."""
+    model = sparity.attach(tiny("llama"))
+    found = []
+    for looks in (False, True):
+        cache, tokens, places = cache_of(model, PROMPT), NEXT, set()
+        with torch.no_grad():
+            for _ in range(6):
+                if looks:
+                    assert cache.layers[1].keys.shape[2] == cache.get_seq_length()
+                    places |= {layer.values.data_ptr() for layer in cache.layers}
+                tokens = model(tokens, past_key_values=cache).logits[:, -1:].argmax(-1)
+        assert not looks or len(places) <= 2 * len(cache.layers)  # before the first step, and since
+        found.append([tokens, *(part for layer in cache.layers for part in (layer.keys, layer.values))])
+    assert all(map(torch.equal, *found))
+    assert len(steps) == 12

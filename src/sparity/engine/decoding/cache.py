@@ -22,16 +22,51 @@ class GrowingLayer(DynamicLayer, CacheLayer):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._held: list[Tensor | None] = [None, None]  # keys and values, where they are not `_shown`
+        self._shown: int | None = None  # keys and values are so many tokens of the buffers; nobody asked for them yet
+        self._stepped: CacheShape | None = None  # what the library was given the buffers for
         self._length = 0  # at the last view
+        super().__init__()
 
     @classmethod
     def of(cls, layer: DynamicLayer) -> "GrowingLayer":
         """A layer that takes over what `layer` holds."""
         taken = cls()
-        taken.__dict__.update(layer.__dict__)
+        taken.__dict__.update({name: value for name, value in vars(layer).items() if name not in ("keys", "values")})
+        taken._shown, taken._held = None, [layer.keys, layer.values]
         return taken
+
+    @property
+    def keys(self) -> Any:
+        """`[batch, kv_heads, tokens, width]`, or None before the first."""
+        return self._both()[0]
+
+    @keys.setter
+    def keys(self, states: Tensor | None) -> None:
+        self._held = [states, self._both()[1]]
+
+    @property
+    def values(self) -> Any:
+        """As `keys`."""
+        return self._both()[1]
+
+    @values.setter
+    def values(self, states: Tensor | None) -> None:
+        self._held = [self._both()[0], states]
+
+    def _both(self) -> list[Tensor | None]:
+        if self._shown is not None and self._buffers is not None:
+            self._held = [buffer[:, :, : self._shown] for buffer in self._buffers]
+            self._shown = None
+        return self._held
+
+    def get_seq_length(self, *arguments: Any, **named: Any) -> int:
+        """The tokens that are held."""
+        if self._shown is not None:
+            return self._shown
+        length: int = super().get_seq_length(*arguments, **named)
+        return length
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values `[batch, kv_heads, new, width]`; all of them are returned."""
@@ -67,17 +102,13 @@ class GrowingLayer(DynamicLayer, CacheLayer):
         batch, heads, _, width = shape
         length = self.get_seq_length()
         held = self._buffers
-        if (
-            held is None
-            or not (
-                held[0].dtype == dtype
-                and held[0].device == torch.device(device)
-                and (torch.is_inference_mode_enabled() or not held[0].is_inference())  # which may be written only there
-                and held[0].shape[:2] == (batch, heads)
-                and (held[0].shape[3], held[1].shape[3]) == (width, value_width or width)
-                and held[0].shape[2] >= room
-                and (not length or (_begins(self.keys, held[0]) and _begins(self.values, held[1])))
-            )
+        if held is None or not (
+            held[0].dtype == dtype
+            and held[0].device == torch.device(device)
+            and held[0].shape[:2] == (batch, heads)
+            and (held[0].shape[3], held[1].shape[3]) == (width, value_width or width)
+            and _writable(held[0], room)
+            and (not length or (_begins(self.keys, held[0]) and _begins(self.values, held[1])))
         ):
             capacity = -(-(room + max(STEP, room // 2)) // STEP) * STEP
             held = (
@@ -86,11 +117,13 @@ class GrowingLayer(DynamicLayer, CacheLayer):
             )
             if length:
                 held[0][:, :, :length], held[1][:, :, :length] = self.keys, self.values
-            self._buffers = held
+            self._buffers, self._stepped = held, None
         return held
 
     def declines(self, shape: CacheShape, length: int) -> str | None:
         """Why the library cannot go on from these tokens; see `CacheLayer`."""
+        if self._shown == length and self._stepped == shape:
+            return None
         if not self.is_initialized or not self.keys.numel():
             return None if not length else f"a layer of the cache is empty, the first one holds {length} tokens"
         wanted = (shape.rows, shape.kv_heads, length, shape.width)
@@ -105,8 +138,16 @@ class GrowingLayer(DynamicLayer, CacheLayer):
         """The buffers, with room for `fresh` tokens more; see `CacheLayer`."""
         rows, heads, width = shape
         self._length = length = self.get_seq_length()
-        keys, values = self.with_room(length + fresh, (rows, heads, fresh, width), torch.bfloat16)
-        return CacheView(keys, values, _equal_lengths(rows, heads, length))
+        buffers = self._buffers
+        if (
+            buffers is None
+            or self._shown is None
+            or self._stepped != shape
+            or not _writable(buffers[0], length + fresh)
+        ):
+            buffers = self.with_room(length + fresh, (rows, heads, fresh, width), torch.bfloat16)
+            self._stepped = shape
+        return CacheView(*buffers, _equal_lengths(rows, heads, length))
 
     def commit(self, fresh: int) -> None:
         """Hold what was written; see `CacheLayer`."""
@@ -125,6 +166,7 @@ class GrowingLayer(DynamicLayer, CacheLayer):
 
     def __copy__(self) -> "GrowingLayer":
         """A layer with the same tokens; whichever of the two grows moves to memory of its own."""
+        self._both()
         self._buffers = None
         return GrowingLayer.of(self)
 
@@ -134,7 +176,7 @@ class GrowingLayer(DynamicLayer, CacheLayer):
         keys, values = self._buffers
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+        self._shown = length
 
 
 @lru_cache(maxsize=4)
@@ -143,9 +185,19 @@ def _equal_lengths(rows: int, heads: int, length: int) -> Tensor:
     return torch.full((rows, heads), length)
 
 
+def _writable(buffer: Tensor, tokens: int) -> bool:
+    """Whether a buffer `[batch, kv_heads, capacity, width]` has room for so many tokens, and may be written to here.
+
+    What was made in inference mode may be written only there.
+    """
+    return buffer.shape[2] >= tokens and (torch.is_inference_mode_enabled() or not buffer.is_inference())
+
+
 def _begins(view: Tensor, buffer: Tensor) -> bool:
     """Whether `view` is the first tokens of every head in `buffer`."""
-    return view.data_ptr() == buffer.data_ptr() and view.stride() == buffer.stride() and len(view) == len(buffer)
+    return (
+        view.data_ptr() == buffer.data_ptr() and view.stride() == buffer.stride() and view.shape[0] == buffer.shape[0]
+    )
 
 
 def use_growing_layers(cache: Any) -> list[Any] | None:
