@@ -243,3 +243,36 @@ def test_with_nothing_skipped_there_is_nothing_to_heal(family_models, ids):
     dense = logits(model)
     with sparity.with_activations(model, ids, method="teal", sparsity=0.0, heal="bias") as sparse:
         assert torch.equal(logits(sparse), dense)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_centres_are_kept_where_they_help(trained, better, monkeypatch):
+    """The guard of SCAP takes the centres or none, for all places, by KL on the last fourth of the sequences."""
+    model, tokens = trained
+    if not better:  # centres that nothing lies around
+        monkeypatch.setattr("sparity.dynamic.activations.methods.scap.densest", lambda *_, **__: 3.0)
+    found, losses = {}, {}
+    for name, options in (("mode", {}), ("zero", {"centre": "zero"}), ("guarded", {"guard": True})):
+        with sparity.with_activations(
+            model, tokens, method="scap", sparsity=0.5, sites=["down"], first=1, **options
+        ) as sparse:
+            found[name] = logits(sparse)
+            losses[name] = sum(float(divergence(sparse, tokens_of(sparse), ids[None])) for ids in tokens[-2:])
+    nearest = min(("mode", "zero"), key=losses.__getitem__)
+    assert better or nearest == "zero"
+    assert torch.equal(found["guarded"], found[nearest])
+    assert not torch.equal(found["mode"], found["zero"])
+
+
+def test_a_guarded_run_keeps_one_version(trained, tmp_path):
+    recipe = {
+        "model": "zoo:llama",
+        "calibration": TEXT,
+        "stages": [{"activations": {"method": {"scap": {"guard": True}}, "sparsity": 0.5, "sites": ["down"]}}],
+        "measure": {"speed": None},
+    }
+    result = sparity.run(recipe, output=tmp_path / "out", device="cpu")
+    (file,) = (tmp_path / "out/sparity-dynamic").glob("*.safetensors")
+    names = {key.rpartition(".")[2] for key in load_file(file)}
+    assert names in ({"threshold"}, {"threshold", "centre"})
+    assert result.model() is not None

@@ -1,7 +1,7 @@
 """Heals fitted on some of the calibration sequences, and kept where they bring the others nearer to the dense model."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,39 @@ from sparity.visible import logger
 
 log = logger(__name__)
 HELD_OUT = 4  # one sequence of so many judges
+STAND_IN = "stand_in_"  # before the names of the data that a method's stand-in would have
+
+
+def chosen(
+    skips: Callable[[Mapping[str, Mapping[str, Tensor]]], AbstractContextManager[None]],
+    model: Any,
+    data: Mapping[str, Mapping[str, Tensor]],
+    skipping: SparseTokens,
+    tokens: Tensor,
+) -> dict[str, dict[str, Tensor]]:
+    """The method's data of every place, or its stand-in's: what brings some sequences nearer to the dense model.
+
+    Args:
+        skips: lets the model skip by the data of every place.
+        model: a transformers causal language model.
+        data: of every place, with what `STAND_IN` marks.
+        skipping: what says which tokens are sparse.
+        tokens: token ids `[samples, length]`; the last fourth of the sequences judges.
+    """
+    own = {place: {n: t for n, t in found.items() if not n.startswith(STAND_IN)} for place, found in data.items()}
+    other = {
+        place: {n.removeprefix(STAND_IN): t for n, t in found.items() if n.startswith(STAND_IN)} or own[place]
+        for place, found in data.items()
+    }
+    held, losses = tokens[-max(len(tokens) // HELD_OUT, 1) :], list[float]()
+    for version in (own, other):
+        with skips(version):
+            losses.append(_loss(model, skipping, held))
+    log.info(
+        "KL to the dense model on %d sequences %.5f, with the stand-in %.5f: %s",
+        len(held), *losses, "kept" if losses[0] < losses[1] else "the stand-in is taken",
+    )  # fmt: skip
+    return own if losses[0] < losses[1] else other
 
 
 def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -5,6 +5,7 @@ What a run fits is one small set of tensors per place; the weights stay. On the 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from sparity.budgets.base import Site
 from sparity.calibration.evidence import BlockEvidence
 from sparity.calibration.input_statistics.inputs import MOST_TOKENS
 from sparity.dynamic.activations.fitting import Together, data_bytes, fit_place
-from sparity.dynamic.activations.healing import attached, healed, split
+from sparity.dynamic.activations.healing import STAND_IN, attached, chosen, healed, split
 from sparity.dynamic.activations.heals.base import Heal, spot_of
 from sparity.dynamic.activations.methods.base import Method
 from sparity.dynamic.activations.places import Place, Where, places_of
@@ -134,6 +135,9 @@ class Activations(RuntimeStage):
                 sparsity = decision["sparsity"].get(place.name, 0.0)
                 found, skipped = fit_place(method, place, statistics, sparsity, together.get(place.name))
                 tensors.update({f"{place.name}.{name}": tensor for name, tensor in found.items()})
+                if method.stand_in is not None and sparsity > 0:
+                    other, _ = fit_place(method.stand_in, place, statistics, sparsity)
+                    tensors.update({f"{place.name}.{STAND_IN}{name}": tensor for name, tensor in other.items()})
                 changes += self._changes(place, evidence.block.index, sparsity, skipped, weighed=True)
         ahead = [place for place in places if method.looks_ahead()]
         carried: dict[str, Tensor] = {place.kind: together[place.name].inputs[place.site.name] for place in ahead}
@@ -151,15 +155,19 @@ class Activations(RuntimeStage):
     @property
     def refines(self) -> bool:
         """See `RuntimeStage.refines`."""
-        return self.heal is not None and self.sparsity > 0
+        return (self.heal is not None or self.chosen.stand_in is not None) and self.sparsity > 0
 
     def refine(
         self, model: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor], tokens: Tensor
     ) -> Mapping[str, Tensor]:
-        """See `RuntimeStage.refine`: with what the heal adds, where that helps."""
+        """See `RuntimeStage.refine`: the better of method and stand-in, with what the heal adds where that helps."""
         heal, skipping = self.healing, SparseTokens(self.first, self.prompt, self.sparsity)
         places = self._places_to_attach(model, sites)
         by_place = _by_place(places, data)
+        if self.chosen.stand_in is not None:
+            skips = partial(self._attached, model, places, tokens=skipping)
+            by_place = chosen(skips, model, by_place, skipping, tokens)
+            data = {f"{place}.{name}": tensor for place, found in by_place.items() for name, tensor in found.items()}
         if heal is None:
             return data
         with self._attached(model, places, by_place, skipping):
@@ -181,7 +189,8 @@ class Activations(RuntimeStage):
         method, heal = self.chosen, self.healing
         with ExitStack() as open_:
             for place in places:
-                own, of_heal = (data[place.name], {}) if heal is None else split(data[place.name])
+                found = {name: tensor for name, tensor in data[place.name].items() if not name.startswith(STAND_IN)}
+                own, of_heal = (found, {}) if heal is None else split(found)
                 open_.enter_context(method.attach(place, own, tokens))
                 if heal is not None:
                     open_.enter_context(attached(heal, place, of_heal, tokens))

@@ -82,6 +82,11 @@ class Method(ABC):
         """What it needs to know of the activations."""
         return frozenset({"inputs"})
 
+    @property
+    def stand_in(self) -> "Method | None":
+        """Whose data takes the place of this method's where the model is nearer to the dense one with it."""
+        return None
+
     def looks_ahead(self) -> bool:
         """Whether it reads what the place in the block before reads (`Seen.before`)."""
         return False

@@ -22,9 +22,17 @@ class Scap(RuleMethod):
 
     Attributes:
         centre: m, one number for all channels of a projection. `mode`, the densest point; `median`; `zero`, no centre.
+        guard: in a stage, leave the centres of the whole model out where the dense model is nearer without them, by KL
+            on the last fourth of the calibration sequences.
     """
 
     centre: Literal["mode", "median", "zero"] = "mode"
+    guard: bool = False
+
+    @property
+    def stand_in(self) -> "Scap | None":
+        """See `Method.stand_in`: the same without a centre."""
+        return Scap("zero") if self.guard and self.centre != "zero" else None
 
     def rule(self, seen: Seen, sparsity: float) -> SkipRule:
         """See `RuleMethod.rule`."""
