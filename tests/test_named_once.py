@@ -20,6 +20,8 @@ DECLARED = {"TAKES": "the pairs that a back end takes", "UNPACKS": "the pairs th
 LISTS = {  # where several formats stand together, and why
     ("engine/kernels/native_weight.py", "CODES"): "the numbers of the enum in csrc/sparity_kernels.h",
     ("formats/conversions/scipy.py", "to_scipy"): "the formats that SciPy has too",
+    ("integrations/sagellm/protocol.py", "SparsityFormat"): "the names of sageLLM's specification",
+    ("integrations/sagellm/meaning.py", "_HELD_AS"): "which of those hold a pattern of the specification",
     ("formats/conversions/scipy.py", "from_scipy"): "SciPy's own names",
 }
 

@@ -1,7 +1,7 @@
 """A transformers model on the engine: weights packed, decoding on the fast path; `generate` stays transformers' own."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,12 +23,13 @@ from sparity.errors import InvalidInput, wrong_input
 from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding, build_format
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 
+Form = str | Mapping[str, Any]  # a name, or {name: {option: value}}
 BY_COLUMNS = 0.25  # the share of skipped channels from which weights by column are faster: docs/performance.md
 BY_COLUMNS_OF_BYTES = 0.4  # and of int8 weights
 
 
 @wrong_input()
-def attach(model: Any, form: str = "smallest", values: EncodingSpec = "same") -> Any:
+def attach(model: Any, form: Form = "smallest", values: EncodingSpec = "same") -> Any:
     """Run a causal language model on the engine, in place; the model is returned.
 
     Every linear layer and every expert of the blocks is packed, and its dense weight is let go; the head stays dense.
@@ -38,8 +39,9 @@ def attach(model: Any, form: str = "smallest", values: EncodingSpec = "same") ->
     Args:
         model: from transformers, on the CPU, in bfloat16. Layers that are packed already stay as they are.
         form: of the formats that can hold a matrix's zeros the "smallest", or the "fastest", which is timed (dense
-            where dense is); or the name of one format for all of them. With both of the first, a dense matrix behind
-            skipped input channels, at least 25 % of them (40 % in int8), is laid out by channel (`columns`).
+            where dense is); or one format for all of them, by its name or as {name: {option: value}}. With both of the
+            first, a dense matrix behind skipped input channels, at least 25 % of them (40 % in int8), is laid out by
+            channel (`columns`).
         values: the encoding of the packed weights: "same", or one that quantises, such as "int8": then outputs change.
 
     Raises:
@@ -74,7 +76,7 @@ def attach(model: Any, form: str = "smallest", values: EncodingSpec = "same") ->
 
 
 @contextmanager
-def attached(model: Any, form: str = "smallest", values: EncodingSpec = "same") -> Iterator[Any]:
+def attached(model: Any, form: Form = "smallest", values: EncodingSpec = "same") -> Iterator[Any]:
     """`attach` within the context; then every layer is what it was, with the same parameters, bit for bit.
 
     Only with quantised values the dense weights stay in memory meanwhile. A model that was on the engine before stays
@@ -129,7 +131,7 @@ def _check(model: Any) -> None:
         raise InvalidInput(f"{reason}: model.to('cpu', torch.bfloat16)")
 
 
-def _swaps(model: Any, form: str, encoding: Encoding) -> Iterator[Swap]:
+def _swaps(model: Any, form: Form, encoding: Encoding) -> Iterator[Swap]:
     """What is to be put where, one after another; a layer that several places share gives a swap for each."""
     uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
 
@@ -174,7 +176,9 @@ def _skip_before(model: Any, name: str, layer: nn.Module) -> InputSkip | None:
     return skip_of(layer) or (output_skip_of(function) if isinstance(function, nn.Module) else None)
 
 
-def _packed_linear(name: str, layer: Any, form: str, encoding: Encoding, skip: InputSkip | None) -> PackedLinear | None:
+def _packed_linear(
+    name: str, layer: Any, form: Form, encoding: Encoding, skip: InputSkip | None
+) -> PackedLinear | None:
     """A packed layer for the place of `layer`; None where it stays, because dense is what it will be."""
     transposed = isinstance(layer, Conv1D)
     weight = layer.weight.detach()
@@ -190,7 +194,7 @@ def _packed_linear(name: str, layer: Any, form: str, encoding: Encoding, skip: I
     return replacement.stand_for(layer)
 
 
-def _packed_experts(experts: Any, stored: ExpertNames, form: str, encoding: Encoding) -> PackedExperts | None:
+def _packed_experts(experts: Any, stored: ExpertNames, form: Form, encoding: Encoding) -> PackedExperts | None:
     """Packed experts for the place of a module with fused ones; None where it stays, because all would be dense."""
     every = [[matrix.detach() for matrix in expert_matrices(experts, expert)] for expert in range(len(stored))]
     chosen = [[_chosen(matrix, form, encoding) for matrix in expert] for expert in every]
@@ -208,7 +212,7 @@ def _packed_experts(experts: Any, stored: ExpertNames, form: str, encoding: Enco
     return replacement
 
 
-def _chosen(weight: Tensor, form: str, encoding: Encoding) -> Format:
+def _chosen(weight: Tensor, form: Form, encoding: Encoding) -> Format:
     if form == "fastest":
         return fastest_format(weight, encoding).format
     return smallest_format(weight, encoding) if form == "smallest" else build_format(form)

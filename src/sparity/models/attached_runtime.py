@@ -78,6 +78,26 @@ def attach_runtime(model: Any, folder: Path, entries: Sequence[RuntimeEntry]) ->
     return model
 
 
+def attach_in_memory(model: Any, stage: Any, data: dict[str, Tensor]) -> Any:
+    """Attach a run-time stage with its data, in place, behind those that run already; `save_pretrained` writes it too.
+
+    Raises:
+        CorruptFile: the data does not fit the model.
+    """
+    before = runtime_attached(model) or AttachedRuntime((), (), ExitStack())
+    with ExitStack() as opening:
+        opening.callback(before.contexts.close)
+        opening.enter_context(stage.attach(model, input_sites(model), data))
+        contexts = opening.pop_all()
+    options = stage.model_dump(mode="json", exclude_unset=True)
+    entry = RuntimeEntry(stage.name, options, f"{len(before.entries):02d}-{stage.name}.safetensors", "")
+    attached = AttachedRuntime((*before.entries, entry), (*before.data, data), contexts)
+    for module in _savable(model):
+        setattr(module, ATTRIBUTE, attached)
+    save_with_runtime(model)
+    return model
+
+
 def runtime_attached(model: Any) -> AttachedRuntime | None:
     """What runs with a model, or None."""
     found: AttachedRuntime | None = getattr(model, ATTRIBUTE, None)
