@@ -141,7 +141,7 @@ class SparsityManager(SparsityProtocol):
 
     @wrong_input()
     def report(self) -> dict[str, float]:
-        """What pruning did to the model that was loaded last, or, where none was, pruned last.
+        """What was done to the model that was pruned or loaded last.
 
         `avg_sparsity` over the projections that have zeros; `speedup` (decoding) and `speedup_prefill` (to the first
         token) over the dense model in transformers, in turns; `speedup_over_dense_kernels`, decoding over the same
