@@ -1,4 +1,4 @@
-"""No file outside a stage's own folder asks which stage it is; the command line may write recipes."""
+"""No file outside a stage's own folder asks which stage it is; the command line and adapters may write recipes."""
 
 import ast
 from pathlib import Path
@@ -26,7 +26,7 @@ def asks(path):
             found.append(f"{path.name}:{node.lineno} names a stage's class")
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and node.slice.value in STAGES:
             found.append(f"{path.name}:{node.lineno} looks a stage up by name")
-        if isinstance(node, ast.Dict) and "cli" not in path.parts:
+        if isinstance(node, ast.Dict) and not {"cli", "integrations"} & set(path.parts):
             keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
             if keys & set(STAGES):
                 found.append(f"{path.name}:{node.lineno} has a stage's name as a key")

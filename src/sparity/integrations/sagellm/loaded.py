@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparity import registry
 from sparity.dynamic.activations.places import places_of
-from sparity.dynamic.activations.stage import Activations
 from sparity.engine.attach import attach, declines
 from sparity.engine.decoding.model import has_fast_path
 from sparity.engine.kernels import native_weight
@@ -53,7 +53,8 @@ def load_bound(path: str, config: SparsityConfig, kernel: str, layout: str | Map
     model = load(path)
     threshold = config.dynamic_threshold if meaning.is_dynamic(config) else None
     if threshold is not None:
-        stage = Activations(method="teal", sites="all", first=SPARSE_FROM)
+        kind: Any = registry.get("stage", "activations")
+        stage = kind.model_validate({"method": "teal", "sites": "all", "first": SPARSE_FROM})
         attach_in_memory(model, stage, thresholds(model, threshold))
     reason = declines(model)
     if reason is None:
