@@ -8,7 +8,7 @@ from sparity.calibration.bundled import bundled_documents
 
 MODELS = ("Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3-8B", "Qwen/Qwen2.5-14B")
 TEXTS = ("wikitext-2", "c4")
-CONTEXT, DOCUMENTS = 32, 40  # 128 windows of calibration text are then quickly gone through
+CONTEXT, DOCUMENTS = 16, 40  # 128 windows of calibration text are then quickly gone through
 
 
 @pytest.fixture(scope="session")
