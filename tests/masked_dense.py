@@ -30,10 +30,11 @@ def recording(monkeypatch):
     monkeypatch.setattr(PolicyLayer, "read", read)
 
 
-def masked_logits(model, calls, seen):
+def masked_logits(model, calls, seen, altered=None):
     """Logits of the same calls through transformers' whole cache, with what had been evicted masked.
 
-    `calls` are arguments by name; `seen` is what `recording` gave.
+    `calls` are arguments by name; `seen` is what `recording` gave. `altered(row, held, new, key, value)` gives keys and
+    values `[held, width]` of the places that a head holds as they are read.
     """
     records = list(seen)
 
@@ -41,9 +42,6 @@ def masked_logits(model, calls, seen):
         rows, heads, new, width = query.shape
         group = heads // key.shape[1]
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        logits = query @ key.transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
         visible = torch.ones(rows, heads, new, key.shape[2], dtype=torch.bool).tril(key.shape[2] - new)
         if attention_mask is not None:
             visible = visible & attention_mask[..., : key.shape[2]]
@@ -54,6 +52,14 @@ def masked_logits(model, calls, seen):
                     gone = torch.ones(key.shape[2], dtype=torch.bool)
                     gone[held[row][head // group]] = False
                     visible[row, head][:, gone] = False
+                    if altered is not None:
+                        places = held[row][head // group]
+                        key[row, head, places], value[row, head, places] = altered(
+                            row, places, new, key[row, head, places], value[row, head, places]
+                        )
+        logits = query @ key.transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
         logits = logits.masked_fill(~visible, -1e30)
         if s_aux is not None:
             logits = torch.cat([logits, s_aux.view(1, -1, 1, 1).expand(rows, heads, new, 1)], -1)

@@ -22,6 +22,7 @@ SMALL = {  # options that fit 40 tokens
     "defensivekv": {"window": 4},
     "lagkv": {"lag": 8},
     "quest": {"page": 4},
+    "kivi": {"residual": 8},
     "expected_attention": {"future": 16},
 }
 every_policy = pytest.mark.parametrize("name", NAMES)

@@ -23,6 +23,7 @@ KEPT = {  # recipe -> what each head of a block holds of a prompt of 300 tokens,
     "criticalkv": (75, 79),
     "defensivekv": (75, 79),
     "quest": (300, 304),
+    "kivi": (300, 304),
     "keydiff": (75, 76),
     "knorm": (75, 76),
     "lagkv": (75, 79),
@@ -42,7 +43,7 @@ def test_a_recipe_parses_and_its_comment_says_what_it_is(path):
     recipe = Recipe.read(path)
     assert recipe.model == "zoo:llama"
     assert [stage.name for stage in recipe.stages] == ["cache"]
-    assert recipe.stages[0].chosen.name == path.stem
+    assert recipe.stages[0].how == path.stem
     assert path.read_text().startswith("# In the key-value cache ")
     assert f"sparity run {path.relative_to(RECIPES.parent)} -o OUT" in path.read_text()
 

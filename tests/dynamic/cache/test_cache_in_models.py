@@ -19,6 +19,7 @@ SMALL = {
     "defensivekv": {"window": 4},
     "lagkv": {"lag": 4},
     "quest": {"page": 4, "pages": 1, "dense": 1},
+    "kivi": {"bits": 4, "group": 4, "residual": 64},
     "expected_attention": {"future": 8},
 }
 SIZES = (24, 10, 1, 1, 1, 5, 1)  # a prompt, a second piece, decoding, a short second turn, decoding
@@ -65,7 +66,7 @@ def test_a_budget_of_the_whole_text_gives_the_bits_of_the_whole_cache_in_every_f
         assert all(torch.equal(*pair) for pair in zip(found, dense, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("keep_all", "quest")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("keep_all", "quest", "kivi")])
 @pytest.mark.parametrize("pads", [(0,), (0, 0), (0, 7)])
 def test_what_was_evicted_counts_as_if_it_were_masked(name, pads, models, monkeypatch):
     check_masked(models["llama"], name, pads, monkeypatch)
@@ -104,22 +105,23 @@ def test_quest_reads_the_pages_it_chose_and_holds_everything(models, monkeypatch
     # what is read is what `select_cache` chooses for the last query
     attend = PolicyLayer.chosen
 
-    def spied(self, query, sight, scaling, softcap):
-        mask = attend(self, query, sight, scaling, softcap)
-        if mask is not None:
+    def spied(self, query, sight):
+        pages = attend(self, query, sight)
+        if pages is not None:
             keys, values = self.store.views()[:2]
-            queries.append((mask, query.clone(), keys.clone(), values.clone()))
-        return mask
+            queries.append((pages, query.clone(), keys.clone(), values.clone()))
+        return pages
 
     monkeypatch.setattr(PolicyLayer, "chosen", spied)
     with with_policy(model, "quest"):
         called(model, calls)
     assert len(queries) == 2 * 2  # two layers are not dense, two tokens were decoded
-    for mask, query, keys, values in queries:
+    for pages, query, keys, values in queries:
         expected = sparity.select_cache(
             query, keys, values, policy="quest", keep=0.4, page=4, pages=1, sinks=2, recent=2
         )
-        assert torch.equal(mask, expected)
+        mask = torch.zeros(2, 2, 9, dtype=torch.bool).scatter_(2, pages, True).repeat_interleave(4, 2)
+        assert torch.equal(mask[..., : keys.shape[2]], expected)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if registry.get("cache.policy", name).counts])
@@ -167,7 +169,7 @@ def states_of(module, named):
     return [x.detach() for x in (*apply_rotary_pos_emb(queries, keys, cosine, sine), values)]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "quest"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_padded_row_is_the_row_alone(name, models):
     model, calls = models["llama"], calls_of((0, 7), *SIZES)
     with with_policy(model, name):

@@ -104,10 +104,32 @@ def test_every_family_saves_and_loads_its_policy(family, family_models, tmp_path
         assert sorted(float(keep) for keep in load_file(result.path / FILE).values()) == [0.3, 1.0, 1.0]
 
 
+@torch.no_grad()
+def test_what_is_stored_in_bits_and_read_by_pages_is_saved_too(family_models, tmp_path):
+    more = {"store": {"kivi": {"bits": 4, "group": 4, "residual": 4}}, "read": {"quest": {"page": 4, "dense": 1}}}
+    model = family_models["llama"]
+    result = sparity.run(
+        recipe({**OPTIONS, **more, "read_keep": 6}), model=model, output=tmp_path / "out", device="cpu"
+    )
+    with sparity.cache(model, OPTIONS["policy"], 0.3, sinks=2, recent=3, read_keep=6, **more):
+        expected = generated(model)
+    assert torch.equal(generated(sparity.load(result.path)), expected)
+    with sparity.cache(model, OPTIONS["policy"], 0.3, sinks=2, recent=3):
+        assert not torch.equal(generated(model), expected)
+    past = sparity.load(result.path)(IDS).past_key_values
+    assert [layer.store.packed.lengths.tolist() for layer in past.layers] == [[8] * 4] * 3
+
+
 def test_the_plan_says_what_is_kept(family_models):
     planned = plan(prepare(Recipe.read(recipe()), family_models["llama"]))
     assert planned.stages[0].words == "snapkv, 30 % of the cache"
     assert CacheStage(keep=512).words == "snapkv, 512 tokens of the cache"
+    whole = CacheStage(store={"kivi": {"bits": 4}}, read={"quest": {"page": 32}}, read_keep=0.1)
+    assert whole.how == "snapkv + kivi + quest"
+    assert whole.words == (
+        "snapkv, 25 % of the cache; kivi, 4 bits beside the last 128 tokens; quest, 10 % of the text read"
+    )
+    assert CacheStage(policy="quest", keep=0.1).words == "quest, 10 % of the text read"
 
 
 def test_data_that_does_not_fit_stops_the_load(saved, family_models):

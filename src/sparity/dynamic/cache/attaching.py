@@ -14,9 +14,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparity.dynamic.cache.attention import Sight, attend
-from sparity.dynamic.cache.functions import policy_of
 from sparity.dynamic.cache.layer import ATTRIBUTE, PolicyLayer
-from sparity.dynamic.cache.run import Run, check_request, rotary_of
+from sparity.dynamic.cache.roles import Roles, roles
+from sparity.dynamic.cache.run import Run, rotary_of
 from sparity.errors import InvalidInput, UnsupportedModel, wrong_input
 
 PREFIX = "sparity_cache_"  # before the name of the attention that runs where nothing was evicted
@@ -27,8 +27,11 @@ SINKS, RECENT = 4, 16
 def cache(
     model: Any,
     policy: str | Mapping[str, Any],
-    keep: float,
+    keep: float = 0.25,
     *,
+    store: str | Mapping[str, Any] | None = None,
+    read: str | Mapping[str, Any] | None = None,
+    read_keep: float = 0.25,
     sinks: int = SINKS,
     recent: int = RECENT,
     every: int = 1,
@@ -37,14 +40,18 @@ def cache(
 ) -> Iterator[Any]:
     """A model that keeps part of its key-value cache within the context, and is what it was afterwards.
 
-    Where nothing is evicted the model's own attention runs, and results are those of the whole cache bit for bit. An
-    evicted token's memory is freed, and attention is what dense attention would be with that token masked. `generate`
-    and its options are transformers' own.
+    Where nothing is evicted, quantised or left unread the model's own attention runs, and results are those of the
+    whole cache bit for bit. An evicted token's memory is freed, and attention is what dense attention would be with
+    that token masked. `generate` and its options are transformers' own.
 
     Args:
         model: a Hugging Face causal language model, on any device.
-        policy: of `sparity methods cache.policy`, or `{name: options}`.
-        keep: of each layer the share of the text's tokens that stay, in (0, 1], or their number from 2 on.
+        policy: of `sparity methods cache.policy`, or `{name: options}`. With `kivi` and `quest` everything stays.
+        keep: of each layer the share of the text's tokens that stay, in (0, 1], or their number from 2 on; with `quest`
+            that are read.
+        store: how tokens that stay are stored, `kivi` or `{"kivi": options}`; None = as they are.
+        read: which pages of them each new token reads, `quest` or `{"quest": options}`; None = everything.
+        read_keep: what share of the text's tokens those pages hold, or how many.
         sinks: tokens at the start of each text that stay whatever the policy says, and that `keep` counts.
         recent: tokens at its end that stay, likewise. A share that comes to fewer than are protected keeps those.
         every: tokens between two evictions while decoding; so many more are held meanwhile.
@@ -69,36 +76,59 @@ def cache(
         >>> past.get_seq_length(), int(past.layers[0].store.lengths[0])
         (100, 50)
     """
-    with wrong_input()(_prepared)(model, policy, keep, sinks, recent, every, decode, options) as attached:
+    with wrong_input()(_prepared)(
+        model,
+        policy,
+        keep,
+        options,
+        store=store,
+        read=read,
+        read_keep=read_keep,
+        sinks=sinks,
+        recent=recent,
+        every=every,
+        decode=decode,
+    ) as attached:
         yield attached
 
 
-def _prepared(
+def _prepared(model: Any, policy: Any, keep: float, options: Mapping[str, Any], **asked: Any) -> Any:
+    if options and not isinstance(policy, str):
+        raise InvalidInput("give the policy's options by name, or with it as {name: options}, not both")
+    policy = {policy: dict(options)} if isinstance(policy, str) else policy
+    return attached(model, run_of(model, roles(policy, keep, **asked), **asked))
+
+
+def run_of(
     model: Any,
-    policy: str | Mapping[str, Any],
-    keep: float,
+    found: Roles,
+    keep: Sequence[float] | None = None,
+    *,
     sinks: int,
     recent: int,
     every: int,
     decode: bool | None,
-    options: Mapping[str, Any],
-) -> Any:
-    if options and not isinstance(policy, str):
-        raise InvalidInput("give the policy's options by name, or with it as {name: options}, not both")
-    built = policy_of({policy: dict(options)} if isinstance(policy, str) else policy)
-    check_request(built, keep, sinks, recent, every, decode)
+    **_: Any,
+) -> Run:
+    """A request as a run of a model; `keep` is each layer's share where they differ.
+
+    Raises:
+        UnsupportedModel: the policy needs to know of the model what it does not say.
+    """
+    policy = found.policy
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    return attached(
-        model,
-        Run(
-            built,
-            [float(keep)] * layers,
-            sinks,
-            recent,
-            every,
-            built.evicts_while_decoding if decode is None else decode,
-            rotary_of(model, built),
-        ),
+    decode = policy.evicts_while_decoding if decode is None else decode
+    return Run(
+        policy,
+        [found.keep] * layers if keep is None else keep,
+        sinks,
+        recent,
+        every,
+        decode,
+        rotary_of(model, policy),
+        found.codec,
+        found.reader,
+        found.read_keep,
     )
 
 
@@ -229,8 +259,8 @@ def _attention(
     assert store is not None, "attention follows an update"
     cap = named.get("softcap")
     sight = Sight(attention_mask, query.shape[0], query.shape[2], layer.length, named.get("sliding_window"))
-    chosen = layer.chosen(query, sight, scale, cap)
-    if layer.evicted_at or chosen is not None:
+    chosen = layer.chosen(query, sight)
+    if layer.partial or chosen is not None:
         turn = layer.run.rotary if layer.run.policy.turns else None
         found = attend(query, store, sight, scale, chosen, turn, **named), None
     else:

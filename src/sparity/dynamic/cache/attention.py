@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparity.dynamic.cache.pages import PagedStore
+from sparity.dynamic.cache.reading import Pages
 from sparity.dynamic.cache.rotary import Rotary
-from sparity.dynamic.cache.store import Store
+from sparity.dynamic.cache.store import Holding
 from sparity.errors import UnsupportedModel
 
 AT_ONCE = 256  # queries whose attention weights are in memory together
@@ -92,10 +94,10 @@ class Sight:
 
 def attend(
     query: Tensor,
-    store: Store,
+    store: Holding,
     sight: Sight,
     scaling: float,
-    chosen: Tensor | None = None,
+    chosen: Pages | None = None,
     turn: Rotary | None = None,
     **given: Any,
 ) -> Tensor:
@@ -106,7 +108,7 @@ def attend(
         store: what is held, the new tokens included.
         sight: what is seen of the text.
         scaling: of logits.
-        chosen: bool `[rows, kv_heads, tokens]` of an even store, what alone is read; None = all.
+        chosen: the pages that alone are read, of a store in pages; None = all.
         turn: by which keys are turned to their places in the cache; None = they stay where they are in the text.
         given: `softcap`, and `s_aux` (gpt-oss: a logit per head that pays for nothing).
 
@@ -119,23 +121,27 @@ def attend(
     group = heads // store.heads
     grouped = query.reshape(rows, store.heads, group, new, -1)
     drains = None if drain is None else drain.float().reshape(store.heads, group, 1, 1)
-    out = query.new_empty(rows, store.heads, group, new, store.values.shape[-1])
-    if store.even is not None:
-        keys, values, places, _ = store.views()
+    out = query.new_empty(rows, store.heads, group, new, store.value_width)
+    if store.even is not None and not isinstance(chosen, list):
+        hidden = None
+        if chosen is None:
+            keys, values, places, _ = store.views()
+        else:
+            assert isinstance(store, PagedStore), "pages are chosen of a store in pages"
+            keys, values, places, hidden = store.gathered(chosen)
         keys = keys if turn is None else closed_up(keys, places, sight.length, turn)
         for first in range(0, new, AT_ONCE):
             cut = slice(first, min(first + AT_ONCE, new))
             bias = sight.bias(places, cut.start, cut.stop)
-            if chosen is not None:
-                hidden = torch.zeros(chosen.shape, device=query.device).masked_fill(
-                    ~chosen.to(query.device), -torch.inf
-                )
-                bias = hidden[..., None, :] if bias is None else bias + hidden[..., None, :]
+            if hidden is not None:
+                bias = torch.zeros(places[..., None, :].shape, device=query.device) if bias is None else bias
+                bias = bias.masked_fill(hidden[..., None, :], -torch.inf)
             out[..., cut, :] = _weighted(grouped[..., cut, :], keys, values, bias, scaling, cap, drains)
     else:
         for row in range(rows):
             for head in range(store.heads):
-                keys, values, places = store.segment(row, head)
+                pages = None if chosen is None else chosen[row * store.heads + head]
+                keys, values, places = store.segment(row, head, pages)
                 keys = keys if turn is None else closed_up(keys, places, sight.length, turn)
                 own = None if drains is None else drains[head]
                 for first in range(0, new, AT_ONCE):

@@ -111,10 +111,13 @@ def check(policy: Policy) -> None:
         InvalidInput: a number that must be positive is not, or a share lies outside [0, 1].
     """
     least = {"window": 1, "kernel": 1, "sinks": 0, "recent": 0, "lag": 2, "page": 1, "pages": 1, "future": 1, "beta": 1}
+    least |= {"group": 1, "residual": 0} if policy.stores else {}
     for option, lowest in least.items():
         value: Any = getattr(policy, option, None)
         if value is not None and value < lowest:
             raise InvalidInput(f'policy "{policy.name}", option "{option}": {value} must be {lowest} or more')
+    if policy.stores and vars(policy)["bits"] not in (2, 4, 8):
+        raise InvalidInput(f'policy "{policy.name}", option "bits": {vars(policy)["bits"]} must be 2, 4 or 8')
     if getattr(policy, "kernel", 1) % 2 == 0:
         raise InvalidInput(f'policy "{policy.name}", option "kernel": {vars(policy)["kernel"]} must be odd')
     for option in ("floor", "first"):

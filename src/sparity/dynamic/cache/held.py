@@ -8,7 +8,7 @@ from torch import Tensor
 from sparity.dynamic.cache.policies.base import Policy
 from sparity.dynamic.cache.rotary import Rotary
 from sparity.dynamic.cache.seen import Seen
-from sparity.dynamic.cache.store import Store
+from sparity.dynamic.cache.store import Holding, padded
 from sparity.errors import InvalidInput
 
 
@@ -22,7 +22,7 @@ class Known:
     rotary: Rotary | None
 
 
-def rows_apart(store: Store, real: Tensor) -> list[list[int]]:
+def rows_apart(store: Holding, real: Tensor) -> list[list[int]]:
     """Rows that can be chosen for together: all where every head holds the same number and nothing is padding."""
     every = list(range(store.rows))
     return [every] if store.even is not None and bool(real.all()) else [[row] for row in every]
@@ -42,13 +42,13 @@ class Held:
         InvalidInput: tokens of some heads became padding.
     """
 
-    def __init__(self, store: Store, rows: list[int], real: Tensor, query: Tensor, known: Known) -> None:
+    def __init__(self, store: Holding, rows: list[int], real: Tensor, query: Tensor, known: Known) -> None:
         self.store, self.rows, self.real = store, rows, real[rows[0]]
         if len(rows) == store.rows and store.even is not None:
             keys, values, places, mass = store.views()
             held = self.real[places.long().cpu()]
         else:
-            keys, values, places, mass, present = store.padded(rows[0])
+            keys, values, places, mass, present = padded(store, rows[0])
             held = self.real[places.long().cpu()] & present.cpu()
         self.places, self.held = places, held
         counts = held.sum(-1)

@@ -8,8 +8,11 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from sparity.dynamic.cache.attention import Sight
 from sparity.dynamic.cache.held import Held, Known, rows_apart
+from sparity.dynamic.cache.pages import PagedStore
+from sparity.dynamic.cache.quantised_store import QuantisedStore
+from sparity.dynamic.cache.reading import Pages, pages_read
 from sparity.dynamic.cache.run import Run, output_weight_of
-from sparity.dynamic.cache.store import Store
+from sparity.dynamic.cache.store import Holding
 from sparity.errors import InvalidInput, UnsupportedModel
 
 ATTRIBUTE = "sparity_cache_layer"  # of the keys that go from a layer to attention
@@ -18,8 +21,9 @@ ATTRIBUTE = "sparity_cache_layer"  # of the keys that go from a layer to attenti
 class PolicyLayer(CacheLayerMixin):
     """A layer of a `DynamicCache`.
 
-    Until a policy evicts something, it holds and returns everything, as a dynamic layer does. Afterwards `update`
-    returns only the new tokens: attention reads what is held from `store`, and says when it has been read (`read`).
+    While it holds everything as it is, it returns it, as a dynamic layer does. Once tokens were evicted or quantised,
+    `update` returns only the new ones: attention reads what is held from `store`, and says when it has been read
+    (`read`).
 
     Args:
         run: what is asked for.
@@ -36,9 +40,10 @@ class PolicyLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Hold nothing."""
-        self.store: Store | None = None
+        self.store: Holding | None = None
         self.length = 0  # of the text
         self.evicted_at = 0  # its length at the last eviction; 0 = nothing was evicted
+        self.partial = False  # whether only `store` can say what is held: something is gone or quantised
         self.decoded = 0  # tokens since then that were decoded
         self.waiting = False  # for attention to read what the last update returned
         self.is_initialized = False
@@ -54,17 +59,22 @@ class PolicyLayer(CacheLayerMixin):
     @property
     def is_croppable(self) -> bool:
         """Whether tokens can be taken back as if they had never been."""
-        return not self.evicted_at and not self.run.policy.accumulates
+        return not self.settled and not self.run.policy.accumulates
+
+    @property
+    def settled(self) -> int:
+        """Before which length tokens cannot be taken back; 0 = none."""
+        return max(self.evicted_at, 0 if self.store is None else self.store.settled)
 
     @property
     def keys(self) -> Tensor | None:
         """All keys `[batch, kv_heads, tokens, width]`, or None where some are gone."""
-        return None if self.store is None or self.evicted_at else self.store.views()[0]
+        return None if self.store is None or self.partial else self.store.views()[0]
 
     @property
     def values(self) -> Tensor | None:
         """All values, likewise."""
-        return None if self.store is None or self.evicted_at else self.store.views()[1]
+        return None if self.store is None or self.partial else self.store.views()[1]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
         """Nothing is allocated before there are tokens."""
@@ -79,14 +89,14 @@ class PolicyLayer(CacheLayerMixin):
             UnsupportedModel: attention did not read what an earlier update returned.
         """
         self.check_read()
-        if self.evicted_at and not self.run.open:
+        if self.partial and not self.run.open:
             raise InvalidInput(
-                "tokens of this cache were evicted, and the policy is no longer attached to the model: use it within "
-                "sparity.cache"
+                "tokens of this cache were evicted or quantised, and the policy is no longer attached to the model: "
+                "use it within sparity.cache"
             )
         first = self.store is None
         self._hold(key_states, value_states)
-        if self.evicted_at or first:
+        if self.partial or first:
             keys, values = key_states, value_states  # themselves, so that gradients flow
         else:
             assert self.store is not None, "tokens are held"
@@ -101,7 +111,7 @@ class PolicyLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         if self.store is None:
-            self.store = Store(keys, values, self.length, self.run.policy.accumulates)
+            self.store = self.run.store_of(keys, values, self.length, self.index)
         elif (self.store.rows, self.store.heads) != keys.shape[:2]:
             raise InvalidInput(f"the cache holds {self.store.rows} rows, the new tokens are of {keys.shape[0]}")
         else:
@@ -128,23 +138,30 @@ class PolicyLayer(CacheLayerMixin):
             softcap: of logits.
         """
         self.waiting = False
-        policy, store, new = self.run.policy, self.store, query.shape[2]
+        store, new = self.store, query.shape[2]
         assert store is not None, "attention follows an update"
         if self.index >= self.run.layers:
             raise InvalidInput(f"the cache has a layer {self.index}, and the model {self.run.layers} layers")
         decoding = new < self.run.least and self.length > new
         self.decoded += new if decoding else 0
-        due = policy.drops and (not decoding or (self.run.decode and self.decoded >= self.run.every))
+        self._evict(module, query, sight, scaling, softcap, decoding)
+        if not decoding:
+            self._quantise(sight, self.length)
+
+    def _evict(
+        self, module: nn.Module, query: Tensor, sight: Sight, scaling: float, softcap: float | None, decoding: bool
+    ) -> None:
+        """See `read`."""
+        policy, store = self.run.policy, self.store
+        assert store is not None, "attention follows an update"
+        due = not decoding or (self.run.decode and self.decoded >= self.run.every)
         if not due and not policy.accumulates:
             return
         real = sight.real()
-        if due and not bool(real[:, -1].all()):
-            raise InvalidInput(
-                "padding on the right: the last token of every row must be a real one where tokens are evicted; pad on "
-                'the left (tokenizer.padding_side = "left")'
-            )
         budgets = [self.run.budget(self.index, int(count)) for count in real.sum(1)]
         due = due and self._exceeds(budgets, real)
+        if due:
+            check_right(real)
         if not due and not policy.accumulates:
             return
         weight = output_weight_of(module, query.shape[1]) if "output_weight" in policy.told else None
@@ -157,26 +174,47 @@ class PolicyLayer(CacheLayerMixin):
                 masks += held.kept(policy, budgets[rows[0]], self.run.protected(budgets[rows[0]]))
         if due:
             store.keep(masks)
-            self.evicted_at, self.decoded = self.length, 0
+            self.evicted_at, self.decoded, self.partial = self.length, 0, True
 
-    def chosen(self, query: Tensor, sight: Sight, scaling: float, softcap: float | None) -> Tensor | None:
-        """What a policy that drops nothing lets one query of each row read, bool `[rows, kv_heads, tokens]`.
+    def _quantise(self, sight: Sight, length: int) -> None:
+        """Quantise what is no longer among the last tokens of a text of `length`, without padding."""
+        store = self.store
+        if not isinstance(store, QuantisedStore) or not bool(store.due(length).any()):
+            return
+        if not self.partial and int(sight.real()[:, :length].sum(1).max()) < store.residual + store.group:
+            return  # but for padding
+        self._without_padding(sight)
+        store.quantise(store.due(length), length)
+        self.partial = True
 
-        None = everything.
+    def chosen(self, query: Tensor, sight: Sight) -> Pages | None:
+        """Before attention: what fell out of the last tokens is quantised, and the pages that are read are chosen.
+
+        None = everything is read: of several new tokens, of the first layers, and of what fits.
         """
-        policy, store = self.run.policy, self.store
-        if policy.drops or store is None or query.shape[2] > 1 or self.index < policy.dense_layers:
+        store, reader, new = self.store, self.run.reader, query.shape[2]
+        self._quantise(sight, self.length - new)
+        if reader is None or new > 1 or not isinstance(store, PagedStore | QuantisedStore):
+            return None
+        if isinstance(store, QuantisedStore) and not bool(store.packed.lengths.any()):
             return None
         real = sight.real()
-        budgets = [self.run.budget(self.index, int(count)) for count in real.sum(1)]
-        if all(budget >= int(count) for budget, count in zip(budgets, real.sum(1), strict=True)):
+        budgets = [self.run.read_budget(int(count)) for count in real.sum(1)]
+        held = store.lengths.view(store.rows, -1).amax(1) if self.partial else real.sum(1)
+        if all(max(budget, reader.pages * reader.page) >= int(n) for budget, n in zip(budgets, held, strict=True)):
             return None
-        masks = []
-        for rows in rows_apart(store, real):
-            held = Held(store, rows, real, query, Known(scaling, softcap, None, self.run.rotary))
-            masks += held.kept(policy, budgets[rows[0]], self.run.protected(budgets[rows[0]]))
-        found = torch.stack(masks).view(store.rows, store.heads, -1)
-        return None if bool(found.all()) else found
+        self._without_padding(sight)
+        return pages_read(store, reader, query, budgets, (self.run.sinks, self.run.recent))
+
+    def _without_padding(self, sight: Sight) -> None:
+        """Let padding go, which is held until something else goes."""
+        real = sight.real()
+        assert self.store is not None, "attention follows an update"
+        if self.partial or bool(real.all()):
+            return
+        check_right(real)
+        self.store.keep([row for row in real for _ in range(self.store.heads)])
+        self.partial = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beams go on from other rows."""
@@ -206,8 +244,9 @@ class PolicyLayer(CacheLayerMixin):
         if not tokens_to_remove or self.store is None:
             return
         length, policy = max(self.length + tokens_to_remove, 0), self.run.policy
-        if policy.accumulates or length < self.evicted_at:
-            why = "has added up what they paid" if policy.accumulates else "has evicted others since"
+        if policy.accumulates or length < self.settled:
+            gone = "evicted" if length < self.evicted_at else "quantised"
+            why = "has added up what they paid" if policy.accumulates else f"has {gone} others since"
             raise InvalidInput(
                 f"tokens cannot be taken back from this cache: the policy {policy.name} {why}; generate without drafts "
                 "(prompt lookup, assistants), or with a policy that evicts in prompts only"
@@ -238,6 +277,15 @@ class PolicyLayer(CacheLayerMixin):
         """Whether some row holds more real tokens than it may."""
         assert self.store is not None, "tokens are held"
         held = self.store.lengths.view(self.store.rows, -1).sum(1)
-        if not self.evicted_at:  # padding is held too
+        if not self.partial:  # padding is held too
             held = real.sum(1) * self.store.heads
         return any(int(count) > budget * self.store.heads for count, budget in zip(held, budgets, strict=True))
+
+
+def check_right(real: Tensor) -> None:
+    """Refuse padding on the right, bool `[rows, tokens]`; raises `InvalidInput`."""
+    if not bool(real[:, -1].all()):
+        raise InvalidInput(
+            "padding on the right: the last token of every row must be a real one where tokens are evicted or "
+            'quantised; pad on the left (tokenizer.padding_side = "left")'
+        )

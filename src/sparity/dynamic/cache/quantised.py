@@ -37,9 +37,7 @@ class QuantizedStates:
     @property
     def codes(self) -> Tensor:
         """uint8 `[batch, kv_heads, tokens, width]`, from 0 to `2 ** bits - 1`."""
-        shifts = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=self.packed.device)
-        found: Tensor = (self.packed[..., None] >> shifts & (2**self.bits - 1)).flatten(-2)
-        return found
+        return unpacked(self.packed, self.bits)
 
     @property
     def nbytes(self) -> int:
@@ -89,6 +87,13 @@ def quantize_cache(states: Tensor, *, bits: int, per: Per, group: int = 32) -> Q
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=states.device)
     packed = (cut(codes, -1, 8 // bits) << shifts).sum(-1, dtype=torch.uint8)
     return QuantizedStates(packed, scale, zero, bits, per, group)
+
+
+def unpacked(packed: Tensor, bits: int) -> Tensor:
+    """Codes uint8 `[..., n * 8 / bits]` from bytes `[..., n]`, the lowest bits first."""
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    found: Tensor = (packed[..., None] >> shifts & (2**bits - 1)).flatten(-2)
+    return found
 
 
 def _grouped(x: Tensor, per: Per, group: int) -> Tensor:

@@ -6,8 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparity.dynamic.cache.policies.base import Policy
+from sparity.dynamic.cache.pages import PagedStore
+from sparity.dynamic.cache.policies.base import Policy, kept_of
+from sparity.dynamic.cache.policies.kivi import Kivi
+from sparity.dynamic.cache.policies.quest import Quest
+from sparity.dynamic.cache.quantised_store import QuantisedStore
 from sparity.dynamic.cache.rotary import Rotary
+from sparity.dynamic.cache.store import Holding, Store
 from sparity.errors import InvalidInput, UnsupportedModel
 
 PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")  # what attention modules call their output projection
@@ -18,13 +23,16 @@ class Run:
     """What a cache is to keep, of every layer.
 
     Attributes:
-        policy: which tokens.
+        policy: which tokens stay.
         keep: of each layer the share of the text's tokens that stay, up to 1, or their number.
         sinks: tokens at the start of each text that stay whatever the policy says.
         recent: tokens at its end.
         every: tokens between two evictions while decoding.
         decode: whether tokens are evicted while decoding.
         rotary: how positions turn queries and keys.
+        codec: how what stays is stored; None = as it is.
+        reader: which pages of it a query reads; None = everything.
+        read_keep: the share of the text's tokens that it reads, or their number.
         open: whether the model's attention still knows the cache.
     """
 
@@ -35,6 +43,9 @@ class Run:
     every: int
     decode: bool
     rotary: Rotary | None = None
+    codec: Kivi | None = None
+    reader: Quest | None = None
+    read_keep: float = 1.0
     open: bool = field(default=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Run":
@@ -55,6 +66,20 @@ class Run:
         found = self.policy.budget(tokens, self.keep[layer], layer, self.layers)
         first, last = self.protected(found)
         return min(max(found, first + last), tokens)
+
+    def read_budget(self, tokens: int) -> int:
+        """How many of a text's tokens a query reads: no fewer than are protected."""
+        return min(max(kept_of(tokens, self.read_keep), self.sinks + self.recent), tokens)
+
+    def store_of(self, keys: Tensor, values: Tensor, first: int, layer: int) -> Holding:
+        """What holds a layer's tokens; see `Store`."""
+        mass = self.policy.accumulates
+        if self.codec is not None:
+            codec = self.codec
+            return QuantisedStore(keys, values, first, mass, codec.bits, codec.group, codec.residual)
+        if self.reader is not None and layer >= self.reader.dense:
+            return PagedStore(keys, values, first, mass, self.reader.page)
+        return Store(keys, values, first, mass)
 
     def protected(self, budget: int) -> tuple[int, int]:
         """How many of the first and of the last tokens stay in any case."""

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from sparity.calibration.evidence import BlockEvidence
 from sparity.checkpoints.runtime_data import AGAIN
-from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, layers_of
-from sparity.dynamic.cache.functions import policy_of
-from sparity.dynamic.cache.policies.base import Policy
-from sparity.dynamic.cache.run import Run, check_request, rotary_of
+from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, layers_of, run_of
+from sparity.dynamic.cache.roles import Roles, roles
+from sparity.dynamic.cache.run import rotary_of
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import Block, Decoder, InputSite, Projection
 from sparity.registry import register
@@ -38,6 +37,11 @@ class CacheStage(RuntimeStage):
     keep: Annotated[Number, Field(gt=0)] = Field(
         0.25, description="the share of the text's tokens that stay in each block, up to 1, or their number from 2 on"
     )
+    store: Spec | None = Field(None, description="how they are stored: kivi, in a few bits; default: as they are")
+    read: Spec | None = Field(None, description="which pages of them each new token reads: quest; default: all")
+    read_keep: Annotated[Number, Field(gt=0)] = Field(
+        0.25, description="the share of the text's tokens that those pages hold, up to 1, or their number from 2 on"
+    )
     sinks: Annotated[Whole, Field(ge=0)] = Field(
         SINKS, description="tokens at the start of each text that stay whatever the policy says"
     )
@@ -48,26 +52,33 @@ class CacheStage(RuntimeStage):
     )
 
     @property
-    def chosen(self) -> Policy:
-        """The policy, built anew.
+    def asked(self) -> Roles:
+        """The request, built anew.
 
         Raises:
             InvalidInput: unknown, or with options that make no sense or cannot be met.
         """
-        found = policy_of(self.policy)
-        check_request(found, self.keep, self.sinks, self.recent, self.every, self.decode)
-        return found
+        return roles(
+            self.policy,
+            self.keep,
+            self.store,
+            self.read,
+            self.read_keep,
+            sinks=self.sinks,
+            recent=self.recent,
+            every=self.every,
+            decode=self.decode,
+        )
 
     @property
     def words(self) -> str:
         """See `Stage.words`."""
-        share = f"{100 * self.keep:g} %" if self.keep <= 1 else f"{self.keep:g} tokens"
-        return f"{self.chosen.name}, {share} of the cache"
+        return self.asked.words
 
     @property
     def how(self) -> str:
         """See `Stage.how`."""
-        return self.chosen.name
+        return self.asked.names
 
     @property
     def relies_on(self) -> frozenset[Property]:
@@ -80,13 +91,13 @@ class CacheStage(RuntimeStage):
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
         """What each block's cache keeps: `{"keep": {key projection: share or number}}`, 1 behind a sliding window."""
-        policy = self.chosen
+        found = self.asked
         check_model(model.skeleton)
-        rotary_of(model.skeleton, policy)
+        rotary_of(model.skeleton, found.policy)
         whole = layers_of(model.skeleton)
         return {
             "keep": {
-                _key_projection(model.sites(index)).name: self.keep if whole[index] else 1.0
+                _key_projection(model.sites(index)).name: found.keep if whole[index] else 1.0
                 for index in range(len(model))
             }
         }
@@ -106,10 +117,10 @@ class CacheStage(RuntimeStage):
 
     @contextmanager
     def _attached(self, model: Any, keep: Sequence[float]) -> Iterator[None]:
-        policy = self.chosen
-        decode = policy.evicts_while_decoding if self.decode is None else self.decode
-        run = Run(policy, keep, self.sinks, self.recent, self.every, decode, rotary_of(model, policy))
-        with attached(model, run):
+        found = run_of(
+            model, self.asked, keep, sinks=self.sinks, recent=self.recent, every=self.every, decode=self.decode
+        )
+        with attached(model, found):
             yield
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
@@ -127,7 +138,9 @@ class CacheStage(RuntimeStage):
         name = _key_projection(block.sites).name
         found = decision["keep"].get(name)
         return (
-            [] if found in (self.keep, 1.0) else [f"{name}: recorded to keep {found} of its cache, not {self.keep:g}"]
+            []
+            if found in (self.asked.keep, 1.0)
+            else [f"{name}: recorded to keep {found} of its cache, not {self.asked.keep:g}"]
         )
 
 

@@ -19,7 +19,8 @@ class Policy(ABC):
         accumulates: scores of one call are the `mass` that the next one begins with, so every call is scored.
         evicts_while_decoding: it was made to evict at every token; others evict when a prompt has been read.
         counts: it keeps exactly the tokens that it is asked for; those that do not are controls or keep whole pages.
-        drops: tokens that it does not keep are gone; one that does not drop only chooses which are read.
+        drops: tokens that it does not keep are gone; one that does not drop only chooses which pages are read.
+        stores: it says how what is held is stored, by the options `bits`, `group` and `residual`.
     """
 
     name: ClassVar[str]
@@ -28,6 +29,7 @@ class Policy(ABC):
     evicts_while_decoding: ClassVar[bool] = False
     counts: ClassVar[bool] = True
     drops: ClassVar[bool] = True
+    stores: ClassVar[bool] = False
 
     @property
     def least(self) -> int:

@@ -1,0 +1,45 @@
+"""Which pages of a store one query of each row reads."""
+
+import torch
+from torch import Tensor
+
+from sparity.dynamic.cache.pages import PagedStore
+from sparity.dynamic.cache.policies.quest import Quest
+from sparity.dynamic.cache.quantised_store import QuantisedStore
+
+Paged = PagedStore | QuantisedStore
+Pages = Tensor | list[Tensor]  # int64 `[rows, kv_heads, pages]` of an even store, or one tensor for each head
+
+
+def pages_read(store: Paged, reader: Quest, query: Tensor, budgets: list[int], protected: tuple[int, int]) -> Pages:
+    """The pages of each head, rising.
+
+    Args:
+        store: with the new tokens.
+        reader: that chooses.
+        query: `[rows, heads, 1, width]`.
+        budgets: of each row, how many tokens are read.
+        protected: how many of the first and of the last tokens are read in any case.
+    """
+    grouped = query.detach().float().reshape(store.rows, store.heads, -1, query.shape[-1])
+    if isinstance(store, PagedStore) and store.even is not None and len(set(budgets)) == 1:
+        bounds = reader.bounds(grouped, *store.facts())
+        kept = _kept(store.ends(0, 0), protected).to(bounds.device)
+        chosen = reader.chosen(bounds, kept.expand(bounds.shape), budgets[0], store.even)
+        return chosen.nonzero()[:, -1].view(store.rows, store.heads, -1)
+    found = []
+    for row in range(store.rows):
+        for head in range(store.heads):
+            bounds = reader.bounds(grouped[row, head], *store.facts(row, head))
+            beside = store.always(row, head)
+            tokens = int(store.lengths[row * store.heads + head]) - beside
+            kept = _kept(store.ends(row, head), (protected[0], max(protected[1] - beside, 0))).to(bounds.device)
+            chosen = reader.chosen(bounds, kept, max(budgets[row] - beside, 0), tokens)
+            found.append(chosen.nonzero().flatten())
+    return found
+
+
+def _kept(ends: Tensor, protected: tuple[int, int]) -> Tensor:
+    """bool `[pages]`: those with one of the first or of the last tokens; `ends` are the slots behind each page."""
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    return (starts < protected[0]) | (ends > ends[-1:] - protected[1])

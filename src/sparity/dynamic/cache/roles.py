@@ -1,0 +1,115 @@
+"""What is asked of a cache, taken apart: which tokens stay, how they are stored, and which of them a query reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparity.dynamic.cache.functions import policy_of
+from sparity.dynamic.cache.policies.base import Policy
+from sparity.dynamic.cache.policies.keep_all import KeepAll
+from sparity.dynamic.cache.policies.kivi import Kivi
+from sparity.dynamic.cache.policies.quest import Quest
+from sparity.dynamic.cache.run import check_request
+from sparity.errors import InvalidInput
+
+Spec = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """A request.
+
+    Attributes:
+        policy: which tokens stay.
+        keep: the share of a text's tokens that stay, up to 1, or their number.
+        codec: how they are stored; None = as they are.
+        reader: which pages of them a query reads; None = everything.
+        read_keep: the share of a text's tokens that it reads, up to 1, or their number.
+    """
+
+    policy: Policy
+    keep: float
+    codec: Kivi | None = None
+    reader: Quest | None = None
+    read_keep: float = 1.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether everything stays and something else is asked for."""
+        return isinstance(self.policy, KeepAll) and (self.codec or self.reader) is not None
+
+    @property
+    def names(self) -> str:
+        """Of what takes part."""
+        taking = (None if self.plain else self.policy, self.codec, self.reader)
+        return " + ".join(each.name for each in taking if each)
+
+    @property
+    def words(self) -> str:
+        """What a plan says."""
+        found = []
+        if not self.plain:
+            found.append(f"{self.policy.name}, {_share(self.keep)} of the cache")
+        if self.codec is not None:
+            found.append(f"{self.codec.name}, {self.codec.bits} bits beside the last {self.codec.residual} tokens")
+        if self.reader is not None:
+            found.append(f"{self.reader.name}, {_share(self.read_keep)} of the text read")
+        return "; ".join(found)
+
+
+def roles(
+    policy: Spec,
+    keep: float,
+    store: Spec | None = None,
+    read: Spec | None = None,
+    read_keep: float = 0.25,
+    *,
+    sinks: int,
+    recent: int,
+    every: int = 1,
+    decode: bool | None = None,
+) -> Roles:
+    """A request from its options; `kivi` and `quest` as the policy let everything stay.
+
+    Raises:
+        InvalidInput: unknown, given twice, or such that it cannot be met.
+    """
+    built = policy_of(policy)
+    codec, reader = _codec(store), _reader(read)
+    check_request(built, keep, sinks, recent, every, decode)
+    if isinstance(built, Kivi):
+        if codec is not None:
+            raise InvalidInput('the policy "kivi" says how tokens are stored: leave `store` out')
+        codec = built
+    if isinstance(built, Quest):
+        if reader is not None:
+            raise InvalidInput('the policy "quest" says which tokens are read: leave `read` out')
+        reader, read_keep, built, keep = built, keep, KeepAll(), 1.0
+    if reader is not None:
+        check_request(reader, read_keep, sinks, recent, every, None)
+        if codec is not None and (reader.page != codec.group or reader.by == "mean"):
+            raise InvalidInput(
+                f"pages of quantised tokens are their groups, of which the bounds are known: give quest page="
+                f"{codec.group} (now {reader.page}) and by=bound, or kivi another group"
+            )
+        if built.turns:
+            raise InvalidInput(f"{built.name} counts positions in the cache, which pages do not: leave `read` out")
+    return Roles(built, float(keep), codec, reader, float(read_keep))
+
+
+def _codec(spec: Spec | None) -> Kivi | None:
+    built = None if spec is None else policy_of(spec)
+    if built is not None and not isinstance(built, Kivi):
+        raise InvalidInput(f'store "{built.name}" is none: take kivi, or leave `store` out')
+    return built
+
+
+def _reader(spec: Spec | None) -> Quest | None:
+    built = None if spec is None else policy_of(spec)
+    if built is not None and not isinstance(built, Quest):
+        raise InvalidInput(f'read "{built.name}" chooses no pages: take quest, or leave `read` out')
+    return built
+
+
+def _share(keep: float) -> str:
+    return f"{100 * keep:g} %" if keep <= 1 else f"{keep:g} tokens"
