@@ -114,10 +114,9 @@ def test_what_is_stored_in_bits_and_read_by_pages_is_saved_too(family_models, tm
     with sparity.cache(model, OPTIONS["policy"], 0.3, sinks=2, recent=3, read_keep=6, **more):
         expected = generated(model)
     assert torch.equal(generated(sparity.load(result.path)), expected)
-    with sparity.cache(model, OPTIONS["policy"], 0.3, sinks=2, recent=3):
-        assert not torch.equal(generated(model), expected)
     past = sparity.load(result.path)(IDS).past_key_values
     assert [layer.store.packed.lengths.tolist() for layer in past.layers] == [[8] * 4] * 3
+    assert [(layer.run.reader.page, layer.run.read_keep) for layer in past.layers] == [(4, 6.0)] * 3
 
 
 def test_the_plan_says_what_is_kept(family_models):
