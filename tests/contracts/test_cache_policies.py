@@ -23,6 +23,7 @@ SMALL = {  # options that fit 40 tokens
     "lagkv": {"lag": 8},
     "quest": {"page": 4},
     "kivi": {"residual": 8},
+    "razorattention": {"window": 6, "compensate": False},
     "expected_attention": {"future": 16},
 }
 every_policy = pytest.mark.parametrize("name", NAMES)

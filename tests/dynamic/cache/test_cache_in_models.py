@@ -20,6 +20,7 @@ SMALL = {
     "lagkv": {"lag": 4},
     "quest": {"page": 4, "pages": 1, "dense": 1},
     "kivi": {"bits": 4, "group": 4, "residual": 64},
+    "razorattention": {"window": 6, "compensate": False},
     "expected_attention": {"future": 8},
 }
 SIZES = (24, 10, 1, 1, 1, 5, 1)  # a prompt, a second piece, decoding, a short second turn, decoding
@@ -88,7 +89,7 @@ def check_masked(model, name, pads, monkeypatch):
         assert torch.allclose(here[rows], there[rows], atol=2e-5 * float(there.abs().max()))
     assert not torch.allclose(found[-1], dense[-1], atol=1e-3)
     held = max(len(places) for _, rows in seen for row in rows for places in row)
-    assert held <= 24 + 10 + 3 + 5
+    assert held <= 24 + 10 + 3 + 5 or name == "razorattention"  # whose retrieval heads hold everything
 
 
 def test_quest_reads_the_pages_it_chose_and_holds_everything(models, monkeypatch):

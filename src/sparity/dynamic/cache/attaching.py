@@ -1,7 +1,6 @@
 """A policy put on a transformers model and taken off: `sparity.cache`."""
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
@@ -14,10 +13,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparity.dynamic.cache.attention import Sight, attend
+from sparity.dynamic.cache.heads import retrieval_heads
 from sparity.dynamic.cache.layer import ATTRIBUTE, PolicyLayer
+from sparity.dynamic.cache.own_attention import own_attention
+from sparity.dynamic.cache.policies.razorattention import RazorAttention
 from sparity.dynamic.cache.roles import Roles, roles
 from sparity.dynamic.cache.run import Run, rotary_of
 from sparity.errors import InvalidInput, UnsupportedModel, wrong_input
+from sparity.models import Decoder
 
 PREFIX = "sparity_cache_"  # before the name of the attention that runs where nothing was evicted
 SINKS, RECENT = 4, 16
@@ -103,6 +106,7 @@ def run_of(
     model: Any,
     found: Roles,
     keep: Sequence[float] | None = None,
+    retrieval: Sequence[Tensor] | None = None,
     *,
     sinks: int,
     recent: int,
@@ -110,7 +114,17 @@ def run_of(
     decode: bool | None,
     **_: Any,
 ) -> Run:
-    """A request as a run of a model; `keep` is each layer's share where they differ.
+    """A request as a run of a model.
+
+    Args:
+        model: that it is of.
+        found: the request.
+        keep: each layer's share, where they differ.
+        retrieval: each layer's retrieval heads, bool `[kv_heads]`; None = they are found where the policy asks.
+        sinks: and all others, see `cache`.
+        recent: see there.
+        every: see there.
+        decode: see there.
 
     Raises:
         UnsupportedModel: the policy needs to know of the model what it does not say.
@@ -118,6 +132,8 @@ def run_of(
     policy = found.policy
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
     decode = policy.evicts_while_decoding if decode is None else decode
+    if retrieval is None and isinstance(policy, RazorAttention):
+        retrieval = retrieval_heads(Decoder.open(model), policy, list(layers_of(model)))
     return Run(
         policy,
         [found.keep] * layers if keep is None else keep,
@@ -129,6 +145,7 @@ def run_of(
         found.codec,
         found.reader,
         found.read_keep,
+        retrieval,
     )
 
 
@@ -251,7 +268,15 @@ def _attention(
     """What the model's own attention gives, or where tokens were evicted what is held gives."""
     layer: PolicyLayer | None = getattr(key, ATTRIBUTE, None)
     own = partial(
-        _function(before, module), module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **named
+        own_attention(before, module),
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=scaling,
+        dropout=dropout,
+        **named,
     )
     if layer is None:
         return own()
@@ -267,15 +292,3 @@ def _attention(
         found = own()
     layer.read(module, query, sight, scale, cap)
     return found
-
-
-def _function(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
-    """The attention function of a name; "eager" is the one of the module's own file."""
-    if name != "eager":
-        function: Callable[..., tuple[Tensor, Any]] = ALL_ATTENTION_FUNCTIONS[name]
-        return function
-    found = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if found is None:
-        raise UnsupportedModel(f"{type(module).__name__} has no eager attention that could be called: load with sdpa")
-    own: Callable[..., tuple[Tensor, Any]] = found
-    return own

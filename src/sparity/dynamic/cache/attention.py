@@ -132,7 +132,7 @@ def attend(
         keys = keys if turn is None else closed_up(keys, places, sight.length, turn)
         for first in range(0, new, AT_ONCE):
             cut = slice(first, min(first + AT_ONCE, new))
-            bias = sight.bias(places, cut.start, cut.stop)
+            bias = _with(sight.bias(places, cut.start, cut.stop), None if hidden is not None else store.weights())
             if hidden is not None:
                 bias = torch.zeros(places[..., None, :].shape, device=query.device) if bias is None else bias
                 bias = bias.masked_fill(hidden[..., None, :], -torch.inf)
@@ -146,7 +146,7 @@ def attend(
                 own = None if drains is None else drains[head]
                 for first in range(0, new, AT_ONCE):
                     cut = slice(first, min(first + AT_ONCE, new))
-                    bias = sight.bias(places, cut.start, cut.stop, row)
+                    bias = _with(sight.bias(places, cut.start, cut.stop, row), store.weights(row, head))
                     part = grouped[row, head][:, cut]
                     out[row, head][:, cut] = _weighted(part, keys, values, bias, scaling, cap, own)
     return out.reshape(rows, heads, new, -1).transpose(1, 2).contiguous()
@@ -168,6 +168,13 @@ def refuse_unknown(given: dict[str, Any]) -> None:
     """Refuse what attention is given by name and what `attend` does not compute; raises `UnsupportedModel`."""
     if odd := [name for name in REFUSED if given.get(name) is not None]:
         raise UnsupportedModel(f"attention is given {odd[0]}, which a cache with a policy does not compute")
+
+
+def _with(bias: Tensor | None, weights: Tensor | None) -> Tensor | None:
+    """What is added to logits, `[..., queries, slots]`, with `weights` [..., slots] of the slots."""
+    if weights is None:
+        return bias
+    return weights[..., None, :] if bias is None else bias + weights[..., None, :]
 
 
 def _weighted(

@@ -28,7 +28,8 @@ def select_cache(queries: Tensor, keys: Tensor, values: Tensor, *, policy: str, 
         keep: the share of the tokens that stay, in (0, 1], or their number from 2 on.
         options: the policy's, and `sinks` and `recent` (tokens at the start and at the end that stay, and that `keep`
             counts; the policy's own by default), `scaling` (of logits; default `width ** -0.5`), `softcap`, and
-            `output_weight` (`[heads, value_width, hidden]`, for policies that weigh values by what they do).
+            `output_weight` (`[heads, value_width, hidden]`, for policies that weigh values by what they do) and
+            `retrieval` (bool `[kv_heads]`, for policies of heads that keep everything).
 
     Returns:
         bool `[batch, kv_heads, tokens]`, True where a token stays. Query heads that share keys choose once.
@@ -110,7 +111,19 @@ def check(policy: Policy) -> None:
     Raises:
         InvalidInput: a number that must be positive is not, or a share lies outside [0, 1].
     """
-    least = {"window": 1, "kernel": 1, "sinks": 0, "recent": 0, "lag": 2, "page": 1, "pages": 1, "future": 1, "beta": 1}
+    least = {
+        "window": 1,
+        "kernel": 1,
+        "sinks": 0,
+        "recent": 0,
+        "lag": 2,
+        "page": 1,
+        "pages": 1,
+        "future": 1,
+        "beta": 1,
+        "tokens": 8,
+        "repeats": 2,
+    }
     least |= {"group": 1, "residual": 0} if policy.stores else {}
     for option, lowest in least.items():
         value: Any = getattr(policy, option, None)
@@ -120,7 +133,7 @@ def check(policy: Policy) -> None:
         raise InvalidInput(f'policy "{policy.name}", option "bits": {vars(policy)["bits"]} must be 2, 4 or 8')
     if getattr(policy, "kernel", 1) % 2 == 0:
         raise InvalidInput(f'policy "{policy.name}", option "kernel": {vars(policy)["kernel"]} must be odd')
-    for option in ("floor", "first"):
+    for option in ("floor", "first", "echo", "induction"):
         value = getattr(policy, option, 0)
         if not 0 <= value <= 1:
             raise InvalidInput(f'policy "{policy.name}", option "{option}": {value} must lie in [0, 1]')
@@ -144,7 +157,7 @@ def _read(
     own = {field.name for field in dataclasses.fields(registry.get(KIND, name))}
     common = {
         key: options[key]
-        for key in ("sinks", "recent", "scaling", "softcap", "output_weight")
+        for key in ("sinks", "recent", "scaling", "softcap", "output_weight", "retrieval")
         if key in options and key not in own
     }
     built = policy_of({name: {key: value for key, value in options.items() if key not in common}})
@@ -156,6 +169,13 @@ def _read(
     wanted = (queries.shape[1], values.shape[-1])
     if weight is not None and (not isinstance(weight, Tensor) or weight.ndim != 3 or weight.shape[:2] != wanted):
         raise InvalidInput(f"output_weight must be [heads, value_width, hidden] = [{wanted[0]}, {wanted[1]}, hidden]")
+    retrieval = common.get("retrieval")
+    if retrieval is not None and (
+        not isinstance(retrieval, Tensor) or retrieval.dtype != torch.bool or retrieval.shape != keys.shape[1:2]
+    ):
+        raise InvalidInput(
+            f"retrieval must be bool [kv_heads] = [{keys.shape[1]}], True for heads that keep everything"
+        )
     seen = Seen(
         queries.detach(),
         keys.detach(),
@@ -163,5 +183,6 @@ def _read(
         queries.shape[-1] ** -0.5 if scaling is None else float(scaling),
         common.get("softcap"),
         output_weight=weight,
+        retrieval=retrieval,
     )
     return built, common.get("sinks"), common.get("recent"), seen

@@ -20,6 +20,7 @@ class Known:
     softcap: float | None
     output_weight: Tensor | None
     rotary: Rotary | None
+    retrieval: Tensor | None = None
 
 
 def rows_apart(store: Holding, real: Tensor) -> list[list[int]]:
@@ -77,6 +78,7 @@ class Held:
             mass,
             known.output_weight,
             known.rotary,
+            known.retrieval,
             int(self.real.sum()),
         )
 

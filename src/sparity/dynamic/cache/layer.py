@@ -12,7 +12,7 @@ from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.quantised_store import QuantisedStore
 from sparity.dynamic.cache.reading import Pages, pages_read
 from sparity.dynamic.cache.run import Run, output_weight_of
-from sparity.dynamic.cache.store import Holding
+from sparity.dynamic.cache.store import Holding, Store
 from sparity.errors import InvalidInput, UnsupportedModel
 
 ATTRIBUTE = "sparity_cache_layer"  # of the keys that go from a layer to attention
@@ -165,14 +165,17 @@ class PolicyLayer(CacheLayerMixin):
         if not due and not policy.accumulates:
             return
         weight = output_weight_of(module, query.shape[1]) if "output_weight" in policy.told else None
-        masks = []
+        masks, heads = [], None if self.run.retrieval is None else self.run.retrieval[self.index]
         for rows in rows_apart(store, real):
-            held = Held(store, rows, real, query, Known(scaling, softcap, weight, self.run.rotary))
+            held = Held(store, rows, real, query, Known(scaling, softcap, weight, self.run.rotary, heads))
             if policy.accumulates:
                 held.accumulate(policy)
             if due:
                 masks += held.kept(policy, budgets[rows[0]], self.run.protected(budgets[rows[0]]))
         if due:
+            if policy.merges:
+                assert isinstance(store, Store), "what is merged is stored as it is"
+                masks = store.merge(masks, real)
             store.keep(masks)
             self.evicted_at, self.decoded, self.partial = self.length, 0, True
 

@@ -160,6 +160,9 @@ class QuantisedStore:
         """How many tokens of a head lie in no page and are read with any: those that are not quantised."""
         return int(self.recent.lengths[row * self.heads + head])
 
+    def weights(self, row: int | None = None, head: int | None = None) -> None:
+        """See `Holding`: every slot is one token."""
+
     def mass_of(self, row: int, head: int) -> Tensor | None:
         """See `Holding`."""
         recent = self.recent.mass_of(row, head)

@@ -85,6 +85,11 @@ def roles(
         if reader is not None:
             raise InvalidInput('the policy "quest" says which tokens are read: leave `read` out')
         reader, read_keep, built, keep = built, keep, KeepAll(), 1.0
+    if built.merges and (codec is not None or reader is not None):
+        raise InvalidInput(
+            f"{built.name} merges what goes into one token, which is stored as it is and always read: leave `store` "
+            "and `read` out, or give compensate=False"
+        )
     if reader is not None:
         check_request(reader, read_keep, sinks, recent, every, None)
         if codec is not None and (reader.page != codec.group or reader.by == "mean"):

@@ -33,6 +33,7 @@ class Run:
         codec: how what stays is stored; None = as it is.
         reader: which pages of it a query reads; None = everything.
         read_keep: the share of the text's tokens that it reads, or their number.
+        retrieval: of each layer the heads that look far back, bool `[kv_heads]`; None = unknown.
         open: whether the model's attention still knows the cache.
     """
 
@@ -46,6 +47,7 @@ class Run:
     codec: Kivi | None = None
     reader: Quest | None = None
     read_keep: float = 1.0
+    retrieval: Sequence[Tensor] | None = None
     open: bool = field(default=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Run":
@@ -79,7 +81,7 @@ class Run:
             return QuantisedStore(keys, values, first, mass, codec.bits, codec.group, codec.residual)
         if self.reader is not None and layer >= self.reader.dense:
             return PagedStore(keys, values, first, mass, self.reader.page)
-        return Store(keys, values, first, mass)
+        return Store(keys, values, first, mass, weighed=self.policy.merges)
 
     def protected(self, budget: int) -> tuple[int, int]:
         """How many of the first and of the last tokens stay in any case."""

@@ -29,6 +29,7 @@ class Seen:
         mass: float32 `[batch, kv_heads, tokens]`, what the policy accumulated before these queries; 0 for new tokens.
         output_weight: `[heads, value_width, hidden]`, each head's part of the output projection; None = unknown.
         rotary: how positions turn queries and keys; None = they do not, or it is not known.
+        retrieval: bool `[kv_heads]`, heads that look far back; None = unknown.
         length: tokens of the text so far, those included that are gone; the last query's position is one less.
     """
 
@@ -41,6 +42,7 @@ class Seen:
     mass: Tensor | None = None
     output_weight: Tensor | None = None
     rotary: Rotary | None = None
+    retrieval: Tensor | None = None
     length: int | None = None
 
     @property

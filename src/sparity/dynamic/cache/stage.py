@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from sparity.calibration.evidence import BlockEvidence
 from sparity.checkpoints.runtime_data import AGAIN
 from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, layers_of, run_of
+from sparity.dynamic.cache.heads import retrieval_heads
+from sparity.dynamic.cache.policies.razorattention import RazorAttention
 from sparity.dynamic.cache.roles import Roles, roles
 from sparity.dynamic.cache.run import rotary_of
 from sparity.errors import CorruptFile, InvalidInput
@@ -90,35 +92,43 @@ class CacheStage(RuntimeStage):
         return Needs()
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
-        """What each block's cache keeps: `{"keep": {key projection: share or number}}`, 1 behind a sliding window."""
+        """What each block's cache keeps: `{"keep": {key projection: share or number}}`, 1 behind a sliding window.
+
+        For policies that ask also `{"retrieval": {key projection: [KV head: 0 or 1]}}`.
+        """
         found = self.asked
         check_model(model.skeleton)
         rotary_of(model.skeleton, found.policy)
-        whole = layers_of(model.skeleton)
-        return {
-            "keep": {
-                _key_projection(model.sites(index)).name: found.keep if whole[index] else 1.0
-                for index in range(len(model))
-            }
-        }
+        whole = list(layers_of(model.skeleton))
+        names = [_key_projection(model.sites(index)).name for index in range(len(model))]
+        decision = {"keep": {name: found.keep if sees else 1.0 for name, sees in zip(names, whole, strict=True)}}
+        if not isinstance(found.policy, RazorAttention):
+            return decision
+        heads = retrieval_heads(model, found.policy, whole)
+        return decision | {"retrieval": {name: each.int().tolist() for name, each in zip(names, heads, strict=True)}}
 
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
-        """`KEY.keep`, float64 `[]`; every projection is recorded as it is."""
+        """`KEY.keep`, float64 `[]`, and where the policy asks `KEY.retrieval`, bool `[kv_heads]`; weights stay."""
         name = _key_projection(evidence.block.sites).name
         keep = torch.tensor(float(decision["keep"][name]), dtype=torch.float64)
         changes = (Change.of(self.name, each, evidence.block.index) for each in evidence.block.projections)
-        return RuntimeFit({f"{name}.keep": keep}, tuple(changes))
+        tensors = {f"{name}.keep": keep}
+        if "retrieval" in decision:
+            tensors[f"{name}.retrieval"] = torch.tensor(decision["retrieval"][name], dtype=torch.bool)
+        return RuntimeFit(tensors, tuple(changes))
 
     def attach(self, module: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> Any:
         """See `RuntimeStage.attach`; a block alone has no cache."""
         if not hasattr(module, "config") or not hasattr(module, "base_model"):
             return nullcontext()
-        return self._attached(module, _keep_of(sites, data))
+        heads = _heads_of(sites, data, module) if "retrieval" in self.asked.policy.told else None
+        keep = {name: tensor for name, tensor in data.items() if heads is None or not name.endswith(".retrieval")}
+        return self._attached(module, _keep_of(sites, keep), heads)
 
     @contextmanager
-    def _attached(self, model: Any, keep: Sequence[float]) -> Iterator[None]:
+    def _attached(self, model: Any, keep: Sequence[float], heads: Sequence[Tensor] | None) -> Iterator[None]:
         found = run_of(
-            model, self.asked, keep, sinks=self.sinks, recent=self.recent, every=self.every, decode=self.decode
+            model, self.asked, keep, heads, sinks=self.sinks, recent=self.recent, every=self.every, decode=self.decode
         )
         with attached(model, found):
             yield
@@ -170,3 +180,21 @@ def _keep_of(sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> list[flo
         if keep.dtype != torch.float64 or keep.shape or not float(keep) > 0 or not bool(keep.isfinite()):
             raise CorruptFile(f"cache: {name} is {keep.dtype} {keep.tolist()}, not a share or a number; {AGAIN}")
     return [float(data[name]) for name in names]
+
+
+def _heads_of(sites: Sequence[InputSite], data: Mapping[str, Tensor], model: Any) -> list[Tensor]:
+    """The retrieval heads of each block, in their order.
+
+    Raises:
+        CorruptFile: the data does not fit the blocks.
+    """
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    found = []
+    for name in [f"{each.name}.retrieval" for site in sites for each in site.projections if each.role in KEYS]:
+        kinds = data.get(name)
+        if kinds is None or kinds.dtype != torch.bool or kinds.shape != (heads,):
+            what = "missing" if kinds is None else f"{kinds.dtype} {list(kinds.shape)}"
+            raise CorruptFile(f"cache: {name} is {what}, not bool [{heads}]: of another model, or damaged; {AGAIN}")
+        found.append(kinds)
+    return found

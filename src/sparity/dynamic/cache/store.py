@@ -57,6 +57,10 @@ class Holding(Protocol):
         """Keys, values and places of one head `[tokens, ...]`, or of some of its pages."""
 
     @abstractmethod
+    def weights(self, row: int | None = None, head: int | None = None) -> Tensor | None:
+        """What is added to logits of slots that stand for several tokens, of all rows or one head; None = nothing."""
+
+    @abstractmethod
     def mass_of(self, row: int, head: int) -> Tensor | None:
         """What a policy accumulated of one head, `[tokens]`."""
 
@@ -86,17 +90,21 @@ class Store(Slots):
         first: the place of the first of them.
         mass: whether each slot also has a number that a policy accumulates, float32, 0 at first.
         unit: see `Slots`.
+        weighed: whether a slot may stand for several tokens; its `weight`, float32, is their number.
     """
 
     settled = 0
 
-    def __init__(self, keys: Tensor, values: Tensor, first: int = 0, mass: bool = False, unit: int = 1) -> None:
+    def __init__(
+        self, keys: Tensor, values: Tensor, first: int = 0, mass: bool = False, unit: int = 1, weighed: bool = False
+    ) -> None:
         buffers = {
             "keys": keys.new_empty(0, keys.shape[-1]),
             "values": values.new_empty(0, values.shape[-1]),
             "places": torch.empty(0, dtype=torch.int32, device=keys.device),
         }
-        buffers |= {"mass": torch.empty(0, device=keys.device)} if mass else {}
+        number = torch.empty(0, device=keys.device)
+        buffers |= ({"mass": number} if mass else {}) | ({"weight": number} if weighed else {})
         super().__init__(keys.shape[0], keys.shape[1], buffers, unit)
         self.append(keys, values, first)
 
@@ -123,16 +131,51 @@ class Store(Slots):
             "values": values.detach(),
             "places": places.expand(self.rows, self.heads, -1),
         }
-        if "mass" in self.buffers:
-            given["mass"] = torch.zeros_like(given["places"], dtype=torch.float32)
+        for name, number in (("mass", 0.0), ("weight", 1.0)):
+            if name in self.buffers:
+                given[name] = torch.full_like(given["places"], number, dtype=torch.float32)
         self.append_even(given)
 
     def views(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """See `Holding`."""
         length = self.even
         assert length is not None, "heads hold different numbers of tokens"
-        keys, values, places, *mass = (self.evenly(name)[:, :, :length] for name in self.buffers)
-        return keys, values, places, mass[0] if mass else None
+        keys, values, places = (self.evenly(name)[:, :, :length] for name in ("keys", "values", "places"))
+        return keys, values, places, self.evenly("mass")[:, :, :length] if "mass" in self.buffers else None
+
+    def weights(self, row: int | None = None, head: int | None = None) -> Tensor | None:
+        """See `Holding`."""
+        if "weight" not in self.buffers:
+            return None
+        if row is None or head is None:
+            return self.evenly("weight")[:, :, : self.even].log()
+        return self.buffers["weight"][self.cut(row, head)].log()
+
+    def merge(self, masks: Sequence[Tensor], real: Tensor) -> list[Tensor]:
+        """Merge what masks `[tokens]` let go of each head into its last slot of those, which then stays.
+
+        Keys and values become their mean, weighed as the slots are.
+
+        Args:
+            masks: row by row, what stays.
+            real: bool `[rows, length]`, what of each text is no padding.
+        """
+        found = []
+        for number, mask in enumerate(masks):
+            cut = self.cut(*divmod(number, self.heads))
+            places = self.buffers["places"][cut].long().cpu()
+            gone = (~mask & real[number // self.heads][places]).nonzero().flatten()
+            if len(gone):
+                slots = (cut.start + gone).to(self.device)
+                weight = self.buffers["weight"][slots]
+                for name in ("keys", "values"):
+                    mean = (self.buffers[name][slots].float() * weight[:, None]).sum(0) / weight.sum()
+                    self.buffers[name][slots[-1]] = mean.to(self.buffers[name].dtype)
+                self.buffers["weight"][slots[-1]] = weight.sum()
+                mask = mask.clone()
+                mask[gone[-1]] = True
+            found.append(mask)
+        return found
 
     def segment(self, row: int, head: int, pages: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """See `Holding`; not copied."""

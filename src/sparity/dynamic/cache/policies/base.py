@@ -38,12 +38,17 @@ class Policy(ABC):
 
     @property
     def told(self) -> frozenset[str]:
-        """What it is to be told of a layer in a run, of `output_weight` and `rotary`."""
+        """What it is to be told of a layer in a run, of `output_weight`, `rotary` and `retrieval`."""
         return frozenset()
 
     @property
     def turns(self) -> bool:
         """Whether positions are those in the cache: keys are turned as if nothing had been between those that stay."""
+        return False
+
+    @property
+    def merges(self) -> bool:
+        """Whether what goes is merged into one token of each head, which counts as often as there were."""
         return False
 
     @property
