@@ -36,6 +36,7 @@ _HOMES = {
     "structure_scores": "sparity.static.structure.functions",
     "sweep": "sparity.pipeline.studies.sweeping",
     "with_activations": "sparity.dynamic.activations.functions",
+    "with_attention_blocks": "sparity.dynamic.attention.attaching",
 }
 __all__ = [
     "Recipe",
@@ -62,10 +63,12 @@ __all__ = [
     "structure_scores",
     "sweep",
     "with_activations",
+    "with_attention_blocks",
 ]
 
 if TYPE_CHECKING:
     from sparity.dynamic.activations.functions import activation_mask, fit_activations, with_activations
+    from sparity.dynamic.attention.attaching import with_attention_blocks
     from sparity.dynamic.attention.functions import attention_blocks
     from sparity.dynamic.cache.attaching import cache
     from sparity.dynamic.cache.functions import score_cache, select_cache

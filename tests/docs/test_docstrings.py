@@ -30,6 +30,7 @@ WITH_EXAMPLES = (
     "structure_scores",
     "sweep",
     "with_activations",
+    "with_attention_blocks",
 )
 
 

@@ -1,7 +1,7 @@
 """Layouts on tensors: `attention_blocks`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -47,14 +47,24 @@ def attention_blocks(
     """
     check_states(queries=queries, keys=keys)
     check_heads(queries, keys)
+    scaling = options.pop("scaling", None)
+    layout, size = layout_of(method, block, options)
+    scale = queries.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    return layout.choose(Blocks(queries.detach(), keys.detach(), size, scale))
+
+
+def layout_of(method: str, block: int | Sequence[int], options: Mapping[str, Any]) -> tuple[Layout, tuple[int, int]]:
+    """A layout from its name and options, and the sizes of its blocks, of queries and of keys.
+
+    Raises:
+        InvalidInput: unknown, or with options that make no sense.
+    """
     size = _size(block)
     if not isinstance(method, str):
         raise InvalidInput(f"method must be a name (`sparity methods attention.layout`), not {type(method).__name__}")
-    scaling = options.pop("scaling", None)
     layout: Layout = registry.build(KIND, {method: options})
     _check_options(layout, size)
-    scale = queries.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    return layout.choose(Blocks(queries.detach(), keys.detach(), size, scale))
+    return layout, size
 
 
 def _size(block: Any) -> tuple[int, int]:

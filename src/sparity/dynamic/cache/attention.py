@@ -68,7 +68,7 @@ class Sight:
             row: of the batch.
         """
         own = torch.arange(self.length - self.new + first, self.length - self.new + last, device=places.device)
-        if self.mask is None and last - first == 1 and self.everything:
+        if self.mask is None and last - first == 1 and last == self.new and self.everything:
             return None
         places = places.long()[..., None, :]
         visible = places <= own[:, None]
@@ -136,7 +136,7 @@ def attend(
             if hidden is not None:
                 bias = torch.zeros(places[..., None, :].shape, device=query.device) if bias is None else bias
                 bias = bias.masked_fill(hidden[..., None, :], -torch.inf)
-            out[..., cut, :] = _weighted(grouped[..., cut, :], keys, values, bias, scaling, cap, drains)
+            out[..., cut, :] = weighted(grouped[..., cut, :], keys, values, bias, scaling, cap, drains)
     else:
         for row in range(rows):
             for head in range(store.heads):
@@ -148,7 +148,7 @@ def attend(
                     cut = slice(first, min(first + AT_ONCE, new))
                     bias = _with(sight.bias(places, cut.start, cut.stop, row), store.weights(row, head))
                     part = grouped[row, head][:, cut]
-                    out[row, head][:, cut] = _weighted(part, keys, values, bias, scaling, cap, own)
+                    out[row, head][:, cut] = weighted(part, keys, values, bias, scaling, cap, own)
     return out.reshape(rows, heads, new, -1).transpose(1, 2).contiguous()
 
 
@@ -177,7 +177,7 @@ def _with(bias: Tensor | None, weights: Tensor | None) -> Tensor | None:
     return weights[..., None, :] if bias is None else bias + weights[..., None, :]
 
 
-def _weighted(
+def weighted(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
