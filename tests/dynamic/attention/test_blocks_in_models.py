@@ -1,4 +1,4 @@
-"""Prompts by blocks in whole models: dense attention under the blocks' mask, and the model's bits where all are chosen."""
+"""Prompts by blocks in whole models: masked dense attention, and the model's own bits where all blocks are chosen."""
 
 import copy
 
