@@ -23,6 +23,7 @@ from sparity.errors import InvalidInput, UnsupportedModel, wrong_input
 from sparity.models import Decoder
 
 PREFIX = "sparity_cache_"  # before the name of the attention that runs where nothing was evicted
+RUN = "sparity_cache_run"  # of a model at whose attention a policy is at work
 SINKS, RECENT = 4, 16
 
 
@@ -161,6 +162,8 @@ def attached(model: Any, run: Run) -> Iterator[Any]:
     base, before = model.base_model, model.config._attn_implementation
     with ExitStack() as closing:
         closing.callback(setattr, run, "open", False)
+        setattr(model, RUN, run)
+        closing.callback(delattr, model, RUN)
         _switch(model, PREFIX + before)
         closing.callback(_switch, model, before)
         for module in {id(each): each for each in (model, base)}.values():

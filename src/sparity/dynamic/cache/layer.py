@@ -197,7 +197,7 @@ class PolicyLayer(CacheLayerMixin):
         """
         store, reader, new = self.store, self.run.reader, query.shape[2]
         self._quantise(sight, self.length - new)
-        if reader is None or new > 1 or not isinstance(store, PagedStore | QuantisedStore):
+        if reader is None or self.run.whole or new > 1 or not isinstance(store, PagedStore | QuantisedStore):
             return None
         if isinstance(store, QuantisedStore) and not bool(store.packed.lengths.any()):
             return None

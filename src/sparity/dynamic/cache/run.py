@@ -1,6 +1,7 @@
 """A policy at work in one model: what it is asked for, and what it knows of each attention module."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,7 @@ class Run:
         read_keep: the share of the text's tokens that it reads, or their number.
         retrieval: of each layer the heads that look far back, bool `[kv_heads]`; None = unknown.
         open: whether the model's attention still knows the cache.
+        whole: whether single tokens read everything that is held, whatever the reader chooses.
     """
 
     policy: Policy
@@ -49,6 +51,16 @@ class Run:
     read_keep: float = 1.0
     retrieval: Sequence[Tensor] | None = None
     open: bool = field(default=True)
+    whole: bool = False
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Everything that is held is read within the context."""
+        before, self.whole = self.whole, True
+        try:
+            yield
+        finally:
+            self.whole = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Run":
         return self  # copies of a cache belong to the same model

@@ -1,7 +1,8 @@
 """Exact mode: the sparse model drafts, the dense one checks, and the answer is the dense one's, token for token.
 
-Both are the same weights: a draft skips input channels, a check does not (self-speculation; Leviathan et al. 2023,
-arXiv:2211.17192, for greedy decoding). The checked keys and values take the place of the drafted ones in the cache.
+Both are the same weights: a draft skips input channels, or reads only some pages of the key-value cache, and a check
+does not (self-speculation; Leviathan et al. 2023, arXiv:2211.17192, for greedy decoding). The checked keys and values
+take the place of the drafted ones in the cache.
 """
 
 from collections.abc import Collection
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sparity.dynamic.cache.attaching import RUN, layers_of
+from sparity.dynamic.cache.policies.keep_all import KeepAll
 from sparity.engine.decoding import model as decoding
 from sparity.engine.modules.skips import tokens_of
 from sparity.errors import InvalidInput, wrong_input
@@ -61,11 +64,15 @@ def generate_exact(
     eos_token_id: int | Collection[int] | None = None,
     streamer: Streamer | None = None,
 ) -> ExactAnswer:
-    """Greedy tokens of the dense model, bit for bit, at the price of a sparse one where its drafts are right.
+    """Greedy tokens of the dense model, at the price of a sparse one where its drafts are right.
+
+    On the engine they are those of its greedy decoding bit for bit. With pages the model's own code runs, whose calls
+    of several tokens differ in the last bits from those of one: tokens are the same unless two are as likely as that.
 
     Args:
         model: a causal language model on the engine (`sparity.attach`) that skips activations: loaded with such a
-            stage, or within `sparity.with_activations`.
+            stage, or within `sparity.with_activations`. Or any model that reads pages of a cache that holds
+            everything as it is: within `sparity.cache(model, "quest")`.
         input_ids: the prompt, `[tokens]` or `[1, tokens]`.
         max_new_tokens: at most so many, 1 or more.
         draft: tokens drafted before each check, 1 to 31; fewer where drafts fail, see below.
@@ -76,7 +83,8 @@ def generate_exact(
     The draft is shortened to one more than was accepted after a failure, and grows by one after a full success.
 
     Raises:
-        InvalidInput: a model without skipped activations or without the fast path, or another batch than 1.
+        InvalidInput: a model that skips neither activations nor pages, or skips activations without the fast path;
+            a cache that has lost something; another batch than 1.
 
     Example:
         >>> import sparity, torch
@@ -87,14 +95,7 @@ def generate_exact(
         ...     print(torch.equal(generate_exact(model, ids[0], max_new_tokens=8).ids, dense))
         True
     """
-    tokens = tokens_of(model)
-    if tokens is None:
-        raise InvalidInput(
-            "exact mode drafts with skipped activations, and this model skips none: load one with an `activations` "
-            "stage, or call it within sparity.with_activations"
-        )
-    if reason := decoding.declines(model):
-        raise InvalidInput(f"exact mode needs decoding whose bits do not depend on the draft: {reason}; sparity.attach")
+    tokens = _drafting(model)
     if not 1 <= draft <= MOST_DRAFTED:
         raise InvalidInput(f"draft {draft}: draft 1 to {MOST_DRAFTED} tokens at a time")
     if max_new_tokens < 1:
@@ -106,7 +107,7 @@ def generate_exact(
             f"exact mode takes one prompt of whole numbers, [tokens] or [1, tokens], not {list(ids.shape)}"
         )
     ends = _ends(model, eos_token_id)
-    cache, answer = DynamicCache(), list[int]()
+    cache, answer = DynamicCache(config=model.config.get_text_config(decoder=True)), list[int]()
     drafted = accepted = checks = 0
     if streamer is not None:
         streamer.put(ids)
@@ -134,6 +135,34 @@ def generate_exact(
     if streamer is not None:
         streamer.end()
     return ExactAnswer(torch.cat([ids, torch.tensor([answer])], 1), drafted, accepted, checks)
+
+
+def _drafting(model: Any) -> Any:
+    """What leaves something out of a draft; within its `dense()` nothing is.
+
+    Raises:
+        InvalidInput: nothing does, or a check could not be dense.
+    """
+    tokens, run = tokens_of(model), getattr(model, RUN, None)
+    if tokens is not None and run is not None:
+        raise InvalidInput("exact mode drafts with skipped activations or with pages of the cache, not with both")
+    if run is not None:
+        if run.reader is None or run.codec is not None or type(run.policy) is not KeepAll:
+            raise InvalidInput(
+                "exact mode checks with everything, and this cache does not hold it as it is: take "
+                'sparity.cache(model, "quest")'
+            )
+        if not all(layers_of(model)):
+            raise InvalidInput("exact mode takes drafts back, which layers with a sliding window cannot")
+        return run
+    if tokens is None:
+        raise InvalidInput(
+            "exact mode drafts with skipped activations, and this model skips none: load one with an `activations` "
+            "stage, or call it within sparity.with_activations"
+        )
+    if reason := decoding.declines(model):
+        raise InvalidInput(f"exact mode needs decoding whose bits do not depend on the draft: {reason}; sparity.attach")
+    return tokens
 
 
 def _tell(streamer: Streamer | None, answer: Collection[int]) -> None:
