@@ -203,6 +203,19 @@ def test_beams_drafts_and_tokens_that_are_taken_back(model):
         assert drafted.shape == (1, 52)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("read", [None, {"quest": {"page": 4, "pages": 1, "dense": 0}}])
+def test_inference_mode_may_begin_and_end_a_cache(read, model):
+    with sparity.cache(model, "h2o", 0.6, store={"kivi": KIVI}, read=read, sinks=2, recent=2):
+        with torch.inference_mode():
+            past = model(IDS).past_key_values
+        outside = [model(IDS[:, place : place + 1], past_key_values=past).logits for place in range(6)]
+        past = model(IDS).past_key_values
+        for place, logits in enumerate(outside):
+            assert torch.equal(model(IDS[:, place : place + 1], past_key_values=past).logits, logits)
+    assert int(past.layers[0].store.packed.lengths.min()) > 0
+
+
 def test_options_that_do_not_fit_are_refused(model):
     for options, words in (
         ({"bits": 3}, "must be 2, 4 or 8"),

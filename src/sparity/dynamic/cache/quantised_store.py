@@ -175,8 +175,8 @@ class QuantisedStore:
         for head in range(self.heads):
             cut = self.packed.cut(row, head)
             many = cut.stop - cut.start
-            self.packed.buffers["mass"][cut] = mass[head, :many]
-            self.recent.buffers["mass"][self.recent.cut(row, head)] = mass[head, many:]
+            self.packed.writable("mass")[cut] = mass[head, :many]
+            self.recent.writable("mass")[self.recent.cut(row, head)] = mass[head, many:]
 
     def keep(self, masks: Sequence[Tensor]) -> None:
         """See `Holding`."""
@@ -192,7 +192,7 @@ class QuantisedStore:
             ends = torch.cat([mask.new_zeros(1, dtype=torch.int32), mask.cumsum(0, dtype=torch.int32)])
             bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=torch.int32)]).cpu()
             held = ends[bounds.long()].diff()
-            self.groups.buffers["count"][cut] = held.to(counts.device)
+            self.groups.writable("count")[cut] = held.to(counts.device)
             left.append(held > 0)
         self.packed.keep(packed)
         self.groups.keep(left)

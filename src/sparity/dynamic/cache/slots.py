@@ -85,6 +85,12 @@ class Slots:
         self.rows = len(rows)
         self._move(_indices(self.starts[chosen], self.lengths[chosen]), self.lengths[chosen])
 
+    def writable(self, name: str) -> Tensor:
+        """A buffer that may be written in the present mode; one of inference mode is copied outside of it."""
+        if self.buffers[name].is_inference() and not torch.is_inference_mode_enabled():
+            self.buffers[name] = self.buffers[name].clone()
+        return self.buffers[name]
+
     def make_room(self, counts: Tensor) -> None:
         """See that `counts` more slots fit behind each head."""
         first = next(iter(self.buffers.values()))
