@@ -145,7 +145,7 @@ def main():
     parser.add_argument("--policies", nargs="+", default=list(POLICIES))
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.25])
     parser.add_argument("--length", type=int, default=400)
-    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--filler", default="python-docs:held-out")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()

@@ -20,6 +20,7 @@ _HOMES = {
     "attached": "sparity.engine.attach",
     "attention_blocks": "sparity.dynamic.attention.functions",
     "cache": "sparity.dynamic.cache.attaching",
+    "cache_budgets": "sparity.dynamic.cache.budgets",
     "cut": "sparity.static.structure.functions",
     "fit_activations": "sparity.dynamic.activations.functions",
     "load": "sparity.models.loading",
@@ -47,6 +48,7 @@ __all__ = [
     "attached",
     "attention_blocks",
     "cache",
+    "cache_budgets",
     "cut",
     "fit_activations",
     "load",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from sparity.dynamic.attention.attaching import with_attention_blocks
     from sparity.dynamic.attention.functions import attention_blocks
     from sparity.dynamic.cache.attaching import cache
+    from sparity.dynamic.cache.budgets import cache_budgets
     from sparity.dynamic.cache.functions import score_cache, select_cache
     from sparity.dynamic.cache.quantised import quantize_cache
     from sparity.engine.attach import attach, attached

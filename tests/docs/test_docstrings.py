@@ -14,6 +14,7 @@ WITH_EXAMPLES = (
     "attached",
     "attention_blocks",
     "cache",
+    "cache_budgets",
     "cut",
     "fit_activations",
     "load",

@@ -1,7 +1,8 @@
 """What a model still knows of a context when its cache has been compressed: prefill, compress, then ask.
 
 Perplexity of a text that is scored in one call cannot see what a cache holds. Here the context is read first, with
-whatever is attached to the model, and each question is put to a copy of the cache that this leaves.
+whatever is attached to the model, and each question is put to a copy of the cache that this leaves: its tokens but
+the last in one call, then that and those of the answer one by one, as in decoding.
 """
 
 import copy
@@ -98,10 +99,9 @@ def recall(model: Any, contexts: Sequence[Context], *, query_aware: bool = False
         for question in context.questions:
             start = _read(model, (*context.tokens, *question.asked[:-1])) if past is None else copy.deepcopy(past)
             nbytes.append(bytes_of(start))
-            asked = question.asked[-1:] if past is None else question.asked
-            ids = torch.tensor([(*asked, *question.answer[:-1])], device=model.device)
-            with torch.no_grad():
-                logits = model(input_ids=ids, past_key_values=start).logits[0, len(asked) - 1 :].float()
+            if past is not None and len(question.asked) > 1:
+                _read(model, question.asked[:-1], start)
+            logits = _one_by_one(model, (question.asked[-1], *question.answer[:-1]), start)
             answer = torch.tensor(question.answer, device=logits.device)
             right.append(bool((logits.argmax(-1) == answer).all()))
             losses.append(float(-logits.log_softmax(-1).gather(1, answer[:, None]).mean()))
@@ -119,8 +119,18 @@ def bytes_of(cache: Any) -> int:
     return total
 
 
-def _read(model: Any, tokens: Sequence[int]) -> DynamicCache:
-    past = DynamicCache(config=model.config.get_text_config(decoder=True))
+def _one_by_one(model: Any, tokens: Sequence[int], past: DynamicCache) -> Tensor:
+    """Logits after each of some tokens, float32 `[tokens, words]`, which are read as decoding reads them."""
+    found = []
+    with torch.no_grad():
+        for token in tokens:
+            ids = torch.tensor([[token]], device=model.device)
+            found.append(model(input_ids=ids, past_key_values=past).logits[0, -1].float())
+    return torch.stack(found)
+
+
+def _read(model: Any, tokens: Sequence[int], past: DynamicCache | None = None) -> DynamicCache:
+    past = DynamicCache(config=model.config.get_text_config(decoder=True)) if past is None else past
     with torch.no_grad():
         model(input_ids=torch.tensor([list(tokens)], device=model.device), past_key_values=past, logits_to_keep=1)
     return past

@@ -17,7 +17,7 @@ from sparity.dynamic.cache.heads import retrieval_heads
 from sparity.dynamic.cache.layer import ATTRIBUTE, PolicyLayer
 from sparity.dynamic.cache.own_attention import own_attention
 from sparity.dynamic.cache.policies.razorattention import RazorAttention
-from sparity.dynamic.cache.roles import Roles, roles
+from sparity.dynamic.cache.roles import Roles, roles, shares_of
 from sparity.dynamic.cache.run import Run, rotary_of
 from sparity.errors import InvalidInput, UnsupportedModel, wrong_input
 from sparity.models import Decoder
@@ -31,7 +31,7 @@ SINKS, RECENT = 4, 16
 def cache(
     model: Any,
     policy: str | Mapping[str, Any],
-    keep: float = 0.25,
+    keep: float | list[float] | tuple[float, ...] = 0.25,
     *,
     store: str | Mapping[str, Any] | None = None,
     read: str | Mapping[str, Any] | None = None,
@@ -52,7 +52,7 @@ def cache(
         model: a Hugging Face causal language model, on any device.
         policy: of `sparity methods cache.policy`, or `{name: options}`. With `kivi` and `quest` everything stays.
         keep: of each layer the share of the text's tokens that stay, in (0, 1], or their number from 2 on; with `quest`
-            that are read.
+            that are read. Or one for each layer (`sparity.cache_budgets`).
         store: how tokens that stay are stored, `kivi` or `{"kivi": options}`; None = as they are.
         read: which pages of them each new token reads, `quest` or `{"quest": options}`; None = everything.
         read_keep: what share of the text's tokens those pages hold, or how many.
@@ -96,7 +96,7 @@ def cache(
         yield attached
 
 
-def _prepared(model: Any, policy: Any, keep: float, options: Mapping[str, Any], **asked: Any) -> Any:
+def _prepared(model: Any, policy: Any, keep: Any, options: Mapping[str, Any], **asked: Any) -> Any:
     if options and not isinstance(policy, str):
         raise InvalidInput("give the policy's options by name, or with it as {name: options}, not both")
     policy = {policy: dict(options)} if isinstance(policy, str) else policy
@@ -131,13 +131,13 @@ def run_of(
         UnsupportedModel: the policy needs to know of the model what it does not say.
     """
     policy = found.policy
-    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    keep = shares_of(found, model.config.get_text_config(decoder=True).num_hidden_layers) if keep is None else keep
     decode = policy.evicts_while_decoding if decode is None else decode
     if retrieval is None and isinstance(policy, RazorAttention):
         retrieval = retrieval_heads(Decoder.open(model), policy, list(layers_of(model)))
     return Run(
         policy,
-        [found.keep] * layers if keep is None else keep,
+        keep,
         sinks,
         recent,
         every,

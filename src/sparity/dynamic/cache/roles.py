@@ -21,14 +21,14 @@ class Roles:
 
     Attributes:
         policy: which tokens stay.
-        keep: the share of a text's tokens that stay, up to 1, or their number.
+        keep: the share of a text's tokens that stay, up to 1, or their number; or of each layer.
         codec: how they are stored; None = as they are.
         reader: which pages of them a query reads; None = everything.
         read_keep: the share of a text's tokens that it reads, up to 1, or their number.
     """
 
     policy: Policy
-    keep: float
+    keep: float | tuple[float, ...]
     codec: Kivi | None = None
     reader: Quest | None = None
     read_keep: float = 1.0
@@ -49,7 +49,9 @@ class Roles:
         """What a plan says."""
         found = []
         if not self.plain:
-            found.append(f"{self.policy.name}, {_share(self.keep)} of the cache")
+            shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+            words = _share(shares[0]) if len(shares) == 1 else f"{_share(min(shares))} to {_share(max(shares))}"
+            found.append(f"{self.policy.name}, {words} of the cache")
         if self.codec is not None:
             found.append(f"{self.codec.name}, {self.codec.bits} bits beside the last {self.codec.residual} tokens")
         if self.reader is not None:
@@ -59,7 +61,7 @@ class Roles:
 
 def roles(
     policy: Spec,
-    keep: float,
+    keep: float | list[float] | tuple[float, ...],
     store: Spec | None = None,
     read: Spec | None = None,
     read_keep: float = 0.25,
@@ -76,7 +78,9 @@ def roles(
     """
     built = policy_of(policy)
     codec, reader = _codec(store), _reader(read)
-    check_request(built, keep, sinks, recent, every, decode)
+    shares = tuple(keep) if isinstance(keep, list | tuple) else keep
+    for share in shares if isinstance(shares, tuple) else (shares,):
+        check_request(built, share, sinks, recent, every, decode)
     if isinstance(built, Kivi):
         if codec is not None:
             raise InvalidInput('the policy "kivi" says how tokens are stored: leave `store` out')
@@ -84,7 +88,9 @@ def roles(
     if isinstance(built, Quest):
         if reader is not None:
             raise InvalidInput('the policy "quest" says which tokens are read: leave `read` out')
-        reader, read_keep, built, keep = built, keep, KeepAll(), 1.0
+        if isinstance(shares, tuple):
+            raise InvalidInput("quest reads one share in all layers: give `keep` as a number")
+        reader, read_keep, built, shares = built, shares, KeepAll(), 1.0
     if built.merges and (codec is not None or reader is not None):
         raise InvalidInput(
             f"{built.name} merges what goes into one token, which is stored as it is and always read: leave `store` "
@@ -99,7 +105,21 @@ def roles(
             )
         if built.turns:
             raise InvalidInput(f"{built.name} counts positions in the cache, which pages do not: leave `read` out")
-    return Roles(built, float(keep), codec, reader, float(read_keep))
+    asked = tuple(map(float, shares)) if isinstance(shares, tuple) else float(shares)
+    return Roles(built, asked, codec, reader, float(read_keep))
+
+
+def shares_of(found: Roles, layers: int) -> list[float]:
+    """What each layer keeps.
+
+    Raises:
+        InvalidInput: shares of another number of layers.
+    """
+    if not isinstance(found.keep, tuple):
+        return [found.keep] * layers
+    if len(found.keep) != layers:
+        raise InvalidInput(f"keep has {len(found.keep)} shares, and the model {layers} layers: of another model?")
+    return list(found.keep)
 
 
 def _codec(spec: Spec | None) -> Kivi | None:

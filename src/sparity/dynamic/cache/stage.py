@@ -16,7 +16,7 @@ from sparity.checkpoints.runtime_data import AGAIN
 from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, layers_of, run_of
 from sparity.dynamic.cache.heads import retrieval_heads
 from sparity.dynamic.cache.policies.razorattention import RazorAttention
-from sparity.dynamic.cache.roles import Roles, roles
+from sparity.dynamic.cache.roles import Roles, roles, shares_of
 from sparity.dynamic.cache.run import rotary_of
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import Block, Decoder, InputSite, Projection
@@ -36,8 +36,10 @@ class CacheStage(RuntimeStage):
     preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values"})
 
     policy: Spec = Field("snapkv", description="how the tokens that stay are chosen")
-    keep: Annotated[Number, Field(gt=0)] = Field(
-        0.25, description="the share of the text's tokens that stay in each block, up to 1, or their number from 2 on"
+    keep: Annotated[Number, Field(gt=0)] | list[Annotated[Number, Field(gt=0)]] = Field(
+        0.25,
+        description="the share of the text's tokens that stay in each block, up to 1, or their number from 2 on; or a "
+        "list of them, one for each block",
     )
     store: Spec | None = Field(None, description="how they are stored: kivi, in a few bits; default: as they are")
     read: Spec | None = Field(None, description="which pages of them each new token reads: quest; default: all")
@@ -101,7 +103,8 @@ class CacheStage(RuntimeStage):
         rotary_of(model.skeleton, found.policy)
         whole = list(layers_of(model.skeleton))
         names = [_key_projection(model.sites(index)).name for index in range(len(model))]
-        decision = {"keep": {name: found.keep if sees else 1.0 for name, sees in zip(names, whole, strict=True)}}
+        shares = zip(names, shares_of(found, len(model)), whole, strict=True)
+        decision = {"keep": {name: keep if sees else 1.0 for name, keep, sees in shares}}
         if not isinstance(found.policy, RazorAttention):
             return decision
         heads = retrieval_heads(model, found.policy, whole)
@@ -147,11 +150,10 @@ class CacheStage(RuntimeStage):
         """Blocks whose recorded share is another than was asked for."""
         name = _key_projection(block.sites).name
         found = decision["keep"].get(name)
-        return (
-            []
-            if found in (self.asked.keep, 1.0)
-            else [f"{name}: recorded to keep {found} of its cache, not {self.asked.keep:g}"]
-        )
+        keep = self.asked.keep
+        known = {*keep} if isinstance(keep, tuple) else {keep}
+        wanted = " or ".join(f"{share:g}" for share in sorted(known))
+        return [] if found in known | {1.0} else [f"{name}: recorded to keep {found} of its cache, not {wanted}"]
 
 
 def _key_projection(sites: Sequence[InputSite]) -> Projection:
