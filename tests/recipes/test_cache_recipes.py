@@ -58,7 +58,7 @@ def model():
 def test_a_policy_holds_what_its_recipe_states(path, model):
     stage = Recipe.read(path).stages[0]
     with sparity.cache(model, stage.policy, stage.keep, sinks=stage.sinks, recent=stage.recent, decode=stage.decode):
-        assert held_by(model) == pytest.approx(KEPT[path.stem], abs=1 if path.stem == "pyramidkv" else 1e-6)
+        assert held_by(model) == pytest.approx(KEPT[path.stem], abs=1 if path.stem == "pyramidkv" else 1e-4)
 
 
 def test_a_recipe_runs_to_the_end_and_its_model_holds_what_it_states(tmp_path):
