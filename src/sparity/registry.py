@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 from sparity.errors import InvalidInput, suggestion
 
 PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
-    "stage": ("sparity.static", "sparity.training", "sparity.dynamic"),
+    "stage": ("sparity.static", "sparity.training", "sparity.dynamic", "sparity.healing"),
     "prune.score": ("sparity.static.prune.scores",),
     "prune.pattern": ("sparity.static.prune.patterns",),
     "prune.solver": ("sparity.static.prune.solvers",),
     "quantize.method": ("sparity.static.quantize.methods",),
     "quantize.grid": ("sparity.static.quantize.grids",),
     "structure.method": ("sparity.static.structure.methods",),
+    "heal.method": ("sparity.healing.heal.methods",),
     "activations.method": ("sparity.dynamic.activations.methods",),
     "activations.heal": ("sparity.dynamic.activations.heals",),
     "cache.policy": ("sparity.dynamic.cache.policies",),

@@ -17,7 +17,15 @@ def own(kind):
 
 KINDS = (
     *("stage", "prune.score", "prune.pattern", "prune.solver", "quantize.method", "quantize.grid", "structure.method"),
-    *("activations.method", "activations.heal", "cache.policy", "attention.layout", "budget", "encoding"),
+    *(
+        "heal.method",
+        "activations.method",
+        "activations.heal",
+        "cache.policy",
+        "attention.layout",
+        "budget",
+        "encoding",
+    ),
 )
 PLUGINS = [(kind, name) for kind in KINDS for name in own(kind)]
 STATISTICS = [("statistic", name) for name in own("statistic")]

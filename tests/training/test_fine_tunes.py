@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from workspaces import Notes
 
 import sparity
 from families import build, tiny_configs
@@ -21,24 +22,6 @@ from sparity.training.relufication import Relufication, magnitudes, rising
 from sparity.training.topk_training import TopkTraining, masked_inputs, top
 
 IDS = torch.randint(2, 97, (6, 24), generator=torch.Generator().manual_seed(0))
-
-
-class Notes:
-    """A workspace in memory, which can end a training after a step."""
-
-    def __init__(self, last=None, dies=None):
-        self.saved, self.dies, self.seen = last, dies, []
-
-    def save(self, step, tensors):
-        self.saved = step, {name: tensor.clone() for name, tensor in tensors.items()}
-
-    def last(self):
-        return self.saved
-
-    def progress(self, done, total):
-        self.seen.append(done)
-        if done == self.dies:
-            raise KeyboardInterrupt
 
 
 def tiny(family="llama"):

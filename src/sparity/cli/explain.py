@@ -99,11 +99,15 @@ def _of_a_stage(stage: Any) -> tuple[dict[str, Any], dict[str, str]]:
         }
         for name, field in stage.model_fields.items()
     }
-    facts = {"preserves": ", ".join(sorted(stage.preserves)) or "nothing"}
-    if not any(field.is_required() for field in stage.model_fields.values()):
-        needs = stage().needs()
-        statistics = sorted(needs.statistics | needs.gradients | needs.decision)
-        facts = {"statistics": ", ".join(statistics) or "none", **facts}
+    if any(field.is_required() for field in stage.model_fields.values()):
+        return options, {"preserves": ", ".join(sorted(stage.preserves)) or "nothing"}
+    built = stage()
+    needs = built.needs()
+    statistics = sorted(needs.statistics | needs.gradients | needs.decision)
+    facts = {
+        "statistics": ", ".join(statistics) or "none",
+        "preserves": ", ".join(sorted(built.preserves)) or "nothing",
+    }
     return options, facts
 
 

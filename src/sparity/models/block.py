@@ -105,6 +105,11 @@ def in_features(module: nn.Module) -> int:
     return int(next(getattr(module, name) for _, name in FEATURES if hasattr(module, name)))
 
 
+def out_features(module: nn.Module) -> int:
+    """The outputs that a linear module has, packed ones too."""
+    return int(next(getattr(module, name) for name, _ in FEATURES if hasattr(module, name)))
+
+
 def first_argument(module: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
     """The input of an ordinary projection."""
     inputs: Tensor = arguments[0]

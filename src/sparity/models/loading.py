@@ -36,12 +36,22 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime:
         >>> model.dtype, model.num_parameters()
         (torch.bfloat16, 4008384)
     """
+    return _load(path, device, dtype, runtime, packed=True)
+
+
+def load_plain(path: str | Path, device: str, dtype: Any) -> Any:
+    """As `load` without run-time stages, for work on the weights: packed ones are unpacked into ordinary layers."""
+    return _load(path, device, dtype, runtime=False, packed=False)
+
+
+def _load(path: str | Path, device: str, dtype: Any, runtime: bool, packed: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     folder = hf.locate(path)
     config, source = hf.read_config(folder), CheckpointSource(folder)
     check_sizes(folder, config, source.shapes())
-    if source.packed and torch.device(device).type != "cpu":
+    unpacking = source.packed and not packed
+    if source.packed and packed and torch.device(device).type != "cpu":
         raise InvalidInput(
             f"{folder} is packed, and packed weights are multiplied on the CPU: convert it to plain first"
         )
@@ -54,7 +64,9 @@ def load(path: str | Path, *, device: str = "cpu", dtype: Any = "auto", runtime:
                 "ignore_mismatched_sizes": True,  # they are refused below, by name
                 "output_loading_info": True,
             }
-            if source.rescued:
+            if unpacking:
+                del config.quantization_config
+            if source.rescued or unpacking:
                 model, found = _from_tensors(config, source, options)
             else:
                 if not runtime and runtime_of(folder):

@@ -2,7 +2,7 @@
 
 from sparity.stages.base import Decision, Needs, Stage
 from sparity.stages.change import Change
-from sparity.stages.kinds import BlockEdit, BlockStage, ModelStage, Reshaped, RuntimeStage, ShapeStage
+from sparity.stages.kinds import BlockEdit, BlockStage, ModelStage, Reshaped, RuntimeStage, ShapeStage, Trained
 
 __all__ = [
     "BlockEdit",
@@ -15,4 +15,5 @@ __all__ = [
     "RuntimeStage",
     "ShapeStage",
     "Stage",
+    "Trained",
 ]

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -116,7 +117,18 @@ class RuntimeStage(Stage):
 
 
 class Workspace(Protocol):
-    """Where a model stage keeps its checkpoints."""
+    """Where a model stage keeps its checkpoints, and what it may look at beside the model.
+
+    Attributes:
+        folder: where large files may lie until the training is over.
+        blocks: which of the dense model's blocks each block of the model was.
+    """
+
+    folder: Path
+    blocks: Sequence[int]
+
+    def dense(self) -> nn.Module:
+        """The dense model that the run began with, which nobody else holds."""
 
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace the last checkpoint."""
@@ -128,15 +140,34 @@ class Workspace(Protocol):
         """Say how far the training is."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves beside the weights.
+
+    Attributes:
+        curves: name -> step, from 1 -> loss.
+        notes: sentences for the report, which a run also logs.
+        found: what joins the decision, as JSON.
+        runtime: tensors by `SITE.NAME` that are used while the model runs; the stage has an `attach` then.
+    """
+
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    found: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+
 class ModelStage(Stage):
     """Trains the whole model, in steps."""
+
+    keeps_zeros: ClassVar[bool] = False  # whether zeros stay that no stage of the recipe has made
 
     def config_changes(self, model: Decoder) -> Mapping[str, Any]:
         """The attributes of the configuration that the training changes, with their new values."""
         return {}
 
     @abstractmethod
-    def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> None:
+    def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> Trained:
         """Change the model's weights in place.
 
         Args:

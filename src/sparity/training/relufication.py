@@ -17,7 +17,7 @@ from sparity.models.activation_functions import activation_functions, function_a
 from sparity.registry import register
 from sparity.sections import Number
 from sparity.stages.base import Decision, ModelEvidence
-from sparity.stages.kinds import Workspace
+from sparity.stages.kinds import Trained, Workspace
 from sparity.training.fine_tune.options import FineTune
 from sparity.training.fine_tune.steps import next_token_loss, train_blocks
 
@@ -59,7 +59,7 @@ class Relufication(FineTune):
         """See `ModelStage.config_changes`."""
         return {function_attribute(model.config): "relu"} if self.function == "relu" else {}
 
-    def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> None:
+    def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> Trained:
         """See `ModelStage.train`."""
         config: Any = model.config
         found = activation_functions(model, "")
@@ -69,7 +69,7 @@ class Relufication(FineTune):
                 setattr(parent, name, nn.ReLU())
             found = activation_functions(model, "")
         if not self.steps:
-            return
+            return Trained()
         functions = [getattr(parent, name) for parent, name in found]
 
         def loss(ids: Tensor, step: int) -> Tensor:
@@ -78,7 +78,8 @@ class Relufication(FineTune):
             mean = sum(sizes[1:], sizes[0]) / len(sizes)
             return of_text + rising(step, self.steps, self.warm_up, self.penalty) * mean
 
-        train_blocks(model, masks, tokens, work, loss, steps=self.steps, rate=self.rate, batch=self.batch)
+        course = train_blocks(model, masks, tokens, work, loss, steps=self.steps, rate=self.rate, batch=self.batch)
+        return Trained(curves={"loss": course.losses})
 
 
 def rising(step: int, steps: int, warm_up: float, peak: float) -> float:

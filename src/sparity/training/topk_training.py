@@ -17,7 +17,7 @@ from sparity.models.attached_runtime import input_sites
 from sparity.registry import register
 from sparity.sections import Number
 from sparity.stages.base import Decision, ModelEvidence
-from sparity.stages.kinds import Workspace
+from sparity.stages.kinds import Trained, Workspace
 from sparity.training.fine_tune.options import FineTune
 from sparity.training.fine_tune.steps import next_token_loss, train_blocks
 
@@ -50,16 +50,17 @@ class TopkTraining(FineTune):
                     )
         return {"left_out": self.sparsity, "steps": self.steps}
 
-    def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> None:
+    def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> Trained:
         """See `ModelStage.train`."""
         if not self.steps:
-            return
+            return Trained()
 
         def loss(ids: Tensor, step: int) -> Tensor:
             return next_token_loss(model, ids)
 
         with masked_inputs(model, self.sparsity):
-            train_blocks(model, masks, tokens, work, loss, steps=self.steps, rate=self.rate, batch=self.batch)
+            course = train_blocks(model, masks, tokens, work, loss, steps=self.steps, rate=self.rate, batch=self.batch)
+        return Trained(curves={"loss": course.losses})
 
 
 def top(x: Tensor, sparsity: float) -> Tensor:

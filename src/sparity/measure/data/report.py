@@ -84,6 +84,16 @@ class Effort:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A loss of a stage that trained: in `values` what it was in the steps of `steps`, counted from 1."""
+
+    stage: str
+    name: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """One limit of a recipe's `accept` section and what was reached."""
 
@@ -108,6 +118,7 @@ class Candidate:
         bytes_sparse: of the weight files now, with the data of run-time stages.
         changes: what every stage did to every projection.
         runtime: the stages whose data is used while the model runs, by name.
+        curves: the losses of the stages that trained.
     """
 
     name: str
@@ -127,6 +138,7 @@ class Candidate:
     notes: tuple[str, ...] = ()
     batched: tuple[Speed, ...] = ()  # at the batch sizes after the first
     runtime: tuple[str, ...] = ()
+    curves: tuple[Curve, ...] = ()
 
     @cached_property
     def totals(self) -> outcome.Totals:

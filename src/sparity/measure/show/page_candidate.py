@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from sparity.measure.charts.bars_and_maps import heat_map
+from sparity.measure.charts.lines_matrix import Line, line_plot
 from sparity.measure.data.outcome import Outcome, mean_by_cell
 from sparity.measure.data.report import Candidate, Report
 from sparity.measure.show import numbers, sentences
@@ -33,7 +34,7 @@ def candidate_section(report: Report, candidate: Candidate) -> str:
     several = [sentences.describe_stages(candidate)] if len(candidate.stages) > 1 else []  # one is in the name
     said = [sentences.describe_changes(report, candidate), *several, sentences.describe_effort(candidate)]
     parts = [f"<section><h2>{escape(candidate.name)}</h2>", *(f"<p>{escape(sentence)}</p>" for sentence in said)]
-    parts += [_verdicts(candidate), *_heat_maps(report, candidate)]
+    parts += [_verdicts(candidate), *_heat_maps(report, candidate), *_curves(candidate)]
     if candidate.changes:
         outcomes = candidate.totals.outcomes
         parts.append(details(sentences.count(len(outcomes), "projection"), _projections(outcomes)))
@@ -77,6 +78,16 @@ def _heat_maps(report: Report, candidate: Candidate) -> Iterator[str]:
     for caption, cells, scale in maps:
         if cells:
             yield figure(caption, heat_map(f"{caption}, {candidate.name}", cells, report.blocks, scale))
+
+
+def _curves(candidate: Candidate) -> Iterator[str]:
+    """The losses of every stage that trained, by step."""
+    for stage in dict.fromkeys(curve.stage for curve in candidate.curves):
+        of_stage = [curve for curve in candidate.curves if curve.stage == stage and curve.steps]
+        lines = [Line(curve.name, dict(zip(curve.steps, curve.values, strict=True))) for curve in of_stage]
+        if lines:
+            caption = f"Loss while {stage} trained"
+            yield figure(caption, line_plot(f"{caption}, {candidate.name}", lines, "step", "loss", numbers.divergence))
 
 
 def _shares_scale(cells: dict[tuple[int, str], float]) -> tuple[float, float]:

@@ -32,7 +32,8 @@ class Done:
         records: of each block that was committed: its seconds and changes.
         config: the configuration's attributes that changed.
         kept: which units of the dense model's dimensions are left, where any were cut.
-        runtime: of each run-time stage its name, options and file.
+        runtime: of each stage that leaves data for run time its name, options and file.
+        trainings: of each stage that trained its name, the losses of its curves by step, and notes.
     """
 
     decisions: tuple[Decision, ...] = ()
@@ -40,11 +41,12 @@ class Done:
     config: Mapping[str, Any] = field(default_factory=dict)
     kept: Kept = field(default_factory=dict)
     runtime: tuple[Mapping[str, Any], ...] = ()
+    trainings: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Done":
         """From JSON; raises `KeyError` or `TypeError` for something else."""
-        sequences = {key: tuple(content[key]) for key in ("decisions", "records", "runtime")}
+        sequences = {key: tuple(content[key]) for key in ("decisions", "records", "runtime", "trainings")}
         found = cls(**{**content, **sequences})
         changes_of(found.records)
         return found

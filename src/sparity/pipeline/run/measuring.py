@@ -19,15 +19,16 @@ from sparity.engine.kernels.native_weight import declines
 from sparity.formats import build_encoding
 from sparity.measure.data import machine
 from sparity.measure.data.outcome import Totals
-from sparity.measure.data.report import Candidate, Effort, Quality, Report, Speed, Verdict
+from sparity.measure.data.report import Candidate, Curve, Effort, Quality, Report, Speed, Verdict
 from sparity.measure.show.sentences import describe_products
 from sparity.measure.timing.speed import compare_speed, engine_declines
 from sparity.models.loading import load
+from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
 from sparity.quality.agreement import compare, grade
 from sparity.recipe import Accept, Output
-from sparity.stages import Change, RuntimeStage
+from sparity.stages import Change
 
 PLAIN_NOTE = (
     "This is a plain export: zeros are stored and computed like any other number, so they make it neither smaller nor "
@@ -35,12 +36,12 @@ PLAIN_NOTE = (
 )
 
 
-def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort) -> Report:
+def measure(job: Job, folder: Path, done: Done, changes: tuple[Change, ...], effort: Effort) -> Report:
     """Load the dense model and the one in `folder`, measure both, and judge the result."""
     totals = Totals.of(changes)
     quality: tuple[Quality, ...] = ()
     speeds: tuple[Speed, ...] = ()
-    notes = list(_notes(job, folder, totals))
+    notes = [*_notes(job, folder, totals), *(note for training in done.trainings for note in training["notes"])]
     if job.texts or job.recipe.measure.speed:
         dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
         quality = tuple(_quality(job, dense, sparse))
@@ -69,7 +70,8 @@ def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort)
         verdicts=tuple(judge(job.recipe.accept, quality, speed)),
         notes=tuple(notes),
         batched=speeds[1:],
-        runtime=tuple(planned.stage.name for planned in job.stages if isinstance(planned.stage, RuntimeStage)),
+        runtime=tuple(entry["name"] for entry in done.runtime),
+        curves=tuple(_curves(done)),
     )
     return Report(
         model=job.name,
@@ -80,6 +82,13 @@ def measure(job: Job, folder: Path, changes: tuple[Change, ...], effort: Effort)
         machine=machine.describe(),
         candidates=(candidate,),
     )
+
+
+def _curves(done: Done) -> Iterator[Curve]:
+    for training in done.trainings:
+        for name, points in training["curves"].items():
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            yield Curve(training["stage"], name, tuple(steps), tuple(values))
 
 
 def _parameters(shapes: Iterable[tuple[int, ...]]) -> int:

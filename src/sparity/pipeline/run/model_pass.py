@@ -1,7 +1,7 @@
 """A pass that trains the whole model, in steps, from the checkpoint that the pass before it left."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,33 @@ from sparity.errors import CorruptFile, NumericalError
 from sparity.models import Decoder
 from sparity.models.block import Projection
 from sparity.pipeline.run.export import plain_shard
-from sparity.pipeline.run.finished_pass import Done
+from sparity.pipeline.run.finished_pass import Done, dense_block
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
 from sparity.pipeline.run.passes import Setting
-from sparity.pipeline.run.planned import PlannedPass
+from sparity.pipeline.run.planned import PlannedPass, PlannedStage
 from sparity.pipeline.run.progress import Progress
-from sparity.pipeline.run.runtime_files import carry_runtime
+from sparity.pipeline.run.runtime_files import carry_runtime, publish_fitted, read_fitted, save_fitted
 from sparity.pipeline.run.whole_pass import commit_whole
 from sparity.stages import Change, ModelStage
+from sparity.visible import logger
+
+log = logger(__name__)
 
 LAST = "training.safetensors"
 STEP = "sparity.step"
 
 
 class Room:
-    """Where a training keeps its last checkpoint: one file, replaced as a whole."""
+    """Where a training keeps its last checkpoint: one file, replaced as a whole. See `Workspace`."""
 
-    def __init__(self, state: Path, progress: Progress) -> None:
-        self._path, self._progress = state / LAST, progress
+    def __init__(self, state: Path, progress: Progress, dense: Callable[[], nn.Module], blocks: Sequence[int]) -> None:
+        self.folder, self.blocks = state, blocks
+        self._path, self._progress, self._dense = state / LAST, progress, dense
         self._begun = time.perf_counter()
+
+    def dense(self) -> nn.Module:
+        """See `Workspace.dense`."""
+        return self._dense()
 
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """See `Workspace.save`."""
@@ -63,25 +71,42 @@ def run_training(planned: PlannedPass, setting: Setting, folder: PassFolder, pro
     stage, opened = each.stage, setting.opened
     assert isinstance(stage, ModelStage)
 
+    blocks = [dense_block(before, index) for index in range(len(opened.decoder))]
+
     def train() -> dict[str, Any]:
         model = setting.load()
-        masks = _masks(opened.decoder, model) if setting.masked else {}
+        masks = _masks(opened.decoder, model) if setting.masked or stage.keeps_zeros else {}
         tokens = torch.empty(0, 0, dtype=torch.int64) if opened.tokens is None else opened.tokens
-        stage.train(model, masks, tokens, Room(folder.state, progress))
+        trained = stage.train(model, masks, tokens, Room(folder.state, progress, setting.dense, blocks))
+        for note in trained.notes:
+            log.info("%s", note)
         _check(model, opened.decoder, masks, stage.name)
-        return {"changes": _write(model, opened.decoder, folder, stage.name)}
+        save_fitted(folder.state, each.place, 0, trained.runtime)
+        changes = _write(model, stage.after(opened.decoder, each.draft), folder, stage.name)
+        curves = {name: list(map(list, losses.items())) for name, losses in trained.curves.items()}
+        told = {"stage": stage.name, "curves": curves, "notes": list(trained.notes)}
+        return {"changes": changes, "training": told, "found": dict(trained.found), "adds": bool(trained.runtime)}
 
-    commit_whole(planned, setting, folder, progress, len(opened.decoder), train)
+    found = commit_whole(planned, setting, folder, progress, len(opened.decoder), train)
+    source = setting.previous or getattr(opened.decoder.source, "folder", None)
     if setting.previous is not None:
         carry_runtime(setting.previous, folder.path)
-        carry_scales(setting.previous, folder.path)
-    records = folder.committed.records
+    if source is not None:
+        carry_scales(source, folder.path)
+    runtime = [_published(each, folder)] if found["adds"] else []
     return replace(
         before,
-        decisions=(*before.decisions, each.draft),
-        records=(*before.records, *records),
+        decisions=(*before.decisions, {**each.draft, **found["found"]}),
+        records=(*before.records, *folder.committed.records),
         config={**before.config, **stage.config_changes(opened.decoder)},
+        runtime=(*before.runtime, *runtime),
+        trainings=(*before.trainings, found["training"]),
     )
+
+
+def _published(each: PlannedStage, folder: PassFolder) -> dict[str, Any]:
+    """The data of a stage that its training left for run time, beside the weights; the entry for config.json."""
+    return publish_fitted(each, read_fitted(folder.state, each.place, 1), folder.path)
 
 
 def _projections(decoder: Decoder, model: nn.Module) -> dict[str, Projection]:

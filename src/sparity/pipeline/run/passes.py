@@ -58,6 +58,7 @@ class Setting:
         previous: the folder of the pass before.
         threads: the number under which the run began.
         load: gives the whole model as transformers loads it, of its own.
+        dense: gives the model that the run began with in the same way.
     """
 
     opened: Opened
@@ -66,6 +67,7 @@ class Setting:
     masked: bool
     threads: int
     load: Callable[[], nn.Module]
+    dense: Callable[[], nn.Module]
     previous: Path | None = None
 
 
@@ -262,6 +264,7 @@ def _done(planned: PlannedPass, setting: Setting, folder: PassFolder, before: Do
         config={**before.config, **decoder.config_changes(sizes)},
         kept=before.kept,
         runtime=(*before.runtime, *runtime),
+        trainings=before.trainings,
     )
     for index, record in enumerate(records):
         done = with_kept(done, decoder.block_name(dense_block(done, index)), record["kept"])

@@ -17,7 +17,7 @@ from sparity.formats import build_encoding
 from sparity.measure.data.machine import watch_peak_memory
 from sparity.measure.data.report import Effort, Report
 from sparity.models import Decoder
-from sparity.models.loading import load
+from sparity.models.loading import load, load_plain
 from sparity.pipeline.evidence.opened import Opened
 from sparity.pipeline.run import finished_pass
 from sparity.pipeline.run.export import finished_report, write_companions, write_config, write_results
@@ -164,7 +164,7 @@ def _work(job: Job, folder: RunFolder, progress: Progress, keep_passes: bool) ->
         realised = realised_zeros(folder.path)
         changes = tuple(replace(change, zeros=realised.get(change.name, change.zeros)) for change in changes)
     progress.phase("measuring")
-    report = measure(job, folder.path, changes, effort)
+    report = measure(job, folder.path, done, changes, effort)
     write_results(job, done, changes, folder.path, report)
     return report
 
@@ -183,6 +183,7 @@ def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool) -> Done
             masked=any("mask" in each.stage.relies_on for each in job.stages[: planned.stages[0].place]),
             threads=folder.threads,
             load=partial(_own_model, job, previous),
+            dense=partial(_own_model, job, None),
             previous=previous,
         )
         place = folder if planned.last else finished_pass.begin(folder.passes(keep) / planned.name)
@@ -206,7 +207,7 @@ def _own_model(job: Job, previous: Path | None) -> nn.Module:
     """The model that a pass opens, to be changed: from the pass before, or the dense one."""
     if previous is None and job.module is not None:
         return copy.deepcopy(job.module).to(job.device, job.decoder.dtype)
-    loaded: nn.Module = load(previous or job.name, device=job.device, dtype=job.decoder.dtype, runtime=False)
+    loaded: nn.Module = load_plain(previous or job.name, job.device, job.decoder.dtype)
     return loaded
 
 

@@ -32,7 +32,7 @@ class FineTune(ModelStage):
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
-        changes = tuple(_changes(self.name, model))
+        changes = tuple(same_shapes(self.name, model))
         weights = sum(change.size for change in changes)
         return Estimate(
             changes=changes,
@@ -42,7 +42,8 @@ class FineTune(ModelStage):
         )
 
 
-def _changes(stage: str, model: Decoder) -> Iterator[Change]:
+def same_shapes(stage: str, model: Decoder) -> Iterator[Change]:
+    """What a stage plans that changes weights and no shape."""
     for index, projection in projections(model):
         rows, columns = projection.weight.shape
         yield Change(stage, projection.name, projection.role, index, (rows, columns), (rows, columns), 0.0)

@@ -97,13 +97,17 @@ class ALPS(Solver):
 
 
 def refined(weight: Tensor, normal: Tensor, target: Tensor, keep: Tensor, steps: int) -> Tensor:
-    """Steps of conjugate gradients towards the weights `[out, in]` within `keep` with `weight @ normal = target`."""
+    """Steps of conjugate gradients towards the weights `[out, in]` within `keep` with `weight @ normal = target`.
+
+    A row is done when float32 knows no better: steps on what rounding has left would lead away from there.
+    """
     residual = zeroed(target - weight @ normal, keep)
     direction, length = residual, residual.square().sum(1, keepdim=True)
+    least = length * torch.finfo(length.dtype).eps ** 2
     for _ in range(steps):
         image = direction @ normal
         energy = (direction * image).sum(1, keepdim=True)
-        step = torch.where(energy > 0, length / energy, 0.0)
+        step = torch.where((energy > 0) & (length > least), length / energy, 0.0)
         weight = weight + step * direction
         residual = zeroed(residual - step * image, keep)
         shorter = residual.square().sum(1, keepdim=True)

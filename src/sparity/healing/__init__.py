@@ -1,0 +1,1 @@
+"""Stages that win back what others have cost: one folder per stage."""

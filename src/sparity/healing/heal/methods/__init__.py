@@ -1,0 +1,1 @@
+"""Ways to bring a sparse model nearer to the dense one."""

@@ -1,0 +1,101 @@
+"""LoRA inside the mask: a low rank is trained in place of the weights, then merged (Hu et al. 2021, arXiv:2106.09685).
+
+What is added is masked in every step, so that the merged weights compute what was trained and keep their zeros.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparity.errors import InvalidInput
+from sparity.healing.heal.methods.base import Healed, Task, Training
+from sparity.models import Decoder
+from sparity.models.attached_runtime import input_sites
+from sparity.registry import register
+from sparity.training.fine_tune.steps import Schedule, descend, in_float32, next_token_loss, places
+
+
+@register("heal.method", "lora")
+@dataclass(frozen=True)
+class LoRA(Training):
+    """W' = W + (alpha / rank) B A within the mask; A begins at random, B at zero, and only they are trained.
+
+    Attributes:
+        rank: of B A.
+        alpha: the scale of what is added, over the rank.
+        seed: of the numbers that A begins with.
+    """
+
+    rate: float = 1e-3
+    rank: int = 8
+    alpha: float = 16.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1 or not 0 < self.alpha < float("inf"):
+            raise InvalidInput("lora: rank and alpha must be positive")
+
+    @property
+    def words(self) -> str:
+        """See `Method.words`."""
+        return f"lora, rank {self.rank}, {self.steps} steps"
+
+    def trained(self, model: Decoder) -> int:
+        """See `Training.trained`."""
+        found = 0
+        for index in range(len(model)):
+            for site in model.sites(index):
+                found += sum(self.rank * sum(projection.weight.shape) for projection in site.projections)
+        return found
+
+    def heal(self, task: Task) -> Healed:
+        """See `Method.heal`."""
+        if not self.steps:
+            return Healed()
+        with in_float32(task.model), self._beside(task.model) as trained:
+
+            def loss(step: int) -> Tensor:
+                ids = task.tokens[places(step, self.batch, len(task.tokens))]
+                with parametrize.cached():
+                    return next_token_loss(task.model, ids)
+
+            return self.healed(descend(trained, loss, task.work, Schedule(self.steps, self.rate, stops=True)))
+
+    @contextmanager
+    def _beside(self, model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
+        """Within the context every stored weight of a projection has its low rank; then that is merged."""
+        drawn, trained = torch.Generator().manual_seed(self.seed), dict[str, nn.Parameter]()
+        every = [projection for site in input_sites(model) for projection in site.projections]
+        stored = dict.fromkeys((projection.module, projection.parameter) for projection in every)
+        for number, (module, parameter) in enumerate(stored):
+            low = MaskedLowRank(module.get_parameter(parameter).data, self.rank, self.alpha / self.rank, drawn)
+            parametrize.register_parametrization(module, parameter, low)
+            trained |= {f"{number}.first": low.first, f"{number}.second": low.second}
+        try:
+            yield trained
+        finally:
+            for module, parameter in stored:
+                with torch.no_grad():
+                    parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
+
+
+class MaskedLowRank(nn.Module):
+    """Adds scale B A to a weight `[..., out, in]` where that is not zero; B is zero at first."""
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, drawn: torch.Generator) -> None:
+        super().__init__()
+        *experts, rows, columns = weight.shape
+        first: Any = torch.randn(*experts, rank, columns, generator=drawn) / columns**0.5
+        self.first = nn.Parameter(first.to(weight.device))
+        self.second = nn.Parameter(torch.zeros(*experts, rows, rank, device=weight.device))
+        self.mask, self.scale = weight != 0, scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight with what was trained."""
+        return weight + self.scale * (self.second @ self.first) * self.mask
