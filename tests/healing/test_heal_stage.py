@@ -1,5 +1,6 @@
 """The stage `heal` in runs: the guard, the teacher, and every kind of sparse model that it is given."""
 
+import copy
 import json
 import shutil
 
@@ -16,6 +17,7 @@ from sparity import registry
 from sparity.checkpoints.packed import runtime_of
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.healing.heal.low_rank import added
+from sparity.healing.heal.side_by_side import pairs
 from sparity.healing.heal.stage import HealStage
 from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
@@ -23,6 +25,7 @@ from sparity.pipeline.run.job import prepare
 from sparity.pipeline.run.plan import plan
 from sparity.pipeline.run.verify import verify
 from sparity.recipe import Recipe
+from sparity.stages.order import check_order
 from sparity.training.fine_tune.steps import Schedule, descend
 
 PRUNE = {"prune": {"score": "magnitude", "pattern": "2:4"}}
@@ -198,6 +201,32 @@ def test_blocks_that_are_not_known_are_not_compared(folder, tokens, tmp_path):
     stage = {"method": "least_squares", "teacher": str(folder)}
     with pytest.raises(InvalidInput, match="is not known: cut and heal in one recipe"):
         sparity.run(recipe_of(shorter.path, tokens, {"heal": stage}), device="cpu")
+
+
+def test_matrices_that_were_rewritten_are_not_compared(folder, tokens):
+    for name, refused in (("least_squares", True), ("eora", True), ("reconstruction", True), ("distillation", False)):
+        for before in ({"permute": {}}, {"rescale": {}}):
+            stages = recipe_of(folder, tokens, before, PRUNE, heal(name)).stages
+            if refused:
+                with pytest.raises(InvalidInput, match="has rewritten them: take a method that compares predictions"):
+                    check_order(stages)
+            else:
+                check_order(stages)
+
+
+def test_experts_are_compared_only_where_there_are_as_many(tmp_path):
+    dense = tiny("mixtral", blocks=1)
+    model, masks = sparse_of(dense)
+    fewer = copy.deepcopy(dense)
+    experts = fewer.model.layers[0].mlp.experts
+    for name in ("gate_up_proj", "down_proj"):
+        setattr(experts, name, torch.nn.Parameter(getattr(experts, name)[:3], requires_grad=False))
+    (pair,) = pairs(task_of(dense, model, masks, tmp_path))
+    assert all(pair.twin(projection) is not None for projection in pair.block.projections)
+    last = pair.block.projections[-1]
+    pair.dense.model.model.layers[0].mlp.experts = experts
+    assert pair.twin(last) is None
+    assert pair.twin(pair.block.projections[0]) is not None
 
 
 # ---- sparse models of every kind

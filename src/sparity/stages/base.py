@@ -111,6 +111,12 @@ class Stage(Section, ABC):
 
     name: ClassVar[str]
     preserves: ClassVar[frozenset[Property]] = frozenset()
+    rewrites: ClassVar[bool] = False  # other weights for the same outputs: matrices are not the dense model's any more
+
+    @property
+    def compares(self) -> bool:
+        """Whether matrices are held against those of the model that the recipe begins with."""
+        return False
 
     @property
     def relies_on(self) -> frozenset[Property]:

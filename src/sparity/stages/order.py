@@ -20,10 +20,16 @@ def check_order(stages: Sequence[Stage]) -> None:
     """Refuse an order in which a stage loses what an earlier one relies on.
 
     Raises:
-        InvalidInput: it names both stages and what would be lost.
+        InvalidInput: it names both stages and what would be lost, or could not be compared.
     """
     for later, stage in enumerate(stages):
         for earlier, before in enumerate(stages[:later]):
+            if before.rewrites and stage.compares:
+                raise InvalidInput(
+                    f"stages.{later} ({stage.name}: {stage.how}) holds every matrix against the dense model's, and "
+                    f"stages.{earlier} ({before.name}) has rewritten them: take a method that compares predictions, "
+                    f"such as distillation, or leave {before.name} out"
+                )
             lost = [LOSES[kind] for kind in sorted(before.relies_on - stage.preserves)]
             if lost:
                 raise InvalidInput(

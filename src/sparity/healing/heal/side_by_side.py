@@ -70,14 +70,15 @@ class Pair:
     def twin(self, projection: Projection) -> Projection | None:
         """The same projection of the dense model; None where that has none of this name, or one of another shape.
 
-        Only the inputs of a layer may be fewer: what it gives is known all the same.
+        Only the inputs of a layer may be fewer: what it gives is known all the same. Of experts there must be as many,
+        or their numbers would mean others.
         """
         old, new = f"{self.sparse.decoder.block_name(self.index)}.", f"{self.dense.decoder.block_name(self.origin)}."
         name = projection.name.replace(old, new, 1)
         found = next((each for each in self.dense.block(self.origin).projections if each.name == name), None)
         if found is None or len(found.weight) != len(projection.weight):
             return None
-        return None if found.expert is not None and found.weight.shape != projection.weight.shape else found
+        return None if found.expert is not None and found.stored.shape != projection.stored.shape else found
 
     def watch(self, site: InputSite, twins: Mapping[str, Projection], see: See) -> None:
         """Show for every sequence what a site reads, `[tokens, in]`, and what its projections give in the dense model.

@@ -57,6 +57,11 @@ class HealStage(ModelStage):
         return frozenset({"mask", "shapes", "values"}) if self._built().adds else frozenset()
 
     @property
+    def compares(self) -> bool:
+        """See `Stage.compares`."""
+        return self._built().compares
+
+    @property
     def words(self) -> str:
         """See `Stage.words`."""
         return f"heal: {self._built().words}"

@@ -35,6 +35,7 @@ class Permute(BlockStage):
     """
 
     preserves: ClassVar[frozenset[Property]] = frozenset({"shapes", "tokens"})
+    rewrites: ClassVar[bool] = True
 
     n: Annotated[Whole, Field(ge=1)] = Field(2, description="weights kept of each m neighbours")
     m: Annotated[Whole, Field(ge=2)] = Field(4, description="neighbours of a group")

@@ -34,6 +34,7 @@ class Rescale(BlockStage):
     """
 
     preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "tokens"})
+    rewrites: ClassVar[bool] = True
 
     method: Method = Field("awq", description="whose scales: awq (searched) or smoothquant (a formula)")
     bits: Whole = Field(4, ge=2, le=8, description="bits that AWQ's search rounds to")

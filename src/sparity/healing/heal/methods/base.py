@@ -62,6 +62,11 @@ class Method(ABC):
         return False
 
     @property
+    def compares(self) -> bool:
+        """Whether matrices, or what they give, are held against those of the dense model."""
+        return False
+
+    @property
     def words(self) -> str:
         """The method in a few words, such as "lora, rank 8"."""
         return self.name

@@ -39,6 +39,11 @@ class Distillation(Training):
         if self.top < 1 or not 0 <= self.hidden < float("inf"):
             raise InvalidInput("distillation: top must be 1 or more, hidden 0 or more")
 
+    @property
+    def compares(self) -> bool:
+        """See `Method.compares`: hidden states, which a rewriting may put in another order."""
+        return self.hidden > 0
+
     def estimate(self, model: Decoder, work: Workload) -> Estimate:
         """See `Method.estimate`."""
         found = super().estimate(model, work)

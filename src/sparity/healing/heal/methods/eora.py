@@ -39,6 +39,11 @@ class EoRA(Method):
             raise InvalidInput(f"eora: rank {self.rank} must be 1 or more")
 
     @property
+    def compares(self) -> bool:
+        """See `Method.compares`."""
+        return True
+
+    @property
     def adds(self) -> bool:
         """See `Method.adds`."""
         return not self.merge

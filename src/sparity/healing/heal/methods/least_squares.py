@@ -47,6 +47,11 @@ class LeastSquares(Method):
         if self.iterations < 1 or not 0 < self.damping <= 1:
             raise InvalidInput("least_squares: 1 or more iterations, and a damping in (0, 1]")
 
+    @property
+    def compares(self) -> bool:
+        """See `Method.compares`."""
+        return True
+
     def declines(self, model: Decoder) -> str | None:
         """See `Method.declines`."""
         if not self.new_bias or bias_flags(model.config, _linear(model)) is not None:

@@ -32,6 +32,11 @@ class Reconstruction(Training):
     steps: int = 50
     rate: float = 3e-4
 
+    @property
+    def compares(self) -> bool:
+        """See `Method.compares`."""
+        return True
+
     def estimate(self, model: Decoder, work: Workload) -> Estimate:
         """See `Method.estimate`."""
         weights = weights_of(model)
