@@ -1,15 +1,19 @@
-"""A tiny sparse model beside the dense one that it was made of, and small options of every method of healing."""
+"""A tiny sparse model beside the dense one, small options of every method of healing, and recipes that heal."""
 
 import copy
+import json
 
 import torch
 from workspaces import Notes
 
 from families import build, tiny_configs
 from sparity.healing.heal.methods.base import Task
+from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
+from sparity.recipe import Recipe
 from sparity.static.prune.patterns.base import build_pattern
 
+PRUNE = {"prune": {"score": "magnitude", "pattern": "2:4"}}
 IDS = torch.randint(2, 97, (6, 24), generator=torch.Generator().manual_seed(0))
 METHODS = {
     "least_squares": {},
@@ -48,3 +52,31 @@ def task_of(dense, model, masks, folder, work=None, tokens=IDS):
     """What a method is given, with the dense model of its own."""
     blocks = range(len(masks) and model.config.num_hidden_layers)
     return Task(model, masks, tokens, blocks, work or Notes(folder=folder), lambda: copy.deepcopy(dense))
+
+
+def recipe_of(model, tokens, *stages, **sections):
+    return Recipe.read(
+        {
+            "model": str(model),
+            "calibration": {"tokens": tokens, "batch": 4},
+            "stages": list(stages),
+            "measure": {"perplexity": [], "speed": None},
+            **sections,
+        }
+    )
+
+
+def heal(name, **stage):
+    return {"heal": {"method": {name: METHODS[name]}, **stage}}
+
+
+def zeros(folder):
+    decoder, found = Decoder.open(folder), {}
+    for index in range(len(decoder)):
+        with decoder.block(index) as block:
+            found |= {projection.name: projection.weight == 0 for projection in block.projections}
+    return found
+
+
+def decision(result):
+    return json.loads((result.path / "sparity.json").read_text())["stages"][-1]["decision"]

@@ -100,7 +100,7 @@ class HealStage(ModelStage):
             )
         if self.teacher is not None:
             _check_tokens(hf.read_config(hf.locate(self.teacher)), model.config)
-            _check_tokenizers(hf.locate(self.teacher), folder)
+            _check_tokenizers(hf.locate(self.teacher), folder or _home(model))
         return {"method": built.name}
 
     def config_changes(self, model: Decoder) -> Mapping[str, Any]:
@@ -159,6 +159,12 @@ class HealStage(ModelStage):
     def _built(self) -> Method:
         built: Method = registry.build("heal.method", self.method)
         return built
+
+
+def _home(model: Decoder) -> Path | None:
+    """The folder that a model of shapes only was made from."""
+    named = getattr(model.config, "_name_or_path", "")
+    return Path(named) if named and Path(named).is_dir() else None
 
 
 def _load(teacher: str, model: nn.Module) -> nn.Module:

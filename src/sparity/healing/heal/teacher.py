@@ -1,6 +1,6 @@
 """What the dense model predicts, its likeliest tokens kept on disk; and what its blocks give."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ class TopK:
         self.logs, self.places, self.vocabulary = logs, places, vocabulary
 
     @classmethod
-    def gather(cls, dense: Any, tokens: Tensor, k: int, folder: Path) -> "TopK":
+    def gather(
+        cls, dense: Any, tokens: Tensor, k: int, folder: Path, progress: Callable[[int, int], None] = lambda *_: None
+    ) -> "TopK":
         """Run the dense model over the tokens `[samples, length]`, or go on where a killed process was.
 
         Args:
@@ -41,6 +43,7 @@ class TopK:
             tokens: token ids.
             k: how many are kept; as many as there are at most.
             folder: where the files lie.
+            progress: told of the sequences that are done, and of all.
         """
         vocabulary = int(dense.config.vocab_size)
         shape = (len(tokens), tokens.shape[1] - 1, min(k, vocabulary))
@@ -56,7 +59,9 @@ class TopK:
                 logs[sample], places[sample] = found.values, found.indices
             for path in files:
                 flush(path)
-            write_json(folder / STATE, {**known, "done": min(start + CHUNK, len(tokens))})
+            done = min(start + CHUNK, len(tokens))
+            write_json(folder / STATE, {**known, "done": done})
+            progress(done, len(tokens))
         return cls(logs, places, vocabulary)
 
     def divergence(self, logits: Tensor, samples: Tensor) -> Tensor:

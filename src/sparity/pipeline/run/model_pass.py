@@ -91,7 +91,7 @@ def run_training(planned: PlannedPass, setting: Setting, folder: PassFolder, pro
     source = setting.previous or getattr(opened.decoder.source, "folder", None)
     if setting.previous is not None:
         carry_runtime(setting.previous, folder.path)
-    if source is not None:
+    if source is not None and "values" in stage.preserves:
         carry_scales(source, folder.path)
     runtime = [_published(each, folder)] if found["adds"] else []
     return replace(

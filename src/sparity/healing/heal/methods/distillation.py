@@ -57,7 +57,7 @@ class Distillation(Training):
         if self.hidden and task.dense.config.hidden_size != task.model.config.hidden_size:  # type: ignore[union-attr]
             raise InvalidInput("distillation: the dense model has another hidden size: leave `hidden` out")
         model, dense, count = task.model, task.dense, len(task.tokens)
-        teacher = TopK.gather(dense, task.tokens, self.top, task.work.folder)
+        teacher = TopK.gather(dense, task.tokens, self.top, task.work.folder, task.work.progress)
 
         def loss(ids: Tensor, step: int) -> Tensor:
             if not self.hidden:
