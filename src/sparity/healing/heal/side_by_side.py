@@ -130,12 +130,15 @@ def own_block(decoder: Decoder, model: nn.Module, index: int) -> Block:
     return Block(index, name, module, decoder.family.sites(module, name, decoder.config))
 
 
-def keep(task: Task, done: int, beside: Mapping[str, Tensor]) -> None:
-    """Keep the weights of the blocks, of which `done` are healed, and other tensors, where it is time to."""
+def keep(task: Task, done: int, beside: Mapping[str, Tensor], weights: bool = True) -> None:
+    """Keep the weights of the blocks, of which `done` are healed, and other tensors, where it is time to.
+
+    Without `weights` they are what they were.
+    """
     total = len(task.blocks)
     if done % EVERY == 0 or done == total:
-        weights = {f"weight.{name}": tensor for name, tensor in _stored(task.model).items()}
-        task.work.save(done, {name: tensor.contiguous() for name, tensor in {**weights, **beside}.items()})
+        changed = {f"weight.{name}": tensor for name, tensor in _stored(task.model).items()} if weights else {}
+        task.work.save(done, {name: tensor.contiguous() for name, tensor in {**changed, **beside}.items()})
     task.work.progress(done, total)
 
 
@@ -146,7 +149,8 @@ def restore(task: Task) -> tuple[int, dict[str, Tensor]]:
         return 0, {}
     done, tensors = last
     for name, tensor in _stored(task.model).items():
-        tensor.copy_(tensors.pop(f"weight.{name}"))
+        if (kept := tensors.pop(f"weight.{name}", None)) is not None:
+            tensor.copy_(kept)
     return done, tensors
 
 

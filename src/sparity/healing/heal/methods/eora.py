@@ -88,7 +88,7 @@ class EoRA(Method):
                         f"eora: no matrix of {pair.block.name} has the shape that it had in the dense model, so that "
                         "nothing is known of what it lost: use least_squares or distillation"
                     )
-                keep(task, pair.index + 1, data)
+                keep(task, pair.index + 1, data, weights=self.merge)
         return Healed(runtime=data)
 
     def _fit(self, pair: Pair, site: InputSite, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
