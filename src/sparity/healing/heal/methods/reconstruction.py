@@ -30,7 +30,7 @@ class Reconstruction(Training):
     """
 
     steps: int = 50
-    rate: float = 3e-4
+    rate: float = 1e-3
 
     @property
     def compares(self) -> bool:
