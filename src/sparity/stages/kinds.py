@@ -167,8 +167,8 @@ class ModelStage(Stage):
         return {}
 
     @abstractmethod
-    def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> Trained:
-        """Change the model's weights in place.
+    def train(self, model: nn.Module, masks: Mapping[str, Tensor], tokens: Tensor, work: Workspace) -> Trained | None:
+        """Change the model's weights in place; what it leaves beside them, if anything.
 
         Args:
             model: a transformers model with gradients switched on.

@@ -25,7 +25,7 @@ from sparity.pipeline.run.planned import PlannedPass, PlannedStage
 from sparity.pipeline.run.progress import Progress
 from sparity.pipeline.run.runtime_files import carry_runtime, publish_fitted, read_fitted, save_fitted
 from sparity.pipeline.run.whole_pass import commit_whole
-from sparity.stages import Change, ModelStage
+from sparity.stages import Change, ModelStage, Trained
 from sparity.visible import logger
 
 log = logger(__name__)
@@ -77,7 +77,7 @@ def run_training(planned: PlannedPass, setting: Setting, folder: PassFolder, pro
         model = setting.load()
         masks = _masks(opened.decoder, model) if setting.masked or stage.keeps_zeros else {}
         tokens = torch.empty(0, 0, dtype=torch.int64) if opened.tokens is None else opened.tokens
-        trained = stage.train(model, masks, tokens, Room(folder.state, progress, setting.dense, blocks))
+        trained = stage.train(model, masks, tokens, Room(folder.state, progress, setting.dense, blocks)) or Trained()
         for note in trained.notes:
             log.info("%s", note)
         _check(model, opened.decoder, masks, stage.name)
