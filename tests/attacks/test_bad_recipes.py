@@ -70,7 +70,7 @@ SECTIONS = [
     ({"calibration": {"tokens": "a.npy", "samples": True}}, r"calibration\.samples: expected a number, got True"),
     ({"calibration": None}, "needs calibration text for column_norm: add `calibration: {text: FILE}`"),
     ({"stages": []}, "stages: .*at least 1"),
-    ({"stages": [{"heal": {}}]}, r'stages\.0: no stage "heal" \(stages: '),
+    ({"stages": [{"mend": {}}]}, r'stages\.0: no stage "mend" \(stages: '),
     ({"stages": "prune"}, "stages: Input should be a valid list"),
     ({"measure": {"perplexity": [{"txt": "a"}]}}, r'measure\.perplexity\.0\.txt: unknown key; did you mean "text"'),
     ({"measure": {"speed": {"promt": 4}}}, r'measure\.speed\.promt: unknown key; did you mean "prompt"'),

@@ -160,10 +160,14 @@ def test_matrices_that_were_rewritten_are_not_compared(folder, tokens):
         for before in ({"permute": {}}, {"rescale": {}}):
             stages = recipe_of(folder, tokens, before, PRUNE, heal(name)).stages
             if refused:
-                with pytest.raises(InvalidInput, match="has rewritten them: take a method that compares predictions"):
+                with pytest.raises(
+                    InvalidInput, match="has rewritten or added to them: take a method that compares predictions"
+                ):
                     check_order(stages)
             else:
                 check_order(stages)
+    with pytest.raises(InvalidInput, match=r"stages\.2 \(heal: eora\) holds every matrix against the dense model's"):
+        check_order(recipe_of(folder, tokens, PRUNE, heal("eora"), heal("eora")).stages)
 
 
 def test_experts_are_compared_only_where_there_are_as_many(tmp_path):

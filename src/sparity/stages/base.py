@@ -111,7 +111,9 @@ class Stage(Section, ABC):
 
     name: ClassVar[str]
     preserves: ClassVar[frozenset[Property]] = frozenset()
-    rewrites: ClassVar[bool] = False  # other weights for the same outputs: matrices are not the dense model's any more
+    rewrites: ClassVar[bool] = (
+        False  # matrices are not the dense model's any more: others for the same outputs, or added to
+    )
 
     @property
     def compares(self) -> bool:

@@ -27,8 +27,8 @@ def check_order(stages: Sequence[Stage]) -> None:
             if before.rewrites and stage.compares:
                 raise InvalidInput(
                     f"stages.{later} ({stage.name}: {stage.how}) holds every matrix against the dense model's, and "
-                    f"stages.{earlier} ({before.name}) has rewritten them: take a method that compares predictions, "
-                    f"such as distillation, or leave {before.name} out"
+                    f"stages.{earlier} ({before.name}) has rewritten or added to them: take a method that compares "
+                    f"predictions, such as distillation, or leave {before.name} out"
                 )
             lost = [LOSES[kind] for kind in sorted(before.relies_on - stage.preserves)]
             if lost:

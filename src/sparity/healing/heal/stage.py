@@ -57,6 +57,11 @@ class HealStage(ModelStage):
         return frozenset({"mask", "shapes", "values"}) if self._built().adds else frozenset()
 
     @property
+    def rewrites(self) -> bool:  # type: ignore[override]
+        """What is added beside a matrix would be added twice by another that compares."""
+        return self._built().adds
+
+    @property
     def compares(self) -> bool:
         """See `Stage.compares`."""
         return self._built().compares
