@@ -17,6 +17,7 @@ KINDS = (
     "encoding",
     "family",
     "format",
+    "heal.method",
     "prune.pattern",
     "prune.score",
     "prune.solver",
