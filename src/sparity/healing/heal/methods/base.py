@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparity.errors import InvalidInput
 from sparity.models import Decoder
+from sparity.stages.allocation import projections
 from sparity.stages.base import Estimate, Workload
 from sparity.stages.kinds import Workspace
 from sparity.training.fine_tune.options import FP32, PASSES
@@ -146,9 +147,4 @@ class Training(Method):
 
 def weights_of(model: Decoder) -> int:
     """The weights of all projections."""
-    return sum(
-        projection.weight.numel()
-        for index in range(len(model))
-        for site in model.sites(index)
-        for projection in site.projections
-    )
+    return sum(projection.weight.numel() for _, projection in projections(model))

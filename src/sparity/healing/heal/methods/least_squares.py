@@ -20,6 +20,7 @@ from sparity.models import Decoder, InputSite
 from sparity.models.block import Projection
 from sparity.models.cuts.biases import add_biases, bias_flags
 from sparity.registry import register
+from sparity.stages.allocation import projections
 from sparity.stages.base import Estimate, Workload
 
 FP32 = 4
@@ -68,8 +69,7 @@ class LeastSquares(Method):
         if self.new_bias:
             decoder = Decoder.open(model)
             blocks = [own_block(decoder, model, index) for index in range(len(decoder))]
-            linear = [each for block in blocks for each in block.projections if each.expert is None]
-            add_biases(decoder.config, blocks, {each.name: torch.zeros(len(each.weight)) for each in linear})
+            add_biases(decoder.config, blocks, {each.name: torch.zeros(len(each.weight)) for each in _linear(decoder)})
         return model
 
     def estimate(self, model: Decoder, work: Workload) -> Estimate:
@@ -122,5 +122,4 @@ class LeastSquares(Method):
 
 
 def _linear(model: Decoder) -> list[Projection]:
-    everywhere = [each for index in range(len(model)) for site in model.sites(index) for each in site.projections]
-    return [projection for projection in everywhere if projection.expert is None]
+    return [projection for _, projection in projections(model) if projection.expert is None]

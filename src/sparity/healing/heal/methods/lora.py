@@ -17,6 +17,7 @@ from sparity.healing.heal.methods.base import Healed, Task, Training
 from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
 from sparity.registry import register
+from sparity.stages.allocation import projections
 from sparity.training.fine_tune.steps import Schedule, descend, in_float32, next_token_loss, places
 
 
@@ -48,11 +49,7 @@ class LoRA(Training):
 
     def trained(self, model: Decoder) -> int:
         """See `Training.trained`."""
-        found = 0
-        for index in range(len(model)):
-            for site in model.sites(index):
-                found += sum(self.rank * sum(projection.weight.shape) for projection in site.projections)
-        return found
+        return sum(self.rank * sum(projection.weight.shape) for _, projection in projections(model))
 
     def heal(self, task: Task) -> Healed:
         """See `Method.heal`."""
