@@ -23,7 +23,8 @@ LEVELS = (
     ("recipe",),
     ("sweep_file",),
     ("pipeline",),
-    ("integrations", "serve", "cli"),
+    ("integrations", "serve"),
+    ("cli",),
     ("__main__",),
 )
 FREE = {"__init__"}  # the package's own front door loads everything on demand

@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from sparity.measure.timing.generation import Stamps
-
-UNFINISHED = "\ufffd"  # what a tokenizer shows for the first bytes of a character
+from sparity.serve.growing_text import GrowingText
 
 
 class TextStream(Stamps):
@@ -19,29 +18,24 @@ class TextStream(Stamps):
     """
 
     def __init__(self, tokenizer: Any, write: Callable[[str], object]) -> None:
-        self._tokenizer, self._write = tokenizer, write
-        self._from, self._written = 0, 0  # text is decoded from the last piece on: how a token reads depends on it
-        self.ids: list[int] = []
+        self._growing, self._write = GrowingText(tokenizer), write
         self.text = ""
         super().__init__()
 
+    @property
+    def ids(self) -> list[int]:
+        """See the class."""
+        return self._growing.ids
+
     def receive(self, ids: Tensor) -> None:
         """One new token [1]."""
-        self.ids += ids.flatten().tolist()
-        if not self._decode(self._from, len(self.ids)).endswith(UNFINISHED):
-            self._write_new()
+        self._show(self._growing.add(ids.flatten().tolist()))
 
     def end(self) -> None:
         """Write what is still held back, a character that stays unfinished among it."""
-        self._write_new()
+        self._show(self._growing.rest())
 
-    def _write_new(self) -> None:
-        before, now = self._decode(self._from, self._written), self._decode(self._from, len(self.ids))
-        piece = now.removeprefix(before)
-        self._from, self._written = self._written, len(self.ids)
+    def _show(self, piece: str) -> None:
         self.text += piece
-        self._write(piece)
-
-    def _decode(self, start: int, end: int) -> str:
-        text: str = self._tokenizer.decode(self.ids[start:end], skip_special_tokens=True)
-        return text
+        if piece:
+            self._write(piece)

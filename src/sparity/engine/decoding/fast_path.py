@@ -17,7 +17,8 @@ from sparity.engine.decoding.change_detector import Snapshot
 from sparity.engine.decoding.llama_layout import library_blocks, shape_of_heads, skips_of
 from sparity.engine.decoding.rotary import tables as rotary_tables
 from sparity.engine.kernels import native
-from sparity.engine.modules.skips import skips_below
+from sparity.engine.kernels.step.cpu import CacheView
+from sparity.engine.modules.skips import SparseTokens, skips_below
 from sparity.engine.runtime import CacheLayer, CacheShape
 
 HARMLESS = {"past_key_values", "return_dict", "cache_position"}  # options that change nothing here
@@ -110,37 +111,82 @@ class Step:
         if any(tensor.dtype != torch.bfloat16 for tensor in (embeddings, *tables)):
             return "embeddings or rotary tables are not in bfloat16"
         tokens = batch * fresh
-        stream = embeddings.reshape(tokens, hidden).clone(memory_format=torch.contiguous_format)
-        out = torch.empty_like(stream)
         cos, sin = (table.expand(batch, fresh, width).reshape(tokens, width).contiguous() for table in tables)
         visible = None if mask is None or bool(mask.all()) else mask.ne(0).to(torch.uint8).contiguous()
-        several = torch.full((batch,), fresh) if fresh > 1 else None
-        blocks = type(self._blocks).from_buffer_copy(self._blocks)  # of this call: threads may share a model
         views = [layer.view(fresh, shape) for layer, shape in zip(layers, self._shapes(batch), strict=True)]
+        sparse = None if self._tokens is None else self._tokens.between(length, fresh)
+        out = self.advance(
+            embeddings.reshape(tokens, hidden),
+            (cos, sin),
+            torch.full((batch,), fresh),
+            views,
+            visible=visible,
+            sparse=None if sparse is None else sparse.reshape(tokens),
+        )
+        for layer in layers:
+            layer.commit(fresh)
+        return out.view(batch, fresh, hidden)
+
+    @property
+    def heads(self) -> Sequence[tuple[int, int]]:
+        """Of each layer the number of key and value heads, and their size."""
+        return self._heads
+
+    @property
+    def skipped(self) -> SparseTokens | None:
+        """What says of which tokens channels are skipped, where they are."""
+        return self._tokens
+
+    def advance(
+        self,
+        embeddings: Tensor,
+        tables: tuple[Tensor, Tensor],
+        fresh: Tensor,
+        views: Sequence[CacheView],
+        visible: Tensor | None = None,
+        sparse: Tensor | None = None,
+    ) -> Tensor:
+        """New tokens of rows of unlike lengths -> their hidden states `[tokens, hidden]` after the last norm.
+
+        What a token gives is the same bits whatever other tokens and rows come with it. Nothing is checked.
+
+        Args:
+            embeddings: bfloat16 `[tokens, hidden]`, of all rows, row by row; they stay as they are.
+            tables: cos and sin `[tokens, width]`, bfloat16, contiguous.
+            fresh: how many tokens each row has, int64 `[rows]`, 0 among them.
+            views: of each layer, where the keys and values of the rows are and go; the lengths stay what they were.
+            visible: uint8 `[rows, keys]`, 0 for what no token of the row sees; None: all is seen.
+            sparse: bool `[tokens]`, where channels are skipped; None: in all, if the model skips any.
+
+        Raises:
+            MemoryError: there is none for a step of so many tokens.
+        """
+        tokens, hidden = embeddings.shape
+        stream = embeddings.clone(memory_format=torch.contiguous_format)
+        out = torch.empty_like(stream)
+        blocks = type(self._blocks).from_buffer_copy(self._blocks)  # of this call: threads may share a model
         for block, view in zip(blocks, views, strict=True):
             view.write(block.attention.cache)
-        sparse = None if self._tokens is None else self._tokens.between(length, fresh)
-        whole = None if sparse is None else (~sparse).to(torch.uint8).reshape(tokens).contiguous()
+        several = fresh if bool((fresh != 1).any()) else None
+        whole = None if sparse is None else (~sparse).to(torch.uint8).contiguous()
         step = native.Step(
-            rows=batch,
+            rows=len(fresh),
             tokens=tokens,
             hidden=hidden,
             fresh=None if several is None else several.data_ptr(),
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
+            cos=tables[0].data_ptr(),
+            sin=tables[1].data_ptr(),
             visible=None if visible is None else visible.data_ptr(),
             visible_keys=0 if visible is None else visible.shape[1],
-            last_norm=base.norm.weight.data_ptr(),
-            last_epsilon=base.norm.variance_epsilon,
+            last_norm=self.base.norm.weight.data_ptr(),
+            last_epsilon=self.base.norm.variance_epsilon,
             whole=None if whole is None else whole.data_ptr(),
             stream=stream.data_ptr(),
             out=out.data_ptr(),
         )
         if native.library().sparity_step(ctypes.byref(step), blocks, len(blocks), native.threads()):
             raise MemoryError(f"no memory for a step of {tokens} tokens")
-        for layer in layers:
-            layer.commit(fresh)
-        return out.view(batch, fresh, hidden)
+        return out
 
     def _shapes(self, rows: int) -> list[CacheShape]:
         """What each layer of the cache is asked for."""

@@ -71,6 +71,13 @@ def declines(model: Any) -> str | None:
     return engine.reason
 
 
+def step_of(model: Any) -> Step | str:
+    """The compiled step of an attached model as it is now, or why there is none; see `declines`."""
+    reason = declines(model)
+    step = None if reason else _engine(model.base_model).step
+    return step if step is not None else reason or "it has no fast path"
+
+
 def fallbacks(model: Any) -> Counter[str]:
     """Why calls of a model ran its own code since it was attached, and how many did; empty where it is not attached.
 
