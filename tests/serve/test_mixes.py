@@ -143,13 +143,15 @@ def runtime(model, kind):
     return sparity.cache(model, kind, 0.5, sinks=2, recent=4)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "float32", "griffin", "snapkv", "streaming_llm"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "float32", "griffin", "snapkv", "streaming_llm", "snapkv attached"])
 def test_models_that_the_step_does_not_know_answer_one_by_one(tiny, kind):
     model, known = tiny(kind if kind in ("gpt2", "gemma2") else "llama"), {}
     model = model.float() if kind == "float32" else model
     with ExitStack() as closing:
-        if kind in ("griffin", "snapkv", "streaming_llm"):
-            closing.enter_context(runtime(model, kind))
+        if kind.split()[0] in ("griffin", "snapkv", "streaming_llm"):
+            closing.enter_context(runtime(model, kind.split()[0]))
+        if kind.endswith(" attached"):
+            fast(model)
         assert not isinstance(execution_of(model), Steps)
 
         @examples(4)

@@ -25,6 +25,7 @@ from sparity.cli.prune import prune
 from sparity.cli.run import run
 from sparity.cli.schema import schema
 from sparity.cli.sensitivity import sensitivity
+from sparity.cli.serve import serve
 from sparity.cli.sweep import sweep
 from sparity.cli.verify import verify
 from sparity.visible import one_line
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "eval": evaluate,
     "bench": bench,
     "generate": generate,
+    "serve": serve,
     "convert": convert,
     "verify": verify,
     "methods": methods,
@@ -47,7 +49,19 @@ VERBS: dict[str, Callable[..., Any]] = {
     "fetch": fetch,
     "demo": demo,
 }
-OPENING = ("prune", "run", "plan", "sensitivity", "sweep", "eval", "bench", "generate", "convert", "doctor")  # a model
+OPENING = (
+    "prune",
+    "run",
+    "plan",
+    "sensitivity",
+    "sweep",
+    "eval",
+    "bench",
+    "generate",
+    "serve",
+    "convert",
+    "doctor",
+)  # a model
 
 
 # The base of what is said about arguments; typer brings it along, older releases take it from click.

@@ -36,7 +36,7 @@ class Scheduler:
         prefixes: Prefixes | None = None,
         finished: Callable[[Answer], object] = lambda answer: None,
     ) -> None:
-        self.execution, self.prefixes, self._finished = execution, prefixes, finished
+        self.execution, self.prefixes, self.finished = execution, prefixes, finished
         self.waiting: deque[Answer] = deque()
         self.running: dict[int, Answer] = {}
         self.queried = self.hits = 0  # tokens that were looked for among the prefixes, and found
@@ -85,12 +85,13 @@ class Scheduler:
                 if part.wanted:
                     answer.see(part.start + len(part.ids) - part.wanted, logits)
             except NumericalError as error:
+                answer.corrupted = True
                 self._end(answer, str(error))
                 continue
             if answer.finish is not None:
                 self._keep(answer)
                 self._leave(answer)
-                self._finished(answer)
+                self.finished(answer)
         return True
 
     def stop(self, message: str) -> None:
@@ -105,7 +106,7 @@ class Scheduler:
             if answer.order.deadline is not None and answer.order.deadline <= now:
                 self.cancel(answer)
                 answer.end("timeout", "the time for this request is over")
-                self._finished(answer)
+                self.finished(answer)
 
     def _admit(self) -> None:
         free = (slot for slot in range(self.execution.slots) if slot not in self.running)
@@ -160,7 +161,7 @@ class Scheduler:
     def _end(self, answer: Answer, message: str) -> None:
         self._leave(answer)
         answer.end("error", message)
-        self._finished(answer)
+        self.finished(answer)
 
     def _leave(self, answer: Answer) -> None:
         if answer.slot is not None and self.running.pop(answer.slot, None) is not None:

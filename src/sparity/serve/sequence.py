@@ -97,7 +97,8 @@ class Answer:
         reused: how many of those came from other texts.
         prompt_tokens: what the prompt's logprobs are, as far as they are known.
         finish: why it ended; None while it goes on.
-        times: of its beginnings: asked for, taken up, first and last token; 0 = not yet.
+        asked: when it was asked for, by `time.monotonic`; also when it was `taken` up, its `first` and `last` token.
+        corrupted: whether it ended by logits that are no numbers.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Answer:
         self.computed = self.reused = 0
         self.slot: int | None = None
         self.finish: Finish | None = None
+        self.corrupted = False
         self.asked, self.taken, self.first, self.last = time.monotonic(), 0.0, 0.0, 0.0
         own = frozenset() if order.ignore_end else ends
         self._ends = own | order.stop_ids

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparity.dynamic.cache.attaching import PREFIX
 from sparity.engine.decoding.fast_path import Step
 from sparity.engine.decoding.model import step_of
 from sparity.engine.decoding.rotary import by_length
@@ -29,6 +30,11 @@ def declines(model: Any) -> str | None:
     step = step_of(model)
     if isinstance(step, str):
         return step
+    attention = model.config._attn_implementation
+    if attention.startswith(PREFIX):
+        return "a stage at run time chooses what its cache keeps"
+    if attention not in ("sdpa", "eager"):
+        return f"attention is {attention}, not sdpa or eager"
     head = model.get_output_embeddings()
     if type(head) is not Head or head.prepared is None or head.prepared.native is None:
         return "its head is not multiplied by the compiled kernels"

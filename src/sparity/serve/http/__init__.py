@@ -1,0 +1,1 @@
+"""OpenAI's interface: requests in, answers out, whole or as they come."""
