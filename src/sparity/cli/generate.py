@@ -9,7 +9,7 @@ import typer
 
 from sparity.cli import console
 from sparity.cli.options import Json, Threads
-from sparity.visible import harmless
+from sparity.cli.output import write
 
 COLDEST = 0.001  # temperatures below overflow what they divide
 
@@ -74,7 +74,7 @@ def generate(
             attach(subject)
         _check_length(subject.config, len(ids), tokens)
         torch.manual_seed(seed)
-        stream = TextStream(tokenizer, (lambda piece: None) if json else _print)
+        stream = TextStream(tokenizer, (lambda piece: None) if json else write)
         answer: ExactAnswer | None = None
         with torch.no_grad(), _as_the_model_asks(model):
             if exact:
@@ -94,7 +94,7 @@ def generate(
     if json:
         console.print_json({"model": model, "prompt": prompt, "text": stream.text, "ids": stream.ids, **speed})
         return
-    _print("\n")
+    write("\n")
     if stats:
         rate = speed["tokens_per_second"]
         after = "" if rate is None else f", then {rate:.1f} tokens/s"
@@ -197,11 +197,3 @@ def _drafts(answer: Any) -> dict[str, Any]:
         return {}
     named = {name: getattr(answer, name) for name in ("drafted", "accepted", "checks", "acceptance")}
     return {"exact": named}
-
-
-def _print(text: str) -> None:
-    if sys.stdout.isatty():  # a model may say anything; a file gets every character
-        text = harmless(text)
-    known = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(known, "replace").decode(known))
-    sys.stdout.flush()

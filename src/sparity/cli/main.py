@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 import sparity
 from sparity.cli import console
 from sparity.cli.bench import bench
+from sparity.cli.chat import chat
 from sparity.cli.convert import convert
 from sparity.cli.demo import demo
 from sparity.cli.doctor import doctor
@@ -40,6 +41,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "bench": bench,
     "generate": generate,
     "serve": serve,
+    "chat": chat,
     "convert": convert,
     "verify": verify,
     "methods": methods,
