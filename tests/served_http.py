@@ -10,7 +10,21 @@ from openai import OpenAI
 
 from sparity.serve.http.app import Limits, create_app
 from sparity.serve.http.server import bind, server_of
+from sparity.serve.served_model import open_model
 from sparity.serve.service import Service
+
+TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'odd' or message.content == 'refuse' %}"
+    "{{ raise_exception('no such role') }}{% endif %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+)
+
+
+def open_llama(**options):
+    """`zoo:llama`, ready to be served, with a chat template."""
+    return open_model(
+        "zoo:llama",
+        **{"name": "llama", "slots": 4, "context": 256, "template": TEMPLATE, "prefix_bytes": 10**7, **options},
+    )
 
 
 class Served:
@@ -43,9 +57,9 @@ class Served:
 
 
 @contextmanager
-def serving(models, **limits):
+def serving(models, guard=None, **limits):
     """A server of some models until the context closes."""
-    service = Service(models)
+    service = Service(models, guard)
     server = server_of(create_app(service, Limits(**limits)))
     listening = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -40,17 +40,27 @@ def serve(
         str | None, typer.Option(envvar="SPARITY_API_KEY", help="That clients must show.", show_default=False)
     ] = None,
     chat_template: Template = None,
+    dense: Annotated[
+        str | None,
+        typer.Option(help="The dense model, which scores a sample of the answers and takes over.", show_default=False),
+    ] = None,
+    guard_share: Annotated[float, typer.Option(min=0, max=1, help="The share of answers that is scored.")] = 0.02,
+    guard_kl: Annotated[
+        float, typer.Option(min=1e-6, help="Nats per token that answers may be from the dense model, in the mean.")
+    ] = 0.1,
     threads: Threads = None,
 ) -> None:
     """Answer requests over HTTP with OpenAI's interface.
 
     A model in bfloat16 runs on Sparity's engine, many requests together; what one is answered never depends on the
-    others. Models and run-time stages that the engine's step does not know answer one request after another.
+    others. Models and run-time stages that the engine's step does not know answer one request after another. With
+    --dense a sample of the answers is scored by the dense model, which takes over while they are too far from its own.
     """
     with console.errors_in_one_line():
         check_installed()
         import torch
 
+        from sparity.serve.guard.guard import Bounds, Guard
         from sparity.serve.http.app import Limits, create_app
         from sparity.serve.http.server import run
         from sparity.serve.served_model import open_model
@@ -58,17 +68,22 @@ def serve(
 
         if threads is not None:
             torch.set_num_threads(threads)
-        served = open_model(
-            model,
-            name=name,
-            slots=slots,
-            context=context,
-            most=step_tokens,
-            prefix_bytes=prefix_cache * 1_000_000,
-            template=None if chat_template is None else chat_template.read_text(encoding="utf-8"),
-        )
+        options: dict[str, Any] = {
+            "name": name or model,
+            "slots": slots,
+            "context": context,
+            "most": step_tokens,
+            "prefix_bytes": prefix_cache * 1_000_000,
+            "template": None if chat_template is None else chat_template.read_text(encoding="utf-8"),
+        }
+        served = [open_model(model, **options)]
+        guard = None
+        if dense is not None:
+            shadow = open_model(dense, runtime=False, **options)
+            guard = Guard(served[0], shadow, Bounds(share=guard_share, kl=guard_kl))
         limits = Limits(body=max_body, waiting=queue, seconds=timeout, key=api_key)
-        run(create_app(Service([served]), limits), host, port, lambda url: _greet(url, [served]))
+        shown = served if guard is None else [*served, guard.dense]
+        run(create_app(Service(served, guard), limits), host, port, lambda url: _greet(url, shown))
 
 
 def check_installed() -> None:
@@ -83,5 +98,8 @@ def check_installed() -> None:
 def _greet(url: str, models: list[Any]) -> None:
     for served in models:
         execution = served.execution
-        console.err.print(f"{served.name}: {execution.words}; {execution.context} tokens of context", soft_wrap=True)
+        kind = "" if served.kind == "model" else f", {served.kind}"
+        console.err.print(
+            f"{served.name}{kind}: {execution.words}; {execution.context} tokens of context", soft_wrap=True
+        )
     console.err.print(f"listening at {url}/v1 (interrupt to stop)", soft_wrap=True)

@@ -125,8 +125,8 @@ class Scheduler:
         room = None if most is None else most - len(going)
         turns = [self._turn(answer, 1) for answer in going]
         for answer in sorted(reading, key=lambda one: one.taken):
-            if room is None:  # whole prompts, one in each step
-                return [*turns, self._turn(answer, len(answer.ids))]
+            if room is None:  # whole prompts, one in each step, and what is forced as if it had been chosen
+                return [*turns, self._turn(answer, 1 if answer.computed else len(answer.order.prompt))]
             if room <= 0:
                 break
             if answer.computed == 0:
@@ -138,16 +138,19 @@ class Scheduler:
     def _turn(self, answer: Answer, tokens: int) -> tuple[Part, Answer]:
         start, order = answer.computed, answer.order
         ids = answer.ids[start : start + tokens]
-        last = start + len(ids) == len(answer.ids)
-        wanted = len(ids) if answer.every_logit and start < len(order.prompt) + len(order.forced) else int(last)
+        end = start + len(ids)
+        wanted = int(end == len(answer.ids))
+        if answer.wanted_from is not None and start < len(order.prompt) + len(order.forced):
+            wanted = max(end - max(answer.wanted_from, start), 0)
         assert answer.slot is not None, "it runs"
         return Part(answer.slot, ids, start, len(order.prompt), order.scored, wanted), answer
 
     def _restore(self, answer: Answer) -> None:
-        if self.prefixes is None or answer.every_logit or answer.slot is None:
+        if self.prefixes is None or answer.slot is None:
             return
-        order = answer.order
-        most = self.execution.shareable(len(answer.ids) - 1, len(order.prompt), order.scored)
+        order, wanted_from = answer.order, answer.wanted_from
+        most = len(answer.ids) - 1 if wanted_from is None else wanted_from
+        most = self.execution.shareable(most, len(order.prompt), order.scored)
         answer.reused = answer.computed = self.prefixes.restore(answer.slot, answer.ids, most)
         self.queried += len(order.prompt)
         self.hits += answer.reused

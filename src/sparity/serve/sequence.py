@@ -89,7 +89,8 @@ class Answer:
         tokenizer: which gives the text.
         ends: tokens by which the model ends a text.
         emit: is called with each piece.
-        observe: is called with the place of a token and the logits `[some, vocabulary]` behind it and those after it.
+        observe: is called with the place of a token and the logits `[some, vocabulary]` behind it and those after it,
+            from the last one of the prompt on.
 
     Attributes:
         ids: prompt and answer.
@@ -132,9 +133,11 @@ class Answer:
         return len(self.ids) - len(self.order.prompt) - len(self.order.forced)
 
     @property
-    def every_logit(self) -> bool:
-        """Whether logits are wanted of more than the last token."""
-        return self.order.prompt_logprobs is not None or self.observe is not None
+    def wanted_from(self) -> int | None:
+        """From which token on logits are wanted, besides those of the last one."""
+        if self.order.prompt_logprobs is not None:
+            return 0
+        return None if self.observe is None else len(self.order.prompt) - 1
 
     def see(self, start: int, logits: Tensor) -> None:
         """Take up the logits `[some, vocabulary]` behind the tokens from `start` on; they may lead to a new one."""

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from sparity.errors import InvalidInput
+from sparity.serve.guard.guard import Guard
 from sparity.serve.http.metrics import Metrics
+from sparity.serve.scheduler import Scheduler
+from sparity.serve.sequence import Answer
 from sparity.serve.served_model import ServedModel
 from sparity.serve.worker import Worker
 
@@ -14,6 +17,7 @@ class Service:
 
     Args:
         models: of different names; the first answers requests that name none.
+        guard: of the first of them, which then answers in its place, or the dense model.
 
     Attributes:
         models: by name.
@@ -24,15 +28,17 @@ class Service:
         InvalidInput: two have one name.
     """
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
+    def __init__(self, models: Sequence[ServedModel], guard: Guard | None = None) -> None:
         self.models: Mapping[str, ServedModel] = {model.name: model for model in models}
         if len(self.models) < len(models):
             raise InvalidInput(f"two models have one name: {', '.join(model.name for model in models)}")
-        self._default = models[0]
-        self.metrics = Metrics(models)
-        for model in models:
-            model.scheduler.finished = partial(self.metrics.finished, model.scheduler)
-        self.worker = Worker([model.scheduler for model in models], stepped=self.metrics.stepped)
+        self._default, self._guard = models[0], guard
+        every = [*models] if guard is None else [*models, guard.dense]
+        self.metrics = Metrics(every, guard)
+        for model in every:
+            model.scheduler.finished = partial(self._finished, model.scheduler)
+        spare = (lambda: False) if guard is None else guard.go_on
+        self.worker = Worker([model.scheduler for model in every], spare, self.metrics.stepped)
 
     @property
     def alive(self) -> bool:
@@ -41,7 +47,8 @@ class Service:
 
     def route(self, name: str | None) -> ServedModel | None:
         """The model that answers a request for a name, or for none; None where there is no such model."""
-        return self._default if name is None else self.models.get(name)
+        found = self._default if name is None else self.models.get(name)
+        return self._guard.serving if self._guard is not None and found is self._guard.sparse else found
 
     def start(self) -> None:
         """Begin to work."""
@@ -50,3 +57,10 @@ class Service:
     def close(self) -> None:
         """End all answers and stop."""
         self.worker.close()
+
+    def _finished(self, scheduler: Scheduler, answer: Answer) -> None:
+        if answer.order.forced:  # the guard's own
+            return
+        self.metrics.finished(scheduler, answer)
+        if self._guard is not None and scheduler in (self._guard.sparse.scheduler, self._guard.dense.scheduler):
+            self._guard.finished(answer)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from sparity.errors import InvalidInput
 from sparity.serve.scheduler import Scheduler
 from sparity.serve.sequence import Answer
+from sparity.visible import logger
 
+log = logger(__name__)
 CLOSED = "the server is shutting down"
 
 
@@ -16,7 +18,7 @@ class Worker(threading.Thread):
 
     Args:
         schedulers: which nobody else calls.
-        spare: is called where they have nothing to do -> whether it did something.
+        spare: is called between the steps -> whether it gave them something to do.
         stepped: is called after each step with its scheduler.
     """
 
@@ -68,10 +70,14 @@ class Worker(threading.Thread):
                     break
             busy = False
             for scheduler in self._schedulers:
-                if scheduler.step():
-                    busy = True
-                    self._stepped(scheduler)
-            busy = busy or self._spare()
+                try:
+                    if scheduler.step():
+                        busy = True
+                        self._stepped(scheduler)
+                except Exception:  # a fault of ours must not end the server
+                    log.exception("a step failed")
+                    scheduler.stop("the server failed; its log says why")
+            busy = self._spare() or busy
             with self._news:
                 if not (busy or self._inbox) and self._open:
                     self._news.wait()

@@ -1,10 +1,13 @@
 """What Prometheus reads, under vLLM's names with `sparity:` in front, so that its dashboards fit."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from sparity.serve.guard.guard import Guard
 from sparity.serve.scheduler import Scheduler
 from sparity.serve.sequence import Answer
 from sparity.serve.served_model import ServedModel
@@ -16,12 +19,41 @@ LATENCY = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 24
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
 
 
-class Metrics:
-    """The numbers of some models; counted in the worker's thread, read from any."""
+class Guarded(Collector):
+    """The numbers of a guard."""
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def collect(self) -> Iterable[Metric]:
+        """As they are now."""
+        guard, name = self._guard, [self._guard.sparse.name]
+        for label, words, value in (
+            ("scored", "Answers that the dense model scored.", guard.scored),
+            ("kl_nats", "Their nats per token from the dense model, added up.", guard.total),
+            ("alarms", "How often the dense model took over.", guard.alarms),
+            ("returns", "How often the sparse model took over again.", guard.returns),
+        ):
+            counter = CounterMetricFamily(f"sparity:guard_{label}", words, labels=["model_name"])
+            counter.add_metric(name, value)
+            yield counter
+        for label, words, value in (
+            ("dense", "1 where the dense model answers.", int(guard.serving is guard.dense)),
+            ("evidence", "The evidence for an alarm, or for a return.", guard.evidence),
+        ):
+            gauge = GaugeMetricFamily(f"sparity:guard_{label}", words, labels=["model_name"])
+            gauge.add_metric(name, value)
+            yield gauge
+
+
+class Metrics:
+    """The numbers of some models, and of a guard; counted in the worker's thread, read from any."""
+
+    def __init__(self, models: Sequence[ServedModel], guard: Guard | None = None) -> None:
         self._registry = CollectorRegistry()
         self._models = {model.scheduler: model for model in models}
+        if guard is not None:
+            self._registry.register(Guarded(guard))
 
         def gauge(name: str, words: str) -> Gauge:
             return Gauge(f"sparity:{name}", words, LABELS, registry=self._registry)
