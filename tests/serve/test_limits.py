@@ -177,10 +177,9 @@ def test_two_models_share_no_name(llama):
 
 
 def test_an_address_that_is_taken():
-    with bind("127.0.0.1", 0) as first:
-        first.listen()
-        with pytest.raises(InvalidInput, match=r"cannot listen at 127.0.0.1:.*choose another --port"):
-            bind(*first.getsockname())
+    words = r"cannot listen at 127.0.0.1:.*choose another --port"
+    with bind("127.0.0.1", 0) as first, pytest.raises(InvalidInput, match=words):
+        bind(*first.getsockname())
     with pytest.raises(InvalidInput, match="cannot listen at no such host:1"):
         bind("no such host", 1)
 

@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from sparity.errors import InvalidInput
 
 GRACE = 30  # seconds in which requests may still be answered once the server is told to stop
+BACKLOG = 2048  # connections that may wait
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -22,6 +23,7 @@ def bind(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        found.listen(BACKLOG)
     except OSError as error:
         raise InvalidInput(
             f"cannot listen at {host}:{port}: {error.strerror or error}; choose another --port"
