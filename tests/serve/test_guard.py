@@ -84,16 +84,16 @@ def test_the_number_is_the_divergence_of_the_answer_s_tokens(damaged):
 
 def test_the_dense_model_takes_over_and_gives_back(damaged):
     sparse, dense, damage = damaged
-    guard = Guard(sparse, dense, Bounds(share=1, kl=0.01, alarm=0.05, back=0.05))
+    guard = Guard(sparse, dense, Bounds(share=1, kl=0.01, alarm=0.1, back=0.1))
     service = Service([sparse], guard)
     answered(service, PROMPTS[:5])
     assert guard.serving is sparse
     damage()
-    answered(service, PROMPTS[:20])
+    answered(service, PROMPTS[:12])
     assert (guard.alarms, guard.returns, service.route("llama")) == (1, 0, dense)
     assert service.route("other") is None
     damage(whole=True)
-    answered(service, PROMPTS + PROMPTS[:20])
+    answered(service, PROMPTS)
     assert (guard.alarms, guard.returns, service.route(None)) == (1, 1, sparse)
 
 
@@ -117,7 +117,7 @@ def test_over_the_wire(damaged):
         asked = {"prompt": PROMPTS[0], "max_tokens": 6, "ignore_eos": True, "temperature": 0}
         first = served.post("/v1/completions", asked).json()
         assert first["system_fingerprint"].endswith("-sparse")
-        for prompt in PROMPTS:
+        for prompt in PROMPTS[:10]:
             served.post("/v1/completions", {**asked, "prompt": prompt})
         served.wait(lambda: guard.serving is dense)
         last = served.post("/v1/completions", asked).json()

@@ -187,7 +187,7 @@ def test_an_address_that_is_taken():
 def test_a_wire_that_carries_events_in_json(opened):
     with (
         serving([opened]) as served,
-        served.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer,
+        served.http.stream("POST", "/v1/completions", json={**LONG, "max_tokens": 20, "stream": True}) as answer,
     ):
         lines = [line for line in answer.iter_lines() if line]
     assert lines.pop() == "data: [DONE]"
