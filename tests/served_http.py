@@ -57,9 +57,9 @@ class Served:
 
 
 @contextmanager
-def serving(models, guard=None, **limits):
+def serving(models, guard=None, split=None, **limits):
     """A server of some models until the context closes."""
-    service = Service(models, guard)
+    service = Service(models, guard, split)
     server = server_of(create_app(service, Limits(**limits)))
     listening = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

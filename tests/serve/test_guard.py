@@ -132,8 +132,8 @@ def test_over_the_wire(damaged):
 
 def test_models_with_other_tokens(pair, tmp_path):
     other = open_model("zoo:llama", name="llama", context=128)
-    with pytest.raises(InvalidInput, match="takes 128 tokens, the sparse one 256: lower --context"):
+    with pytest.raises(InvalidInput, match="the dense model takes 128 tokens, the sparse one 256: lower --context"):
         Guard(pair[0], other, Bounds())
     other.tokenizer.add_tokens(["<new>"])
-    with pytest.raises(InvalidInput, match="has other tokens than the sparse one"):
+    with pytest.raises(InvalidInput, match="the dense model has other tokens than the sparse one"):
         Guard(pair[0], other, Bounds())

@@ -11,6 +11,7 @@ import pytest
 
 from served_http import serving
 from sparity.errors import InvalidInput
+from sparity.serve.http import replies
 from sparity.serve.http.server import bind
 from sparity.serve.service import Service
 
@@ -111,6 +112,18 @@ def test_a_client_that_leaves_frees_its_slot(held, stream):
         served.wait(lambda: not held.scheduler.running)
         held.steps()
         assert served.post("/v1/completions", {**LONG, "max_tokens": 2}).json()["usage"]["completion_tokens"] == 2
+
+
+def test_a_stream_shows_that_it_lives_while_no_token_comes(held, monkeypatch):
+    monkeypatch.setattr(replies, "QUIET", 0.05)
+    body = {**LONG, "max_tokens": 2, "stream": True}
+    with serving([held]) as served, served.http.stream("POST", "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == ": still at work"
+        held.steps()
+        rest = [line for line in lines if line and not line.startswith(":")]
+    assert len(rest) == 3
+    assert rest[-1] == "data: [DONE]"
 
 
 def test_requests_that_run_are_answered_before_the_server_ends(held):

@@ -1,5 +1,6 @@
 """`sparity serve MODEL`: a server with OpenAI's interface."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,13 +49,18 @@ def serve(
     guard_kl: Annotated[
         float, typer.Option(min=1e-6, help="Nats per token that answers may be from the dense model, in the mean.")
     ] = 0.1,
+    beside: Annotated[
+        str | None, typer.Option(help="Another model, which answers a share of the requests.", show_default=False)
+    ] = None,
+    share: Annotated[float, typer.Option(min=0, max=1, help="The share that --beside answers.")] = 0.5,
     threads: Threads = None,
 ) -> None:
     """Answer requests over HTTP with OpenAI's interface.
 
     A model in bfloat16 runs on Sparity's engine, many requests together; what one is answered never depends on the
     others. Models and run-time stages that the engine's step does not know answer one request after another. With
-    --dense a sample of the answers is scored by the dense model, which takes over while they are too far from its own.
+    --dense a sample of the answers is scored by the dense model, which takes over while they are too far from its own;
+    with --beside another model answers a share of the requests, and the metrics tell the two apart.
     """
     with console.errors_in_one_line():
         check_installed()
@@ -64,7 +70,7 @@ def serve(
         from sparity.serve.http.app import Limits, create_app
         from sparity.serve.http.server import run
         from sparity.serve.served_model import open_model
-        from sparity.serve.service import Service
+        from sparity.serve.service import Service, Split
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -81,9 +87,10 @@ def serve(
         if dense is not None:
             shadow = open_model(dense, runtime=False, **options)
             guard = Guard(served[0], shadow, Bounds(share=guard_share, kl=guard_kl))
+        split = None if beside is None else Split(open_model(beside, **options), share)
         limits = Limits(body=max_body, waiting=queue, seconds=timeout, key=api_key)
-        shown = served if guard is None else [*served, guard.dense]
-        run(create_app(Service(served, guard), limits), host, port, lambda url: _greet(url, shown))
+        service = Service(served, guard, split)
+        run(create_app(service, limits), host, port, lambda url: _greet(url, service.every))
 
 
 def check_installed() -> None:
@@ -95,7 +102,7 @@ def check_installed() -> None:
         raise InvalidInput(f"a server needs {', '.join(missing)}: pip install 'sparity[serve]'")
 
 
-def _greet(url: str, models: list[Any]) -> None:
+def _greet(url: str, models: Sequence[Any]) -> None:
     for served in models:
         execution = served.execution
         kind = "" if served.kind == "model" else f", {served.kind}"

@@ -55,6 +55,22 @@ class ServedModel:
         """What a client can tell by that other weights answered."""
         return f"sparity-{__version__}-{self.kind}"
 
+    def check_stands_in(self, other: "ServedModel") -> None:
+        """Refuse a model that cannot take over requests to `other`.
+
+        Raises:
+            InvalidInput: it has other tokens, or takes fewer.
+        """
+        if self.execution.vocabulary != other.execution.vocabulary or (
+            self.tokenizer.get_vocab() != other.tokenizer.get_vocab()
+        ):
+            raise InvalidInput(f"the {self.kind} model has other tokens than the {other.kind} one")
+        if self.execution.context < other.execution.context:
+            raise InvalidInput(
+                f"the {self.kind} model takes {self.execution.context} tokens, the {other.kind} one "
+                f"{other.execution.context}: lower --context"
+            )
+
     @property
     def chats(self) -> bool:
         """Whether there is a chat template."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparity.errors import InvalidInput
 from sparity.serve.guard.evidence import Above, Below, Evidence
 from sparity.serve.sampling import Sampling
 from sparity.serve.sequence import Answer, Order
@@ -63,16 +62,8 @@ class Guard:
     """
 
     def __init__(self, sparse: ServedModel, dense: ServedModel, bounds: Bounds) -> None:
-        if sparse.execution.vocabulary != dense.execution.vocabulary or (
-            sparse.tokenizer.get_vocab() != dense.tokenizer.get_vocab()
-        ):
-            raise InvalidInput("the dense model has other tokens than the sparse one: it cannot score its answers")
-        if dense.execution.context < sparse.execution.context:
-            raise InvalidInput(
-                f"the dense model takes {dense.execution.context} tokens, the sparse one {sparse.execution.context}: "
-                "lower --context"
-            )
         sparse.kind, dense.kind = "sparse", "dense"
+        dense.check_stands_in(sparse)
         self.sparse, self.dense, self.bounds = sparse, dense, bounds
         self.serving = sparse
         self.scored = self.alarms = self.returns = 0

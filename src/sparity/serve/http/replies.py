@@ -73,7 +73,7 @@ class EventStream(Response):
     async def _events(self) -> AsyncIterator[str]:
         shape, answers, begun = self._shape, self._running.answers, set[int]()
         last, every = self._with_usage
-        pieces = aiter(self._running.pieces())
+        pieces, coming = aiter(self._running.pieces()), asyncio.Future[tuple[int, Piece]]()
         try:
             while True:
                 coming = asyncio.ensure_future(anext(pieces))
@@ -91,6 +91,8 @@ class EventStream(Response):
                 yield _event(shape.closing(answers, self._prompts))
         except Refused as refused:
             yield _event(refused.content)
+        finally:
+            coming.cancel()
         yield "data: [DONE]\n\n"
 
 
