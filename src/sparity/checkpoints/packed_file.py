@@ -86,7 +86,8 @@ def read_matrix(path: Path, name: str, entry: Mapping[str, Any]) -> Packed:
         CorruptFile: altered, or contents that contradict each other.
     """
     with _opened(path) as file:
-        parts = {part: aligned(file.get_tensor(f"{name}.{part}")) for part in entry["hashes"]}
+        # copies: the tensors of a file are its memory, and a file may change while its model is used
+        parts = {part: aligned(file.get_tensor(f"{name}.{part}").clone()) for part in entry["hashes"]}
     return restore(f"{path}, {name}", entry, parts)
 
 

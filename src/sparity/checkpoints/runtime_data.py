@@ -85,6 +85,6 @@ def read_runtime(folder: Path, entry: RuntimeEntry) -> dict[str, Tensor]:
     check_header(path)
     try:
         found: dict[str, Tensor] = load_file(path)
-        return found
+        return {name: tensor.clone() for name, tensor in found.items()}  # not the memory of the file, which may change
     except (SafetensorError, OSError) as error:
         raise CorruptFile(f"{path} is truncated or damaged ({error}); {AGAIN}") from error
