@@ -158,7 +158,7 @@ def test_random_bodies_never_break_it(server):
     )
     names = st.sampled_from(["prompt", "n", "stop", "logprobs", "seed", "logit_bias", "echo", "temperature", "top_k"])
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(st.dictionaries(names, values, max_size=4), st.sampled_from([COMPLETIONS, CHAT, "/tokenize", "/detokenize"]))
     def every_body(body, path):
         answer = server.post(path, json.dumps({**body, "max_tokens": 1}).encode("utf-8", "surrogatepass"))

@@ -112,13 +112,13 @@ def fast(model, form="smallest", values="same"):
 def test_answers_of_random_mixes_are_those_of_each_alone(tiny, family, form, values):
     model, known = fast(tiny(family), form, values), {}
 
-    @examples(10)
+    @examples(7)
     @given(mixes(longest=130))
     def every_mix(mix):
         check(model, mix, known)
 
     every_mix()
-    assert len(known) > 20
+    assert len(known) > 12
 
 
 @compiled
