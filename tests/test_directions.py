@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sparity"
 LEVELS = (
     ("visible",),
     ("errors",),
-    ("files", "memory", "products", "registry", "sections"),
+    ("files", "memory", "processes", "products", "registry", "sections"),
     ("formats", "zoo"),
     ("checkpoints",),
     ("models",),

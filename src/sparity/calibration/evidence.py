@@ -13,12 +13,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from sparity.calibration.chunks import Owners, owners_of
 from sparity.calibration.regional import regional_gradients
 from sparity.calibration.statistics import REGIONAL, Statistics
-from sparity.calibration.walk import Gathered, Visit
+from sparity.calibration.walk import Gathered, Visit, shared_out
 from sparity.errors import InvalidInput
 from sparity.models import Block, InputSite
 from sparity.models.block import Projection
+from sparity.processes.group import ALONE, Group
 
 Order = Literal["sequential", "independent"]
 Gradients = Mapping[str, Mapping[str, Tensor]]  # projection -> gradient statistic -> [out, in]
@@ -107,8 +109,8 @@ class Evidence(ABC):
     gradients: Callable[[Block], Gradients] = field(default=lambda block: {}, repr=False)
 
     @abstractmethod
-    def for_block(self, visit: Visit, losses: dict[str, float] | None = None) -> BlockEvidence:
-        """The evidence of the block that a walk has come to."""
+    def for_block(self, visit: Visit, losses: dict[str, float] | None = None, apart: bool = False) -> BlockEvidence:
+        """The evidence of the block that a walk has come to; with `apart` of the sites that this rank owns."""
 
     def _with_regional(self, visit: Visit) -> Gradients:
         """The gradients of the loss, and those of the block's own output where they are needed."""
@@ -129,28 +131,28 @@ class LiveSequential(Evidence):
 
     true_sequential: bool = False
 
-    def for_block(self, visit: Visit, losses: dict[str, float] | None = None) -> BlockEvidence:
+    def for_block(self, visit: Visit, losses: dict[str, float] | None = None, apart: bool = False) -> BlockEvidence:
         """See `Evidence.for_block`."""
         known = self._with_regional(visit)
-        return BlockEvidence(visit.block, lambda: self._gather(visit), known, losses=losses, rerun=visit.rerun)
+        return BlockEvidence(visit.block, lambda: self._gather(visit, apart), known, losses=losses, rerun=visit.rerun)
 
-    def _gather(self, visit: Visit) -> Gathered:
+    def _gather(self, visit: Visit, apart: bool) -> Gathered:
         if self.true_sequential:
             for site in visit.block.sites:
-                yield from visit.gather((site,), self._of_inputs)
+                yield from visit.gather((site,), self._of_inputs, apart=apart)
         else:
-            yield from visit.gather(visit.block.sites, self._of_inputs)
+            yield from visit.gather(visit.block.sites, self._of_inputs, apart=apart)
 
 
 @dataclass(frozen=True)
 class LiveIndependent(Evidence):
     """Statistics of the model as it was opened: the outputs of its blocks are carried on, not those of edited ones."""
 
-    def for_block(self, visit: Visit, losses: dict[str, float] | None = None) -> BlockEvidence:
+    def for_block(self, visit: Visit, losses: dict[str, float] | None = None, apart: bool = False) -> BlockEvidence:
         """See `Evidence.for_block`."""
 
         def gather() -> Gathered:
-            return visit.gather(visit.block.sites, self._of_inputs, keep_outputs=True)
+            return visit.gather(visit.block.sites, self._of_inputs, keep_outputs=True, apart=apart)
 
         return BlockEvidence(visit.block, gather, self._with_regional(visit), losses=losses, rerun=visit.rerun)
 
@@ -161,21 +163,26 @@ class Stored(Evidence):
 
     store: Store = field(kw_only=True, repr=False)
 
-    def for_block(self, visit: Visit, losses: dict[str, float] | None = None) -> BlockEvidence:
+    def for_block(self, visit: Visit, losses: dict[str, float] | None = None, apart: bool = False) -> BlockEvidence:
         """See `Evidence.for_block`."""
-        return self.read(visit.block, losses)
+        return self.read(visit.block, losses, visit.group if apart else ALONE)
 
-    def read(self, block: Block, losses: dict[str, float] | None = None) -> BlockEvidence:
-        """The evidence of a block without a walk."""
+    def read(self, block: Block, losses: dict[str, float] | None = None, group: Group = ALONE) -> BlockEvidence:
+        """The evidence of a block without a walk; of a `group` that shares its sites out, of those of this rank."""
+        owners = owners_of(block.sites, group.size)
 
         def gather() -> Gathered:
-            return ((site, self.store.read(block, site)) for site in block.sites)
+            return shared_out(((site, self._of(block, site, owners, group)) for site in block.sites), owners, group)
 
         found = {name: dict(parts) for name, parts in self.gradients(block).items()}
         if REGIONAL in self.needs:
             for name, parts in self.store.gradients(block, {REGIONAL}).items():
                 found.setdefault(name, {}).update(parts)
         return BlockEvidence(block, gather, found, losses=losses)
+
+    def _of(self, block: Block, site: InputSite, owners: Owners, group: Group) -> Statistics:
+        """What the store has of a site, where it is this rank's."""
+        return self.store.read(block, site) if owners[site.name] == group.rank else Statistics.gather(site.name, ())
 
 
 def _lost_energy(before: Tensor, after: Tensor, statistics: Statistics) -> float:

@@ -7,9 +7,11 @@ from functools import partial
 
 from torch import Tensor
 
+from sparity.calibration.chunks import ChunkSums, Owners, chunks_of, owners_of, rounds
 from sparity.calibration.statistics import Statistics
 from sparity.errors import InvalidInput
 from sparity.models import Block, BlockInputs, Decoder, InputSite
+from sparity.processes.group import ALONE, Group
 
 Room = Callable[[int], Tensor]
 Gathered = Iterator[tuple[InputSite, Statistics]]
@@ -27,24 +29,40 @@ class Visit:
     inputs: BlockInputs
     hidden: Tensor  # [samples, tokens, hidden]
     outputs: Tensor  # of the same shape
+    group: Group = ALONE
     _outputs_ready: bool = False
 
-    def gather(self, sites: Collection[InputSite], needs: frozenset[str], keep_outputs: bool = False) -> Gathered:
+    def gather(
+        self, sites: Collection[InputSite], needs: frozenset[str], keep_outputs: bool = False, apart: bool = False
+    ) -> Gathered:
         """Each input site with its statistics, from one forward pass through the block as it is now.
 
-        With `keep_outputs` the outputs of that pass are the next block's inputs, whatever is edited afterwards.
+        With `keep_outputs` the outputs of that pass are the next block's inputs, whatever is edited afterwards. With
+        `apart` every rank is given the sites that it owns, see `shared_out`; else all ranks are given all of them.
         """
-        gathered = [(site, Statistics.gather(site.name, needs)) for site in sites]
+        watched = tuple(sites)
+        owners = owners_of(self.block.sites, self.group.size)
+        found = {site.name: Statistics.gather(site.name, needs) for site in watched}
         if needs or keep_outputs:
-            with ExitStack() as watching:
-                for site, statistics in gathered:
-                    if needs:
-                        watching.enter_context(site.watch(partial(statistics.add, sequences=0)))
-                self.block.run(self.inputs, self.hidden, self.outputs if keep_outputs else None)
-            for _, statistics in gathered:  # every site counts all sequences, also where experts share the tokens
-                statistics.sequences += len(self.hidden)
+            sums = ChunkSums(watched, needs, self.group, owners)
+            for chunk in rounds(self.group, len(self.hidden), self.inputs.batch):
+                sums.add({} if chunk is None else self._of_chunk(chunk, watched, needs, keep_outputs))
+            # every site counts all sequences, also where experts share the tokens
+            found = sums.statistics(len(self.hidden), everywhere=not apart)
             self._outputs_ready |= keep_outputs
-        yield from gathered
+        gathered = ((site, found.pop(site.name)) for site in watched)
+        yield from shared_out(gathered, owners, self.group) if apart else gathered
+
+    def _of_chunk(
+        self, chunk: slice, sites: Collection[InputSite], needs: frozenset[str], keep_outputs: bool
+    ) -> dict[str, Statistics]:
+        """By site, the statistics of a chunk of the sequences."""
+        found = {site.name: Statistics.gather(site.name, needs) for site in sites}
+        with ExitStack() as watching:
+            for site in sites if needs else ():
+                watching.enter_context(site.watch(partial(found[site.name].add, sequences=0)))
+            self.block.run(self.inputs, self.hidden[chunk], self.outputs[chunk] if keep_outputs else None)
+        return found
 
     def rerun(self, tokens: int) -> None:
         """Run the block as it is now on its first sequences, of so many tokens or more where there are as many.
@@ -60,9 +78,22 @@ class Visit:
     def finish(self) -> None:
         """Turn `hidden` into the next block's inputs: the outputs of the block as it is now, or those kept."""
         if not self._outputs_ready:
-            self.block.run(self.inputs, self.hidden, into=self.outputs)
+            for chunk in chunks_of(self.group, len(self.hidden), self.inputs.batch):
+                self.block.run(self.inputs, self.hidden[chunk], into=self.outputs[chunk])
             self._outputs_ready = True
         self.hidden = self.outputs
+
+
+def shared_out(gathered: Gathered, owners: Owners, group: Group) -> Gathered:
+    """The sites that this rank owns; when the caller is through with them all ranks have the weights of all sites."""
+    passed = []
+    for site, statistics in gathered:
+        passed.append(site)
+        if owners[site.name] == group.rank:
+            yield site, statistics
+    for projection, owner in ((p, owners[site.name]) for site in passed for p in site.projections):
+        if group.size > 1:
+            projection.write(group.share(projection.weight, owner))
 
 
 def walk(
@@ -73,6 +104,7 @@ def walk(
     hidden: Tensor | None = None,
     room: Room | None = None,
     carry: bool = True,
+    group: Group = ALONE,
 ) -> Iterator[Visit]:
     """One visit per block: loaded, handed over, run again unless the visitor did so, released.
 
@@ -84,11 +116,12 @@ def walk(
             there is `room`.
         room: gives the memory for the inputs of a block by its number, at least two taking turns.
         carry: whether hidden states are carried from block to block; without it no block is run.
+        group: the ranks that share the calibration sequences; each carries only its own.
     """
     current = inputs.hidden if hidden is None else hidden
     for index in range(start, len(decoder)):
         with decoder.block(index) as block:
-            visit = Visit(block, inputs, current, room(index + 1) if room is not None and carry else current)
+            visit = Visit(block, inputs, current, room(index + 1) if room is not None and carry else current, group)
             yield visit
             if carry:
                 visit.finish()

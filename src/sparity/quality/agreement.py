@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from sparity.processes.group import ALONE, Group
 from sparity.quality.perplexity import exp, losses_of, split_windows, window_logits
 
 
@@ -17,24 +20,34 @@ class Agreement:
     tokens: int
 
 
-def compare(dense: Any, sparse: Any, token_ids: Any, window: int) -> Agreement:
-    """Perplexity of both models, KL(dense || sparse) and the share of equal top-1 predictions, in one pass."""
+def compare(dense: Any, sparse: Any, token_ids: Any, window: int, group: Group = ALONE) -> Agreement:
+    """Perplexity of both models, KL(dense || sparse) and the share of equal top-1 predictions, in one pass.
+
+    The ranks of a group share the windows; each gets the result, the same as from one process.
+    """
     windows = split_windows(dense, token_ids, window)
-    dense_losses, sparse_losses, divergences, agreements = [], [], [], []
-    for ids in windows:
-        reference, candidate = window_logits(dense, ids), window_logits(sparse, ids)
-        dense_losses.append(float(losses_of(reference, ids).mean()))
-        sparse_losses.append(float(losses_of(candidate, ids).mean()))
-        p, q = reference[:-1].log_softmax(-1), candidate[:-1].to(reference.device).log_softmax(-1)
-        divergences.append(float((p.exp() * (p - q)).sum(-1).mean()))
-        agreements.append(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
-    count = len(windows)
+    count, mine = len(windows), [_compared(dense, sparse, ids) for ids in windows[group.rank :: group.size]]
+    found = group.collected(mine)
+    rows = [found[index % group.size][index // group.size] for index in range(count)]
+    dense_loss, loss, divergence, agreement = (sum(column) / count for column in zip(*rows, strict=True))
     return Agreement(
-        dense_perplexity=exp(sum(dense_losses) / count),
-        perplexity=exp(sum(sparse_losses) / count),
-        kl=sum(divergences) / count,
-        top1=sum(agreements) / count,
+        dense_perplexity=exp(dense_loss),
+        perplexity=exp(loss),
+        kl=divergence,
+        top1=agreement,
         tokens=windows.numel() - count,
+    )
+
+
+def _compared(dense: Any, sparse: Any, ids: Tensor) -> tuple[float, float, float, float]:
+    """Of one window: the losses of both models, the KL in nats per token, and the share of equal predictions."""
+    reference, candidate = window_logits(dense, ids), window_logits(sparse, ids)
+    p, q = reference[:-1].log_softmax(-1), candidate[:-1].to(reference.device).log_softmax(-1)
+    return (
+        float(losses_of(reference, ids).mean()),
+        float(losses_of(candidate, ids).mean()),
+        float((p.exp() * (p - q)).sum(-1).mean()),
+        float((p.argmax(-1) == q.argmax(-1)).float().mean()),
     )
 
 

@@ -43,6 +43,9 @@ class BlockStage(Stage):
 
     edits_rest: ClassVar[bool] = False  # whether embedding, last norm or head are edited too
     records: ClassVar[bool] = False  # whether tensors about the edit are kept beside the weights
+    # whether `edit` goes through `evidence.sites()` once, to the end, and edits each site's projections in place by
+    # what it sees there: then several processes may share a block's sites out
+    apart: ClassVar[bool] = False
 
     @abstractmethod
     def edit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> BlockEdit:

@@ -32,6 +32,11 @@ class Statistic(ABC):
         """The raw sum of two halves of the inputs, a new tensor."""
         return total + other
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether merging is adding, so that many raw sums can be added in float64 and rounded once."""
+        return type(self).merge is Statistic.merge
+
     def is_finite(self, total: Tensor) -> bool:
         """Whether all inputs were finite, and not too large to be counted."""
         return bool(torch.isfinite(total).all())

@@ -1,6 +1,7 @@
 """Statistics of the model that a pass opens which are read more than once, or kept for other runs."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sparity.pipeline.evidence.opened import Opened
 from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.pipeline.run.progress import Progress
 from sparity.pipeline.run.run_folder import STATE, RunFolder
+from sparity.pipeline.run.shared_folder import shared
 from sparity.stages import Needs
 
 
@@ -44,43 +46,52 @@ def dense_statistics(opened: Opened, needs: frozenset[str], path: Path, progress
     """
     if not needs:
         return None
-    identity = opened.identity()
-    if path.exists():
-        store = StatisticsStore.open(path, identity)
-        if needs <= store.needs:
-            return store
-        store.refuse_others()
-        needs |= store.needs
-    unfinished = _unfinished(path, identity)
-    needs |= unfinished
-    run = {"statistics of": identity, "needs": sorted(needs)}
-    with RunFolder.open(path, run, force=path.exists() or bool(unfinished), resume=True) as gathering:
-        progress.phase("statistics")
-        torch.set_num_threads(gathering.threads)
-        _gather(opened, gathering, needs, progress)
-        StatisticsStore(gathering.path).close(identity, needs)
-        gathering.publish()
+    identity, group = opened.identity(), opened.group
+    wanted, force = group.first_does(partial(_missing, path, identity, needs))
+    if wanted:
+        run = {"statistics of": identity, "needs": sorted(wanted)}
+        with shared(group, path, RunFolder.open(path, run, force=force, resume=True)) as gathering:
+            progress.phase("statistics")
+            torch.set_num_threads(gathering.threads)
+            _gather(opened, gathering, wanted, progress)
+            if group.first:
+                StatisticsStore(gathering.path).close(identity, wanted)
+                gathering.publish()
     return StatisticsStore.open(path, identity)
 
 
+def _missing(path: Path, identity: dict[str, Any], needs: frozenset[str]) -> tuple[frozenset[str], bool]:
+    """What is to be gathered, nothing where the store has it all, and whether something is replaced by that."""
+    if path.exists():
+        store = StatisticsStore.open(path, identity)
+        if needs <= store.needs:
+            return frozenset(), False
+        store.refuse_others()
+        needs |= store.needs
+    unfinished = _unfinished(path, identity)
+    return needs | unfinished, path.exists() or bool(unfinished)
+
+
 def _gather(opened: Opened, gathering: PassFolder, needs: frozenset[str], progress: Progress) -> None:
-    decoder = opened.decoder
+    decoder, group = opened.decoder, opened.group
     store, done = StatisticsStore(gathering.path), gathering.committed.blocks
     gradients = needs & frozenset(GRADIENTS)
     if gradients:
         assert opened.tokens is not None
-        gather_gradients(decoder, opened.tokens, gradients, gathering.path)
+        group.first_does(partial(gather_gradients, decoder, opened.tokens, gradients, gathering.path))
     if done == len(decoder):
         return
     of_inputs = needs - gradients - {REGIONAL}
     inputs, hidden, room = opened.inputs(gathering, REGIONAL in needs)
     started = time.perf_counter()
-    for visit in walk(decoder, inputs, start=done, hidden=hidden, room=room):
+    for visit in walk(decoder, inputs, start=done, hidden=hidden, room=room, group=group):
         index = visit.block.index
-        if REGIONAL in needs:
+        if REGIONAL in needs and group.first:
             store.save_regional(index, regional_gradients(visit.block, inputs, visit.hidden))
         gathered = visit.gather(visit.block.sites, of_inputs, keep_outputs=True)
-        store.save(index, {site.name: statistics for site, statistics in gathered})
+        found = {site.name: statistics for site, statistics in gathered}
+        if group.first:
+            store.save(index, found)
         visit.finish()
         seconds = time.perf_counter() - started
         last = index + 1 == len(decoder)

@@ -45,7 +45,8 @@ class PassEvidence(Tried):
         inputs = NO_INPUTS
         if needs and not stored:
             inputs, _, _ = self._opened.inputs(self._folder, REGIONAL in needs)
-        for visit in walk(decoder, inputs, carry=bool(needs) and not stored):
+        carry = bool(needs) and not stored
+        for visit in walk(decoder, inputs, carry=carry, group=self._opened.group):
             if not needs:
                 yield no_evidence(visit.block)
             elif stored and self._store is not None:

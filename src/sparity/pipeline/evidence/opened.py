@@ -9,6 +9,7 @@ from sparity.calibration.tokens import token_hash
 from sparity.calibration.walk import Room
 from sparity.models import BlockInputs, Decoder
 from sparity.pipeline.run.pass_folder import PassFolder
+from sparity.processes.group import ALONE, Group
 from sparity.stages.base import Workload
 
 NO_INPUTS = BlockInputs(torch.empty(0), {}, 1)  # of a walk that carries nothing
@@ -16,11 +17,15 @@ NO_INPUTS = BlockInputs(torch.empty(0), {}, 1)  # of a walk that carries nothing
 
 @dataclass(frozen=True)
 class Opened:
-    """A model and what it is calibrated on: token ids `[samples, length]`, `batch` sequences per forward pass."""
+    """A model and what it is calibrated on: token ids `[samples, length]`, `batch` sequences per forward pass.
+
+    The ranks of `group` share the sequences.
+    """
 
     decoder: Decoder
     tokens: Tensor | None
     batch: int = 1
+    group: Group = ALONE
 
     @property
     def workload(self) -> Workload:
@@ -52,7 +57,8 @@ class Opened:
             return NO_INPUTS, None, room
         done = folder.committed.blocks
         spare = room(done + 1 if done else 0)  # the file that is not committed
-        inputs = decoder.inputs(tokens, self.batch, spare)
+        inputs = decoder.inputs(tokens, self.batch, spare)  # every rank writes all of them, the same bits
+        self.group.wait()
         if regional and self.batch > 1:  # gradients of a block's output are those of single sequences
             single = decoder.inputs(tokens[:1], 1)
             inputs = replace(inputs, arguments={**inputs.arguments, **single.arguments})

@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,20 @@ from sparity.models.loading import load
 from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
+from sparity.processes.group import ALONE, Group
 from sparity.quality.agreement import compare, grade
 from sparity.recipe import Accept, Output
 from sparity.stages import Change
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How two models compare, and the two, loaded; nothing where nothing is measured."""
+
+    quality: tuple[Quality, ...] = ()
+    dense: Any = field(default=None, repr=False)
+    sparse: Any = field(default=None, repr=False)
+
 
 PLAIN_NOTE = (
     "This is a plain export: zeros are stored and computed like any other number, so they make it neither smaller nor "
@@ -36,15 +48,27 @@ PLAIN_NOTE = (
 )
 
 
-def measure(job: Job, folder: Path, done: Done, changes: tuple[Change, ...], effort: Effort) -> Report:
-    """Load the dense model and the one in `folder`, measure both, and judge the result."""
+def measure_quality(job: Job, folder: Path, group: Group = ALONE) -> Measured:
+    """Load the dense model and the one in `folder`, and compare them on the recipe's texts, which ranks share out.
+
+    The models stay loaded, for `measure`, on rank 0.
+    """
+    if not job.texts and not (group.first and job.recipe.measure.speed):
+        return Measured()
+    dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
+    quality = tuple(_quality(job, dense, sparse, group))
+    return Measured(quality, dense, sparse) if group.first else Measured(quality)
+
+
+def measure(
+    job: Job, folder: Path, done: Done, changes: tuple[Change, ...], effort: Effort, measured: Measured
+) -> Report:
+    """Measure the speed of both models, and judge the result in `folder`."""
     totals = Totals.of(changes)
-    quality: tuple[Quality, ...] = ()
+    quality, dense, sparse = measured.quality, measured.dense, measured.sparse
     speeds: tuple[Speed, ...] = ()
     notes = [*_notes(job, folder, totals), *(note for training in done.trainings for note in training["notes"])]
-    if job.texts or job.recipe.measure.speed:
-        dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
-        quality = tuple(_quality(job, dense, sparse))
+    if dense is not None:
         speeds = tuple(_speeds(job, dense, sparse))
         if speeds and job.recipe.output.format == "packed" and (reason := engine_declines(dense)):
             notes.append(f"The dense model was timed in transformers only, not on our own dense kernels: {reason}.")
@@ -172,10 +196,10 @@ def _worst(values: list[float]) -> float | None:
     return max(values, key=lambda value: (math.isnan(value), value), default=None)
 
 
-def _quality(job: Job, dense: Any, sparse: Any) -> list[Quality]:
+def _quality(job: Job, dense: Any, sparse: Any, group: Group) -> list[Quality]:
     rows = []
     for text in job.texts:
-        found = compare(dense, sparse, text.ids, text.window)
+        found = compare(dense, sparse, text.ids, text.window, group)
         change = found.perplexity / found.dense_perplexity - 1
         rows.append(
             Quality(

@@ -17,6 +17,7 @@ from sparity.calibration.mapped import create_tensor, flush, open_tensor
 from sparity.checkpoints.shards import write_tensors
 from sparity.errors import CorruptFile
 from sparity.files import file_hash, read_json_object, write_json
+from sparity.processes.group import ALONE, Group
 
 START_OVER = "start again with --force"
 
@@ -34,13 +35,21 @@ class Committed:
 class PassFolder:
     """Where one pass works.
 
+    Of a group of processes rank 0 alone writes; what a method writes all ranks find when it returns.
+
     Attributes:
         path: the folder of the checkpoint.
         state: the folder of everything that is needed to go on.
+        group: the ranks that work there together; each calls the same methods in the same order.
     """
 
-    def __init__(self, path: Path, state: Path) -> None:
-        self.path, self.state = path, state
+    def __init__(self, path: Path, state: Path, group: Group = ALONE) -> None:
+        self.path, self.state, self.group = path, state, group
+
+    @property
+    def alone(self) -> "PassFolder":
+        """The same folder for work that one rank does while the others wait."""
+        return PassFolder(self.path, self.state)
 
     @property
     def committed(self) -> Committed:
@@ -61,26 +70,33 @@ class PassFolder:
 
     def save_shard(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write one shard of the checkpoint."""
-        write_tensors(self.path / name, tensors, {"format": "pt"})
+        if self.group.first:
+            write_tensors(self.path / name, tensors, {"format": "pt"})
 
     def room(self, blocks: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory in a file for the hidden states after `blocks` blocks; those before the last of them stay whole."""
-        return create_tensor(self.state / _hidden_name(blocks), shape, dtype)
+        path = self.state / _hidden_name(blocks)
+        found = create_tensor(path, shape, dtype) if self.group.first else None
+        self.group.wait()
+        return open_tensor(path, shape, dtype) if found is None else found
 
     def commit(self, blocks: int, hidden: Tensor | None, record: dict[str, Any]) -> None:
         """Make block number `blocks` final: first the hidden states in their `room`, then the record that names it."""
-        previous = self.committed
-        name = digest = None
-        if hidden is not None:
-            name = _hidden_name(blocks)
+        name = None if hidden is None else _hidden_name(blocks)
+        if name is not None:
             flush(self.state / name)
-            digest = file_hash(self.state / name)
-        committed = Committed(blocks, name, digest, (*previous.records, record))
-        write_json(self.state / "progress.json", dataclasses.asdict(committed))
+        self.group.wait()
+        if self.group.first:
+            digest = None if name is None else file_hash(self.state / name)
+            committed = Committed(blocks, name, digest, (*self.committed.records, record))
+            write_json(self.state / "progress.json", dataclasses.asdict(committed))
+        self.group.wait()
 
     def remember(self, name: str, value: dict[str, Any]) -> None:
         """Keep something that the run found out, for when it is resumed."""
-        write_json(self.state / f"{name}.json", value)
+        if self.group.first:
+            write_json(self.state / f"{name}.json", value)
+        self.group.wait()
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """What `remember` kept, or None."""

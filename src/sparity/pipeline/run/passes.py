@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,40 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparity.calibration import Visit, walk
+from sparity.calibration import walk
 from sparity.calibration.evidence import Evidence, LiveIndependent, LiveSequential
 from sparity.calibration.gradients import gather_gradients, gradient_file, read_gradients
 from sparity.calibration.statistics import REGIONAL
 from sparity.calibration.store import StatisticsStore
 from sparity.checkpoints.recorded_scales import carry_scales, write_scales
 from sparity.checkpoints.source import read_header
-from sparity.errors import CorruptFile, NumericalError
+from sparity.errors import CorruptFile
 from sparity.models import Block
 from sparity.models.attached_runtime import input_sites
-from sparity.models.dimensions import Dimension, cut_matrix, cuts_of
 from sparity.pipeline.evidence.dense_statistics import dense_statistics, stored_needs
 from sparity.pipeline.evidence.model_evidence import PassEvidence, stored_evidence
 from sparity.pipeline.evidence.opened import NO_INPUTS, Opened
+from sparity.pipeline.run.block_edits import edit_block
 from sparity.pipeline.run.export import plain_shard
 from sparity.pipeline.run.finished_pass import Done, dense_block, with_kept
 from sparity.pipeline.run.pass_folder import START_OVER, PassFolder
 from sparity.pipeline.run.planned import PlannedPass, PlannedStage
 from sparity.pipeline.run.progress import Progress
-from sparity.pipeline.run.runtime_files import (
-    carry_runtime,
-    publish_fitted,
-    read_carried,
-    read_fitted,
-    read_refined,
-    save_carried,
-    save_fitted,
-    save_refined,
-)
-from sparity.stages import BlockEdit, BlockStage, Decision, RuntimeStage, Stage
+from sparity.pipeline.run.runtime_files import carry_runtime, publish_fitted, read_fitted, read_refined, save_refined
+from sparity.processes.group import ALONE
+from sparity.stages import BlockStage, Decision, RuntimeStage, Stage
 from sparity.stages.order import needs_of
-from sparity.visible import logger
-
-log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,19 +80,30 @@ def run_blocks(planned: PlannedPass, setting: Setting, folder: PassFolder, progr
                 if isinstance(each.stage, BlockStage):
                     rest = each.stage.edit_rest(rest, decision)
             folder.save_shard(plain_shard(1, total + 1), rest)
+            setting.opened.group.wait()
         _walk(planned, decisions, setting, folder, store, progress)
-    return _done(planned, setting, folder, before)
+    return setting.opened.group.first_does(partial(_done, planned, setting, folder, before))
 
 
 def _decide(
     planned: PlannedPass, setting: Setting, folder: PassFolder, store: StatisticsStore | None, progress: Progress
 ) -> list[Decision]:
-    """What every stage decides, found out once per folder."""
+    """What every stage decides, found out once per folder; trials of decisions are rank 0's."""
+    group = setting.opened.group
+
+    def decide(each: PlannedStage, opened: Opened, place: PassFolder) -> Decision:
+        with PassEvidence(opened, each.stage, place, store, progress) as evidence:
+            model = opened.decoder if each is planned.stages[0] else each.model
+            return each.stage.decide(model, evidence)
+
     for each in planned.stages:
-        if folder.recall(_decision_name(each)) is None:
-            with PassEvidence(setting.opened, each.stage, folder, store, progress) as evidence:
-                model = setting.opened.decoder if each is planned.stages[0] else each.model
-                folder.remember(_decision_name(each), each.stage.decide(model, evidence))
+        if group.told(folder.recall(_decision_name(each)) is None):
+            if each.stage.needs().trials:
+                alone = replace(setting.opened, group=ALONE)
+                decision = group.first_does(partial(decide, each, alone, folder.alone))
+            else:
+                decision = decide(each, setting.opened, folder)
+            folder.remember(_decision_name(each), decision)
     return _remembered(planned, folder)
 
 
@@ -134,11 +134,13 @@ def _walk(
     total, done = len(decoder), folder.committed.blocks
     inputs, hidden, room = opened.inputs(folder, REGIONAL in live) if live else (NO_INPUTS, None, None)
     started = time.perf_counter()
-    for visit in walk(decoder, inputs, start=done, hidden=hidden, room=room, carry=bool(live)):
-        index, record = visit.block.index, _edit_block(planned, decisions, sources, visit, setting, folder)
+    for visit in walk(decoder, inputs, start=done, hidden=hidden, room=room, carry=bool(live), group=opened.group):
+        index = visit.block.index
+        record = edit_block(planned, decisions, sources, visit, folder, setting.layer_loss, setting.masked)
         if live:
             visit.finish()
-        folder.save_shard(plain_shard(index + 2, total + 1), decoder.export(visit.block))
+        if opened.group.first:
+            folder.save_shard(plain_shard(index + 2, total + 1), decoder.export(visit.block))
         record["seconds"] = time.perf_counter() - started
         folder.commit(index + 1, visit.hidden if live and index + 1 < total else None, record)
         progress.block(index + 1, total, record["seconds"])
@@ -158,7 +160,8 @@ def _evidence(
         gradients = partial(store.gradients, needs=needs.gradients)
     elif needs.gradients and setting.opened.tokens is not None:
         progress.phase("gradients")
-        gather_gradients(setting.opened.decoder, setting.opened.tokens, needs.gradients, folder.state)
+        decoder, tokens = setting.opened.decoder, setting.opened.tokens
+        setting.opened.group.first_does(lambda: gather_gradients(decoder, tokens, needs.gradients, folder.state))
         progress.phase(stage.name)
         gradients = partial(_gathered_gradients, folder.state, needs.gradients)
     if needs.order == "independent":
@@ -172,75 +175,6 @@ def _no_gradients(block: Block) -> dict[str, dict[str, Tensor]]:
 
 def _gathered_gradients(state: Path, needs: frozenset[str], block: Block) -> dict[str, dict[str, Tensor]]:
     return read_gradients(gradient_file(state, block.index), block, needs)
-
-
-def _edit_block(
-    planned: PlannedPass,
-    decisions: Sequence[Decision],
-    sources: Sequence[Evidence],
-    visit: Visit,
-    setting: Setting,
-    folder: PassFolder,
-) -> dict[str, Any]:
-    """Let every stage of the pass have the block; what they did to it, as JSON."""
-    record: dict[str, Any] = {"changes": [], "kept": {}}
-    masked = setting.masked
-    for each, decision, source in zip(planned.stages, decisions, sources, strict=True):
-        stage = each.stage
-        measured = setting.layer_loss and isinstance(stage, BlockStage)
-        losses: dict[str, float] | None = {} if measured else None
-        evidence = source.for_block(visit, losses)
-        if masked:
-            evidence.masks = {p.name: p.weight != 0 for p in visit.block.projections}
-        model = each.model
-        if isinstance(stage, BlockStage):
-            edit = stage.edit(model, evidence, decision)
-            visit.block = edit.block
-            for note in edit.notes:
-                log.warning("%s", note)
-            if masked and "mask" in stage.preserves:
-                _check_masks(stage, edit, evidence.masks, model.dimensions(visit.block.index))
-            if stage.records:
-                save_fitted(folder.state, each.place, visit.block.index, edit.extra)
-            record["changes"] += [asdict(_with_loss(change, losses or {})) for change in edit.changes]
-            record["kept"] = {**record["kept"], **_composed(record["kept"], edit.kept)}
-        elif isinstance(stage, RuntimeStage):
-            evidence.before = read_carried(folder.state, each.place, visit.block.index)
-            fit = stage.fit(model, evidence, decision)
-            save_fitted(folder.state, each.place, visit.block.index, fit.tensors)
-            save_carried(folder.state, each.place, visit.block.index, fit.carried)
-            record["changes"] += [asdict(change) for change in fit.changes]
-        masked |= "mask" in stage.relies_on and isinstance(stage, BlockStage)
-    return record
-
-
-def _with_loss(change: Any, losses: Mapping[str, float]) -> Any:
-    same = change.shape_before == change.shape_after
-    return replace(change, loss=losses.get(change.name)) if same else change
-
-
-def _composed(before: Mapping[str, list[int]], cut: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """A block's further cuts in units of the model that the pass opened."""
-    found = {}
-    for dimension, units in cut.items():
-        earlier = before.get(dimension)
-        found[dimension] = units.tolist() if earlier is None else [earlier[unit] for unit in units.tolist()]
-    return found
-
-
-def _check_masks(
-    stage: BlockStage, edit: BlockEdit, masks: Mapping[str, Tensor], dimensions: Sequence[Dimension]
-) -> None:
-    """Raise `NumericalError` when a zero that had to stay came back."""
-    for projection in edit.block.projections:
-        cuts = cuts_of(dimensions, projection.name)
-        mask = cut_matrix(masks[projection.name], cuts, edit.kept)
-        back = int(((projection.weight != 0) & ~mask).sum())
-        if back:
-            raise NumericalError(
-                f"{projection.name}: {stage.name} says that it keeps zeros, but {back} of an earlier stage came back: "
-                "this is a fault of the stage; leave it out, or put it before"
-            )
 
 
 def _done(planned: PlannedPass, setting: Setting, folder: PassFolder, before: Done) -> Done:

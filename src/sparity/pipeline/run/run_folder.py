@@ -166,7 +166,7 @@ class RunFolder(PassFolder):
         if (left / "manifest.json").is_file():
             with lock(left / "lock"):  # whoever published it may not be dead
                 try:
-                    if _differences(read_state(left / "manifest.json").get("identity"), self._identity):
+                    if differences(read_state(left / "manifest.json").get("identity"), self._identity):
                         return False
                 except CorruptFile:
                     return False
@@ -220,7 +220,7 @@ class RunFolder(PassFolder):
             recorded = read_state(manifest).get("identity")
             if not isinstance(recorded, dict):
                 raise CorruptFile(f"{manifest} is damaged (it names no run): {START_OVER}")
-            differing = _differences(recorded, identity)
+            differing = differences(recorded, identity)
             if not differing:
                 self.resumed = True
                 self._remove_leftovers()
@@ -270,13 +270,14 @@ class RunFolder(PassFolder):
                     _remove(entry)
 
 
-def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+def differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """The places, such as "recipe.stages", at which two JSON objects are not the same."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [
             found
             for key in keys
-            for found in _differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
+            for found in differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
         ]
     return [] if old == new else [place]
 

@@ -3,7 +3,7 @@
 import copy
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,16 +23,20 @@ from sparity.pipeline.run import finished_pass
 from sparity.pipeline.run.export import finished_report, write_companions, write_config, write_results
 from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.job import Job, prepare
-from sparity.pipeline.run.measuring import measure
+from sparity.pipeline.run.measuring import measure, measure_quality
 from sparity.pipeline.run.model_pass import run_training
 from sparity.pipeline.run.packing import is_packed, pack_in_place, realised_zeros
+from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.pipeline.run.passes import Setting, run_blocks
+from sparity.pipeline.run.planned import PlannedPass
 from sparity.pipeline.run.progress import Progress, Silence
 from sparity.pipeline.run.reshape_pass import run_reshaping
 from sparity.pipeline.run.result_folder import output_folder, refuse_to_replace, working_places
 from sparity.pipeline.run.run_folder import RunFolder
+from sparity.pipeline.run.shared_folder import agree, shared
+from sparity.processes.group import ALONE, Group
 from sparity.recipe import Recipe
-from sparity.stages import ModelStage, ShapeStage, Stage
+from sparity.stages import Change, ModelStage, ShapeStage
 
 
 @dataclass(frozen=True)
@@ -110,21 +114,27 @@ def execute(
     force: bool = False,
     resume: bool = False,
     keep_passes: bool = False,
+    group: Group = ALONE,
 ) -> Result:
-    """`run` for a checked recipe, with a listener that is told how the run gets on."""
+    """`run` for a checked recipe, with a listener that is told how the run gets on.
+
+    Every rank of a group calls this with the same arguments, and gets the same result; rank 0 alone writes.
+    """
     progress.phase("checking")
     job = prepare(recipe, model, device)
     named = recipe.output.path if output is None else output
     path, temporary = output_folder(named, "model", resume)
     check_output(job, path)
     chain = tuple(planned.name for planned in job.passes[:-1])
-    with RunFolder.working(path, job.identity(), force, resume, chain) as folder:
+    agree(group, {**job.identity(), "output": str(path.absolute()), "options": [force, resume, keep_passes]})
+    working = RunFolder.working(path, job.identity(), force, resume, chain)
+    with shared(group, path, working) as folder:
         if folder.finished:
             return Result(finished_report(path), path, job.measured_on, temporary)
         if resume and not folder.resumed:
             progress.phase("nothing to resume, beginning")
-        report = _work(job, folder, progress, keep_passes)
-    return Result(report, path, job.measured_on, temporary)
+        report = _work(job, folder, progress, keep_passes, group)
+    return Result(report or finished_report(path), path, job.measured_on, temporary)
 
 
 def check_output(job: Job, path: Path) -> None:
@@ -137,15 +147,14 @@ def check_output(job: Job, path: Path) -> None:
             raise InvalidInput(f"calibration.store: {kept} and the output {path} must lie apart")
 
 
-def _work(job: Job, folder: RunFolder, progress: Progress, keep_passes: bool) -> Report:
+def _work(job: Job, folder: RunFolder, progress: Progress, keep_passes: bool, group: Group) -> Report | None:
+    """All of a run; the report, where rank 0 is told of it."""
     begun, before = time.perf_counter(), folder.committed
     with watch_peak_memory() as peak:
-        recalled = folder.recall("done")
-        if is_packed(folder.path) and recalled is not None:  # every block is done, and its plain shards may be gone
-            done = Done.read(recalled)
-        else:
-            done = _passes(job, folder, progress, keep_passes)
-            write_companions(job, done, folder.path)
+        done = group.first_does(lambda: _packed(folder))
+        if done is None:
+            done = _passes(job, folder, progress, keep_passes, group)
+            group.first_does(lambda: write_companions(job, done, folder.path))
             folder.remember("done", done.to_dict())
         peak_memory = peak()
     seconds = sum(record["seconds"] for record in before.records) + time.perf_counter() - begun
@@ -156,28 +165,43 @@ def _work(job: Job, folder: RunFolder, progress: Progress, keep_passes: bool) ->
         threads=torch.get_num_threads(),
         seconds_per_block=done.seconds_per_block,
     )
-    if job.recipe.output.format == "packed":
-        progress.phase("packing")
-        pack_in_place(folder.path, job.recipe.output.values, job.recipe.output.prefer)
-    changes = done.changes
-    if not build_encoding(job.recipe.output.values).exact:
-        realised = realised_zeros(folder.path)
-        changes = tuple(replace(change, zeros=realised.get(change.name, change.zeros)) for change in changes)
+    changes = group.first_does(lambda: _packed_changes(job, done, folder, progress))
     progress.phase("measuring")
-    report = measure(job, folder.path, done, changes, effort)
+    quality = measure_quality(job, folder.path, group)
+    if not group.first:
+        return None
+    report = measure(job, folder.path, done, changes, effort, quality)
     write_results(job, done, changes, folder.path, report)
     return report
 
 
-def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool) -> Done:
+def _packed(folder: RunFolder) -> Done | None:
+    """What was done, where every block is and its plain shards may be gone."""
+    recalled = folder.recall("done")
+    return Done.read(recalled) if is_packed(folder.path) and recalled is not None else None
+
+
+def _packed_changes(job: Job, done: Done, folder: RunFolder, progress: Progress) -> tuple[Change, ...]:
+    """Pack the result where the recipe says so; what was changed, with the zeros that are in it then."""
+    output = job.recipe.output
+    if output.format == "packed":
+        progress.phase("packing")
+        pack_in_place(folder.path, output.values, output.prefer)
+    if build_encoding(output.values).exact:
+        return done.changes
+    realised = realised_zeros(folder.path)
+    return tuple(replace(change, zeros=realised.get(change.name, change.zeros)) for change in done.changes)
+
+
+def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool, group: Group) -> Done:
     """Everything that the passes do; finished ones, here or in the folder of kept ones, are not done again."""
-    done, start, previous = _finished(job, folder)
+    done, start, previous = group.first_does(lambda: _finished(job, folder))
     for planned in job.passes[start:]:
         decoder = job.decoder
         if previous is not None:
             decoder = Decoder.open(previous, job.device, job.decoder.dtype)
         setting = Setting(
-            opened=Opened(decoder, job.tokens, job.batch),
+            opened=Opened(decoder, job.tokens, job.batch, group),
             store=job.store if planned.number == 1 else None,
             layer_loss=job.recipe.measure.layer_loss,
             masked=any("mask" in each.stage.relies_on for each in job.stages[: planned.stages[0].place]),
@@ -186,21 +210,33 @@ def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool) -> Done
             dense=partial(_own_model, job, None),
             previous=previous,
         )
-        place = folder if planned.last else finished_pass.begin(folder.passes(keep) / planned.name)
-        done = _work_of(planned.stages[0].stage)(planned, setting, place, progress, done)
+        place: PassFolder = folder
         if not planned.last:
-            write_config(job, done, place.path)
-            finished_pass.finish(place.path, planned.key, done)
-            _free(folder, previous)
+            begun = group.first_does(partial(finished_pass.begin, folder.passes(keep) / planned.name))
+            place = PassFolder(begun.path, begun.state, group)
+        done = _worked(planned, setting, place, progress, done)
+        if not planned.last:
+            group.first_does(partial(_finish, job, planned, folder, place.path, done, previous))
             previous = place.path
     return done
 
 
-def _work_of(stage: Stage) -> Callable[..., Done]:
-    """How a pass of such a stage works."""
-    if isinstance(stage, ModelStage):
-        return run_training
-    return run_reshaping if isinstance(stage, ShapeStage) else run_blocks
+def _worked(planned: PlannedPass, setting: Setting, place: PassFolder, progress: Progress, done: Done) -> Done:
+    """A pass; what holds the whole model is rank 0's work."""
+    stage, group = planned.stages[0].stage, setting.opened.group
+    if not isinstance(stage, ModelStage | ShapeStage):
+        return run_blocks(planned, setting, place, progress, done)
+    work = run_training if isinstance(stage, ModelStage) else run_reshaping
+    alone = replace(setting, opened=replace(setting.opened, group=ALONE))
+    return group.first_does(lambda: work(planned, alone, place.alone, progress, done))
+
+
+def _finish(job: Job, planned: PlannedPass, folder: RunFolder, place: Path, done: Done, previous: Path | None) -> None:
+    """Make a pass final that is not the last, and remove the one before it, unless that is kept."""
+    write_config(job, done, place)
+    finished_pass.finish(place, planned.key, done)
+    if previous is not None and previous.parent == folder.passes(keep=False):
+        shutil.rmtree(previous)
 
 
 def _own_model(job: Job, previous: Path | None) -> nn.Module:
@@ -220,9 +256,3 @@ def _finished(job: Job, folder: RunFolder) -> tuple[Done, int, Path | None]:
             if done is not None:
                 return done, number, root / planned.name
     return Done(), 0, None
-
-
-def _free(folder: RunFolder, place: Path | None) -> None:
-    """Remove a pass that the next one has made superfluous; kept ones stay."""
-    if place is not None and place.parent == folder.passes(keep=False):
-        shutil.rmtree(place)

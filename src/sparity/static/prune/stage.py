@@ -40,6 +40,7 @@ class Prune(BlockStage):
     """Zeros by a score, in a pattern; the solver corrects what stays."""
 
     preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "tokens"})
+    apart: ClassVar[bool] = True
 
     score: Spec | None = Field(None, description="how much a weight matters; default: the solver's own, else wanda")
     pattern: Spec = Field("unstructured", description="unstructured, N:M (N kept of M), block:ROWSxCOLUMNS")

@@ -38,6 +38,7 @@ class Quantize(BlockStage):
 
     preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes"})
     records: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     method: Spec = Field("nearest", description="how weights are moved onto the grid")
     bits: Whole | None = Field(None, description="bits of a code; default 4, or what the grid has")

@@ -1,0 +1,1 @@
+"""Processes that do one piece of work together."""
