@@ -51,6 +51,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "fetch": fetch,
     "demo": demo,
 }
+SEVERAL = ("run", "prune")  # what processes started by torchrun can do together
 OPENING = (
     "prune",
     "run",
@@ -63,7 +64,7 @@ OPENING = (
     "serve",
     "convert",
     "doctor",
-)  # a model
+)
 
 
 # The base of what is said about arguments; typer brings it along, older releases take it from click.
@@ -113,11 +114,20 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Make a causal language model sparse and measure what that changed."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand not in SEVERAL:
+        console.err.print(
+            f"error: {context.invoked_subcommand} works in one process: start it without torchrun "
+            f"(WORLD_SIZE={os.environ['WORLD_SIZE']}; several processes share: {', '.join(SEVERAL)})",
+            style="red",
+            soft_wrap=True,
+        )
+        raise typer.Exit(2)
 
 
 def main() -> None:

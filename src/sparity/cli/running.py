@@ -1,5 +1,6 @@
 """Running a recipe from the command line: progress, result, exit code; shared by `prune`, `run` and `demo`."""
 
+import logging
 import shlex
 import sys
 
@@ -9,6 +10,7 @@ from sparity.cli import console
 from sparity.errors import InvalidInput
 from sparity.measure.show.table import print_report
 from sparity.pipeline.run.runner import Result, execute
+from sparity.processes.ranks import joined, processes
 from sparity.recipe import Recipe
 
 
@@ -23,13 +25,22 @@ def run_and_show(
     quiet: bool,
     keep_passes: bool = False,
 ) -> Result:
-    """Run, print the table, name the page that lies beside the model, and exit with 1 when a limit was missed."""
+    """Run, print the table, name the page that lies beside the model, and exit with 1 when a limit was missed.
+
+    Of several processes rank 0 alone prints; all exit with the same code.
+    """
     if output is None and recipe.output.path is None:
         raise InvalidInput("no output: pass -o FOLDER or set `output: {path: FOLDER}` in the recipe")
-    with console.errors_in_one_line(resume_command()), console.ProgressBar(quiet or json) as progress:
-        result = execute(
-            recipe, progress, output=output, device=device, force=force, resume=resume, keep_passes=keep_passes
-        )
+    with console.errors_in_one_line(resume_command()), joined(device) as group:
+        if not group.first:
+            logging.getLogger("sparity").setLevel(logging.ERROR)  # rank 0 says the same
+        with console.ProgressBar(quiet or json or not group.first) as progress:
+            result = execute(
+                recipe, progress, output=output, device=device, force=force, resume=resume, keep_passes=keep_passes,
+                group=group,
+            )  # fmt: skip
+    if not group.first:
+        raise typer.Exit(0 if result.accepted else 1)
     if json:
         console.print_json(result.report.to_dict())
     elif not quiet:
@@ -47,4 +58,6 @@ def run_and_show(
 def resume_command() -> str:
     """The command that was given, with --resume after the verb; --force stays, for the output that it replaces."""
     verb, *arguments = [argument for argument in sys.argv[1:] if argument != "--resume"] or [""]
-    return shlex.join(["sparity", verb, "--resume", *arguments])
+    size = processes()
+    starter = ["sparity"] if size == 1 else ["torchrun", "--nproc-per-node", str(size), "-m", "sparity"]
+    return shlex.join([*starter, verb, "--resume", *arguments])

@@ -122,7 +122,8 @@ def _united(edit: BlockEdit, losses: Losses | None, group: Group) -> tuple[Block
     found = group.collected((edit.changes, edit.notes, dict(edit.extra), losses))
     changes = sorted((change for part in found for change in part[0]), key=lambda change: place[change.name])
     notes = tuple(note for part in found for note in part[1])
-    extra = {name: tensor for part in found for name, tensor in part[2].items()}
+    beside = {name: tensor for part in found for name, tensor in part[2].items()}
+    extra = {name: beside[name] for name in sorted(beside, key=lambda name: place[name.rpartition(".")[0]])}
     if losses is not None:
         losses = {name: loss for part in found for name, loss in (part[3] or {}).items()}
     return replace(edit, changes=tuple(changes), notes=notes, extra=extra), losses
