@@ -16,27 +16,29 @@ from sparity.models import InputSite
 from sparity.processes.group import Group
 
 MOST = 16  # chunks: so many processes can share the work; each chunk's sums travel to the rank that adds them up
+FEWEST = 2048  # tokens of a chunk, where there are as many: adding its sums up must cost little beside computing them
 
 Owners = Mapping[str, int]  # input site -> the rank that adds its sums up
 Parts = dict[str, Tensor]  # what is stored of a raw sum, by name
 
 
-def chunks(samples: int, batch: int) -> list[slice]:
-    """At most 16 runs of sequences, of whole batches each."""
-    size = batch * max(-(-samples // (batch * MOST)), 1)
+def chunks(shape: Sequence[int], batch: int) -> list[slice]:
+    """Runs of the sequences `[samples, tokens, ...]`, of whole batches each: at most 16, and not of a few tokens."""
+    samples, length = shape[:2]
+    size = batch * max(-(-samples // (batch * MOST)), -(-FEWEST // (batch * max(length, 1))), 1)
     return [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
 
 
-def chunks_of(group: Group, samples: int, batch: int) -> list[slice]:
+def chunks_of(group: Group, shape: Sequence[int], batch: int) -> list[slice]:
     """Those that this rank works on."""
-    return chunks(samples, batch)[group.rank :: group.size]
+    return chunks(shape, batch)[group.rank :: group.size]
 
 
-def rounds(group: Group, samples: int, batch: int) -> Iterator[slice | None]:
+def rounds(group: Group, shape: Sequence[int], batch: int) -> Iterator[slice | None]:
     """This rank's chunk of each round, in which every rank has one or, at the end, none."""
-    mine = chunks_of(group, samples, batch)
+    mine = chunks_of(group, shape, batch)
     yield from mine
-    if len(mine) * group.size < len(chunks(samples, batch)):
+    if len(mine) * group.size < len(chunks(shape, batch)):
         yield None
 
 

@@ -45,7 +45,7 @@ class Visit:
         found = {site.name: Statistics.gather(site.name, needs) for site in watched}
         if needs or keep_outputs:
             sums = ChunkSums(watched, needs, self.group, owners)
-            for chunk in rounds(self.group, len(self.hidden), self.inputs.batch):
+            for chunk in rounds(self.group, self.hidden.shape, self.inputs.batch):
                 sums.add({} if chunk is None else self._of_chunk(chunk, watched, needs, keep_outputs))
             # every site counts all sequences, also where experts share the tokens
             found = sums.statistics(len(self.hidden), everywhere=not apart)
@@ -78,7 +78,7 @@ class Visit:
     def finish(self) -> None:
         """Turn `hidden` into the next block's inputs: the outputs of the block as it is now, or those kept."""
         if not self._outputs_ready:
-            for chunk in chunks_of(self.group, len(self.hidden), self.inputs.batch):
+            for chunk in chunks_of(self.group, self.hidden.shape, self.inputs.batch):
                 self.block.run(self.inputs, self.hidden[chunk], into=self.outputs[chunk])
             self._outputs_ready = True
         self.hidden = self.outputs
