@@ -19,6 +19,9 @@ def sweep(
     device: Device = "auto",
     force: Force = False,
     resume: Resume = False,
+    on: Annotated[
+        str, typer.Option("--on", help="Where combinations run: here, pool:WORKERS, ray[:ADDRESS], slurm[:PARTITION].")
+    ] = "here",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -35,7 +38,7 @@ def sweep(
 
         checked = Sweep.read(sweep, overrides, model)
         with console.errors_in_one_line(resume_command()), console.ProgressBar(quiet or json) as progress:
-            result = execute_sweep(checked, progress, output=output, device=device, force=force, resume=resume)
+            result = execute_sweep(checked, progress, output=output, device=device, force=force, resume=resume, on=on)
     if json:
         console.print_json(result.report.to_dict())
     elif not quiet:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from sparity.measure.data.report import plain
 from sparity.measure.data.sweep_report import Row, SweepReport
 from sparity.measure.show.page_sweep import render_sweep
 from sparity.pipeline.run.job import prepare
+from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.pipeline.run.progress import Progress, Silence
 from sparity.pipeline.run.result_folder import output_folder
-from sparity.pipeline.run.run_folder import RunFolder
+from sparity.pipeline.run.run_folder import STATE, RunFolder
 from sparity.pipeline.run.runner import check_output, execute
 from sparity.pipeline.run.tokens import tokenised_once
+from sparity.pipeline.studies.executors import Executor, Lost, executor_of
+from sparity.products.choice import settled
 from sparity.sweep_file import Combination, Sweep
 from sparity.visible import logger
 
@@ -52,6 +56,7 @@ def sweep(
     device: str = "auto",
     force: bool = False,
     resume: bool = False,
+    on: str = "here",
 ) -> SweepResult:
     """Run a recipe over the cross product of axes and put what was measured into one table.
 
@@ -65,6 +70,8 @@ def sweep(
         device: "cpu", "cuda", ... or "auto".
         force: replace an existing output, or start an unfinished sweep over.
         resume: continue an unfinished sweep; finished combinations are not run again, failed ones are tried again.
+        on: where the combinations run: "here", "pool:WORKERS", "ray", "ray:ADDRESS", "slurm" or "slurm:PARTITION". The
+            results are the same; combinations whose speed is measured run one at a time, after the others.
 
     Raises:
         SparityError: bad input, a conflict with another run or a full disk; finished combinations stay.
@@ -82,7 +89,9 @@ def sweep(
     """
     named, module = (None, model) if isinstance(model, nn.Module) else (model, None)
     checked = Sweep.read(sweep, model=None if named is None else str(named))
-    return execute_sweep(checked, Silence(), module=module, output=output, device=device, force=force, resume=resume)
+    return execute_sweep(
+        checked, Silence(), module=module, output=output, device=device, force=force, resume=resume, on=on
+    )
 
 
 def execute_sweep(
@@ -94,8 +103,12 @@ def execute_sweep(
     device: str = "auto",
     force: bool = False,
     resume: bool = False,
+    on: str = "here",
 ) -> SweepResult:
     """`sweep` for a checked sweep, with a progress that is told how it gets on."""
+    executor = executor_of(on)
+    if executor is not None and module is not None:
+        raise InvalidInput(f"a model in memory cannot be swept on {on}: save it and name its folder, or run it here")
     path, temporary = output_folder(output, "sweep", resume)
     with tokenised_once():
         progress.phase(f"checking {len(sweep.combinations)} combinations")
@@ -103,15 +116,63 @@ def execute_sweep(
         with RunFolder.working(path, identity, force, resume) as folder:
             if folder.finished:
                 return SweepResult(SweepReport.read(path / "sweep.json"), path, temporary)
+            if executor is not None:
+                _work_elsewhere(sweep, executor, folder, progress, device)
             rows = []
             for number, combination in enumerate(sweep.combinations, 1):
                 place = _Place(progress, f"{number} of {len(sweep.combinations)}, {combination.words}")
-                rows.append(_row(combination, number, folder, place, module, device))
-            report = SweepReport(plain(sweep.base.summary()), sweep.axes, tuple(rows), machine.describe())
-            write_json(folder.path / "sweep.json", report.to_dict())
-            write_text(folder.path / "sweep.csv", report.to_csv())
-            write_text(folder.path / "sweep.html", render_sweep(report))
+                kept = _kept(folder, number) if executor is not None else None
+                rows.append(kept or _row(combination, number, folder, place, module, device))
+                if executor is None:
+                    _write_table(sweep, rows, folder)
+            report = _write_table(sweep, rows, folder)
     return SweepResult(report, path, temporary)
+
+
+def _write_table(sweep: Sweep, rows: Sequence[Row], folder: PassFolder) -> SweepReport:
+    """The table of what is finished: whoever sees the folder can look at it."""
+    report = SweepReport(plain(sweep.base.summary()), sweep.axes, tuple(rows), machine.describe())
+    write_json(folder.path / "sweep.json", report.to_dict())
+    write_text(folder.path / "sweep.csv", report.to_csv())
+    write_text(folder.path / "sweep.html", render_sweep(report))
+    return report
+
+
+def _work_elsewhere(sweep: Sweep, executor: Executor, folder: RunFolder, progress: Progress, device: str) -> None:
+    """Run what has no row yet on an executor; what measures speed last, and alone."""
+    total, rows = len(sweep.combinations), {}
+    for number in range(1, total + 1):
+        row = _kept(folder, number)
+        if row is not None and not row.failed:
+            rows[number] = row
+    left = [(number, each) for number, each in enumerate(sweep.combinations, 1) if number not in rows]
+    together = [each for each in left if each[1].recipe.measure.speed is None]
+    alone = [[each] for each in left if each[1].recipe.measure.speed is not None]
+    for batch in ([together] if together else []) + alone:
+        tasks = [
+            partial(work_on, each, number, folder.path, device, folder.threads, folder.emulated_types)
+            for number, each in batch
+        ]
+        progress.phase(f"{len(batch)} of {total} combinations run, {len(rows)} are finished")
+        for ended in executor.run(tasks, folder.threads, folder.state / "jobs"):
+            number, combination = batch[ended.index]
+            if isinstance(ended.error, Lost):
+                folder.remember(_name(number), _failed(combination, str(ended.error)).to_dict())
+            elif ended.error is not None:
+                raise ended.error
+            rows[number] = _kept(folder, number) or _failed(combination, "its worker left no row")
+            progress.phase(f"{len(rows)} of {total}, {combination.words}: {rows[number].message or 'finished'}")
+            progress.block(len(rows), total, rows[number].seconds or 0.0)
+            _write_table(sweep, [rows[each] for each in sorted(rows)], folder)
+
+
+def work_on(
+    combination: Combination, number: int, folder: Path, device: str, threads: int, emulated: Sequence[torch.dtype]
+) -> None:
+    """One combination of the sweep in a folder, for a process of its own: its row lies in the folder's state then."""
+    torch.set_num_threads(threads)
+    with settled(emulated):
+        _row(combination, number, PassFolder(folder, folder / STATE), Silence(), None, device)
 
 
 class _Place:
@@ -161,19 +222,32 @@ def _short(value: Any) -> str:
 
 
 def _row(
-    combination: Combination, number: int, folder: RunFolder, progress: Progress, module: nn.Module | None, device: str
+    combination: Combination, number: int, folder: PassFolder, progress: Progress, module: nn.Module | None, device: str
 ) -> Row:
     """The row that an earlier process kept, or that of a run, kept before its weights are deleted."""
-    name, run = f"combination-{number}", folder.state / f"run-{number}"
-    kept = folder.recall(name)
-    row = None if kept is None else Row.from_dict(kept, str(folder.state / f"{name}.json"))
+    row, run = _kept(folder, number), folder.state / f"run-{number}"
     if row is None or row.failed:
         row = _run(combination, run, progress, module, device)
-        folder.remember(name, row.to_dict())
+        folder.remember(_name(number), row.to_dict())
     for left in (run, _partial(run)):
         if left.exists():
             _delete(left)
     return row
+
+
+def _kept(folder: PassFolder, number: int) -> Row | None:
+    """The row of a combination that some process kept."""
+    kept = folder.recall(_name(number))
+    return None if kept is None else Row.from_dict(kept, str(folder.state / f"{_name(number)}.json"))
+
+
+def _name(number: int) -> str:
+    return f"combination-{number}"
+
+
+def _failed(combination: Combination, message: str) -> Row:
+    recipe = plain(combination.recipe.summary())
+    return Row(combination.labels, recipe, message, model=combination.recipe.model or "")
 
 
 def _run(combination: Combination, run: Path, progress: Progress, module: nn.Module | None, device: str) -> Row:
@@ -195,7 +269,7 @@ def _run(combination: Combination, run: Path, progress: Progress, module: nn.Mod
         said = str(error) if isinstance(error, SparityError) else f"out of memory: {error}"
         message = " ".join(said.split())
         progress.phase(f"failed: {message}")
-        return Row(combination.labels, recipe, message, model=combination.recipe.model or "")
+        return _failed(combination, message)
 
 
 def _partial(run: Path) -> Path:
