@@ -1,6 +1,6 @@
 """One pruning by 1 to N processes of one thread each: seconds of all blocks, and whether the files are the same.
 
-    python benchmarks/processes.py [--processes 1 2] [--hidden 1024] [--blocks 2] [--samples 32] [--rounds 3] [--out OUT]
+    python benchmarks/processes.py [--processes 1 2] [--hidden 1024] [--blocks 2] [--rounds 3] [--out OUT]
 
 A model of random weights, so that no file is needed. Every round runs each number of processes once; what is given is
 the median, and the efficiency: the time of one process over N times that of N. It says what the machine can do only
@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from results import save
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from results import save
 from sparity.measure.data.machine import describe
 
 

@@ -32,8 +32,9 @@ def run_and_show(
     if output is None and recipe.output.path is None:
         raise InvalidInput("no output: pass -o FOLDER or set `output: {path: FOLDER}` in the recipe")
     with console.errors_in_one_line(resume_command()), joined(device) as group:
-        if not group.first:
-            logging.getLogger("sparity").setLevel(logging.ERROR)  # rank 0 says the same
+        if not group.first:  # rank 0 says the same, and what others alone have met it is told
+            logging.getLogger("sparity").addHandler(logging.NullHandler())
+            logging.getLogger("sparity").propagate = False
         with console.ProgressBar(quiet or json or not group.first) as progress:
             result = execute(
                 recipe, progress, output=output, device=device, force=force, resume=resume, keep_passes=keep_passes,

@@ -15,6 +15,8 @@ from sparity.pipeline.run.runner import execute
 from sparity.pipeline.run.shared_folder import agree
 from sparity.processes.group import ALONE
 from sparity.recipe import Recipe
+from sparity.static.prune import stage
+from sparity.static.prune.pruning import Pruning
 
 CALIBRATION = {"text": "python-docs:calibration", "samples": 5, "length": 32, "batch": 2}
 NOTHING = {"perplexity": [], "speed": None}
@@ -133,12 +135,31 @@ def test_ranks_that_come_to_other_weights_are_named(tmp_path, monkeypatch):
     def work(group):
         edit = block_edits._united
 
-        def disturbed(made, losses, group):
+        def disturbed(made, losses, warnings, group):
             made.block.projections[0].weight[0, 0] += group.rank
-            return edit(made, losses, group)
+            return edit(made, losses, warnings, group)
 
         monkeypatch.setattr(block_edits, "_united", disturbed)
         run("experts", tmp_path / "out", group)
 
     for error in in_ranks(2, work):
         assert "rank 1 came to other weights than rank 0" in str(error)
+
+
+def test_what_another_rank_warns_of_rank_0_says(tmp_path, monkeypatch, caplog):
+    apply = Pruning.apply
+
+    def warning(self, weight, statistics, *rest):
+        stage.log.warning("%s is seen", statistics.site)
+        return apply(self, weight, statistics, *rest)
+
+    monkeypatch.setattr(Pruning, "apply", warning)
+
+    def work(group):
+        caplog.clear()
+        run("experts", tmp_path / str(group.size), group)
+        return sorted(message for message in caplog.messages if "is seen" in message)
+
+    (alone,), shared = in_ranks(1, work), in_ranks(2, work)
+    assert len(alone) > 6
+    assert shared[0] == alone

@@ -1,7 +1,9 @@
 """One block in the hands of a pass's stages, on one rank or shared out among several."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -61,9 +63,10 @@ def edit_block(
             evidence.masks = {p.name: p.weight != 0 for p in visit.block.projections}
         model = each.model
         if isinstance(stage, BlockStage):
-            edit = stage.edit(model, evidence, decision)
+            with _warnings_of(group) as warnings:
+                edit = stage.edit(model, evidence, decision)
             if apart:
-                edit, losses = _united(edit, losses, group)
+                edit, losses = _united(edit, losses, warnings, group)
             visit.block = edit.block
             _check_same(edit.block, group)
             for note in edit.notes if group.first else ():
@@ -114,12 +117,37 @@ def _check_masks(
             )
 
 
-def _united(edit: BlockEdit, losses: Losses | None, group: Group) -> tuple[BlockEdit, Losses | None]:
-    """What all ranks did to the block, each to its own sites, in the order of the projections."""
+@contextmanager
+def _warnings_of(group: Group) -> Iterator[list[str]]:
+    """What is logged on ranks that say nothing themselves, in visible text."""
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    handler, whole = Keep(logging.WARNING), logging.getLogger("sparity")
+    if not group.first:
+        whole.addHandler(handler)
+    try:
+        yield found
+    finally:
+        whole.removeHandler(handler)
+
+
+def _united(
+    edit: BlockEdit, losses: Losses | None, warnings: list[str], group: Group
+) -> tuple[BlockEdit, Losses | None]:
+    """What all ranks did to the block, each to its own sites, in the order of the projections.
+
+    Rank 0 logs the warnings of all.
+    """
     if group.size == 1:
         return edit, losses
     place = {projection.name: number for number, projection in enumerate(edit.block.projections)}
-    found = group.collected((edit.changes, edit.notes, dict(edit.extra), losses))
+    found = group.collected((edit.changes, edit.notes, dict(edit.extra), losses, warnings))
+    for warning in (each for part in found for each in part[4] if group.first):
+        log.warning("%s", warning)
     changes = sorted((change for part in found for change in part[0]), key=lambda change: place[change.name])
     notes = tuple(note for part in found for note in part[1])
     beside = {name: tensor for part in found for name, tensor in part[2].items()}

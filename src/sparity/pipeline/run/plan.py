@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sparity.calibration.gradients import gradient_bytes
+from sparity.calibration.input_statistics.base import statistic
 from sparity.calibration.store import store_bytes
 from sparity.models import Decoder
 from sparity.pipeline.evidence.dense_statistics import stored_needs
@@ -18,7 +19,7 @@ from sparity.stages import Change
 from sparity.stages.base import Estimate, Workload
 from sparity.stages.order import needs_of
 
-FP32 = 4
+FP32, FP64 = 4, 8
 LOGIT_COPIES = 4  # float32 copies of one sequence's logits alive at once: themselves, log-probabilities, gradients
 
 
@@ -154,7 +155,15 @@ def _memory(planned: PlannedPass, estimates: list[Estimate], job: Job, loss: boo
     if gradients:  # a block's gradients with their sums, or the logits of one sequence with their own gradients
         sums = weights * (width + FP32 * gradients)
         memory["gradients"] = max(sums, LOGIT_COPIES * FP32 * work.length * int(model.config.vocab_size))
+    if memory["Gram matrices"]:  # over chunks, in float64 and by halves, before any stage works
+        sums = max(_sums_over_chunks(model, index) for index in range(len(model)))
+        memory["sums over chunks"] = max(sums - sum(largest.values()), 0)
     return memory | dict(largest)
+
+
+def _sums_over_chunks(model: Decoder, index: int) -> int:
+    gram = statistic("gram")
+    return sum(FP64 // FP32 * gram.nbytes(site.projections[0].weight.shape[1]) for site in model.sites(index))
 
 
 def _disk(planned: PlannedPass, estimates: list[Estimate], job: Job, before: list[StageForecast]) -> dict[str, int]:
