@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from forked import in_ranks
 
 from sparity.errors import InvalidInput, SparityError
 from sparity.processes.group import ALONE
-from sparity.processes.ranks import JOINING, Ranks, joined
+from sparity.processes.ranks import JOINING, PATIENCE, Ranks, joined
 
 
 def test_alone_there_is_nobody_to_wait_for():
@@ -58,17 +59,32 @@ def test_an_error_on_one_rank_stops_all_with_its_message(waits):
         assert str(found[rank]) == f"rank {failing} stopped: the third block is bad"
 
 
-def test_a_rank_that_is_killed_is_noticed():
+@pytest.mark.parametrize("killed", [1, 0])
+def test_a_rank_that_is_killed_is_noticed(killed):
     def work(group):
         group.wait()
-        if group.rank == 1:
+        if group.rank == killed:
             os.kill(os.getpid(), signal.SIGKILL)
+        group.first_does(lambda: None)
         group.wait()
 
-    first, killed = in_ranks(2, work)
-    assert killed is None
-    assert "rank 0 lost another one" in str(first)
-    assert "--resume" in str(first)
+    found = in_ranks(2, work)
+    assert found[killed] is None
+    assert f"rank {1 - killed} lost another one" in str(found[1 - killed])
+    assert "--resume" in str(found[1 - killed])
+
+
+def test_a_rank_that_does_not_answer_is_not_waited_for_long_but_rank_0s_own_work_is(monkeypatch):
+    monkeypatch.setenv(PATIENCE, "1")
+
+    def work(group):
+        group.first_does(lambda: time.sleep(2))
+        if group.rank == 1:
+            time.sleep(3)
+        group.wait()
+
+    first, _ = in_ranks(2, work)
+    assert "rank 0 lost another one, which was killed or did not answer" in str(first)
 
 
 def test_a_rank_that_does_not_come_is_named(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from sparity.errors import InvalidInput, SparityError
 from sparity.processes.group import ALONE, Group
@@ -22,7 +21,9 @@ PATIENCE = "SPARITY_TIMEOUT"  # seconds that a rank waits for what another one c
 DEFAULT_PATIENCE = 3600.0
 JOINING = "SPARITY_JOIN_TIMEOUT"  # seconds that ranks have to come together
 DEFAULT_JOINING = 120.0
-LOOK = 0.05  # seconds between two looks at what rank 0 has done
+stores: Any = dist  # whose stores no type checker knows, and which builds of torch without peers have not
+AGES = timedelta(days=100)
+LOOK = 0.05  # seconds between two looks at the store
 AFTERTHOUGHT = 3.0  # seconds in which a rank that failed can say why
 FAILED = "failed"
 
@@ -45,16 +46,17 @@ class Ranks(Group):
 
     def __init__(self, store: Any, rank: int, size: int, gpu: bool = False) -> None:
         self.rank, self.size = rank, size
-        self._store, self._asked = store, 0
+        self._store = store
         _meet(store, rank, size)
         try:
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo",
-                store=PrefixStore("group", store),
+                store=stores.PrefixStore("group", store),
                 rank=rank,
                 world_size=size,
                 timeout=timedelta(seconds=_seconds(PATIENCE, DEFAULT_PATIENCE)),
             )
+            self._patient = dist.new_group(backend="gloo", timeout=AGES)  # of those who wait for rank 0
         except RuntimeError as error:
             raise SparityError(f"rank {rank} of {size} cannot reach the others: {_first_line(error)}") from error
 
@@ -79,19 +81,10 @@ class Ranks(Group):
 
     def first_does(self, work: Callable[[], T]) -> T:
         """See `Group.first_does`."""
-        self._asked += 1
-        key = f"done-{self._asked}"
-        if not self.first:
-            with self._explained():
-                while not self._store.check([key]):
-                    if self._store.check([FAILED]):
-                        raise RuntimeError
-                    time.sleep(LOOK)
-            return cast(T, self.told(None))
-        found = work()
+        found = [work() if self.first else cast(T, None)]
         with self._explained():
-            self._store.set(key, "")
-        return self.told(found)
+            dist.broadcast_object_list(found, src=0, device=torch.device("cpu"), group=self._patient)
+        return found[0]
 
     def send(self, tensor: Tensor, rank: int) -> None:
         """See `Group.send`."""
@@ -214,7 +207,7 @@ def _store(rank: int, size: int) -> Any:
         )
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        store = TCPStore(
+        store = stores.TCPStore(
             address,
             int(port),
             is_master=rank == 0 and not agent,
@@ -226,7 +219,7 @@ def _store(rank: int, size: int) -> Any:
             f"rank {rank} cannot reach {address}:{port}, where the processes meet ({_first_line(error)}): is rank 0 "
             "running, and the port free?"
         ) from error
-    return PrefixStore(f"sparity-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return stores.PrefixStore(f"sparity-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _meet(store: Any, rank: int, size: int) -> None:

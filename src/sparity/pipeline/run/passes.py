@@ -88,7 +88,7 @@ def run_blocks(planned: PlannedPass, setting: Setting, folder: PassFolder, progr
 def _decide(
     planned: PlannedPass, setting: Setting, folder: PassFolder, store: StatisticsStore | None, progress: Progress
 ) -> list[Decision]:
-    """What every stage decides, found out once per folder; trials of decisions are rank 0's."""
+    """What every stage decides, found out once per folder; what reads no statistics, and trials, are rank 0's."""
     group = setting.opened.group
 
     def decide(each: PlannedStage, opened: Opened, place: PassFolder) -> Decision:
@@ -98,7 +98,8 @@ def _decide(
 
     for each in planned.stages:
         if group.told(folder.recall(_decision_name(each)) is None):
-            if each.stage.needs().trials:
+            needs = each.stage.needs()
+            if needs.trials or not needs.decision:
                 alone = replace(setting.opened, group=ALONE)
                 decision = group.first_does(partial(decide, each, alone, folder.alone))
             else:
