@@ -43,6 +43,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard csrc/*)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	-$(PIP) install --constraint constraints.txt --editable '.[eval]'  # without it, tests of task suites are skipped
 	touch $@
 
 clean:

@@ -1,0 +1,52 @@
+"""Options of the verbs that ask tasks."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sparity.measure.tasks.running import Settings
+
+TaskNames = Annotated[
+    str | None, typer.Option(help="Tasks with commas between them, such as arc_easy,piqa: docs/eval.md.")
+]
+TaskData = Annotated[str | None, typer.Option(help="The folder of local task files; else the variable SPARITY_DATA.")]
+Fewshot = Annotated[int | None, typer.Option(min=0, help="Examples before each question; else what a task says, or 0.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only so many items of each task.")]
+Batch = Annotated[int, typer.Option(min=1, help="Questions per pass; the same for every model.")]
+Context = Annotated[int, typer.Option(min=32, help="Tokens of the long texts that are made.")]
+Items = Annotated[int, typer.Option(min=1, help="How many long texts are made for each task.")]
+Way = Annotated[
+    str | None,
+    typer.Option(help="whole: one pass; steps: from the cache. Else steps where a model's cache has a policy."),
+]
+
+
+def task_settings(
+    tasks: str | None,
+    data: str | None,
+    fewshot: int | None,
+    limit: int | None,
+    batch: int,
+    context: int,
+    items: int,
+    way: Any,
+) -> tuple[tuple[str, ...], "Settings | None"]:
+    """The tasks that are asked for, checked before any model is loaded, and how.
+
+    Raises:
+        InvalidInput: an unknown task or way, or the harness is not installed.
+    """
+    if tasks is None:
+        return (), None
+    from sparity.errors import InvalidInput
+    from sparity.measure.tasks.names import checked_tasks
+    from sparity.measure.tasks.reading import WAYS
+    from sparity.measure.tasks.running import Settings, missing
+
+    if way is not None and way not in WAYS:
+        raise InvalidInput(f"--way {way}: {' or '.join(WAYS)}")
+    wanted = checked_tasks(tasks)
+    if reason := missing():
+        raise InvalidInput(reason)
+    return wanted, Settings(data, fewshot, limit, batch, context, items, way=way)
