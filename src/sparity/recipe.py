@@ -9,10 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sparity import registry
 from sparity.errors import InvalidInput, suggestion, wrong_input
+from sparity.measure.tasks.names import is_task, own_tasks
+from sparity.measure.tasks.section import TaskLimit, Tasks
 from sparity.recipe_file import apply_override, read_recipe_file
 from sparity.sections import Number, Section, Spec, Whole
 from sparity.stages import Stage
@@ -101,6 +103,7 @@ class Measure(Section):
     window: Whole | None = Field(None, ge=2, description="tokens per window; 2048, or the context if that is less")
     windows: Whole | None = Field(None, ge=1, description="only the first so many windows of each text")
     speed: SpeedTest | None = Field(default_factory=SpeedTest)
+    tasks: Tasks | None = Field(None, description="tasks for both models, a list of names or a mapping")
     layer_loss: bool = Field(False, description="the share of each projection's output that is lost; needs Gram sums")
 
 
@@ -116,12 +119,32 @@ def _factor(limit: str) -> str:
     return limit
 
 
+def _task_keys(schema: dict[str, Any]) -> None:
+    """Name the tasks in the JSON schema of a section whose keys they may be."""
+    limit = {"type": "string", "description": 'largest loss: "drop < 1 pt at 95 %"'}
+    schema["properties"] |= dict.fromkeys(own_tasks(), limit)
+
+
 class Accept(Section):
-    """Limits that the result must keep on every text."""
+    """Limits that the result must keep on every text, and on tasks."""
+
+    model_config = ConfigDict(json_schema_extra=_task_keys)
 
     perplexity: Annotated[str, AfterValidator(_relative)] | None = Field(None, description='largest rise: "+5%"')
     kl: Number | None = Field(None, ge=0, allow_inf_nan=False, description="largest KL to dense, nats per token")
     decode: Annotated[str, AfterValidator(_factor)] | None = Field(None, description='least decode speed-up: "1.3x"')
+    tasks: dict[str, TaskLimit] = Field(
+        default_factory=dict, description='by task: "drop < 1 pt at 95 %"; the names may stand among the other keys'
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_limits(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        named = {key: given[key] for key in given if is_task(key)}
+        rest = {key: value for key, value in given.items() if key not in named}
+        return {**rest, "tasks": {**rest.get("tasks", {}), **named}} if named else given
 
 
 def _known_encoding(spec: Spec) -> Spec:
@@ -170,6 +193,14 @@ class Recipe(Section):
     measure: Measure = Field(default_factory=Measure)
     accept: Accept = Field(default_factory=Accept)
     output: Output = Field(default_factory=Output)
+
+    @model_validator(mode="after")
+    def _limits_of_measured_tasks(self) -> "Recipe":
+        asked = self.measure.tasks.names if self.measure.tasks else []
+        for name in self.accept.tasks:
+            if name not in asked:
+                raise ValueError(f"accept.{name}: the task is not asked: add it to measure.tasks")
+        return self
 
     @classmethod
     @wrong_input()

@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from sparity.errors import SparityError, wrong_input
-from sparity.measure.data.report import plain
+from sparity.measure.data.plain import plain
 from sparity.visible import harmless, visible
 
 

@@ -38,6 +38,7 @@ def plan(
 
 def _show(plan: "Plan") -> None:
     from sparity.measure.show import numbers
+    from sparity.measure.show.sentences_tasks import describe_needed
     from sparity.memory import available_memory
 
     passes = len({stage.number for stage in plan.stages})
@@ -61,6 +62,8 @@ def _show(plan: "Plan") -> None:
         console.out.print(
             f"disk beside the result, at most {numbers.size(sum(plan.disk.values()))}: {_parts(plan.disk)}"
         )
+    for needed in plan.tasks:
+        console.out.print(describe_needed(needed))
     console.out.print(
         f"time, about {numbers.seconds(plan.seconds)}, measuring not counted; output {numbers.size(plan.output_bytes)}"
     )

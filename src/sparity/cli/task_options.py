@@ -40,8 +40,7 @@ def task_settings(
     if tasks is None:
         return (), None
     from sparity.errors import InvalidInput
-    from sparity.measure.tasks.names import checked_tasks
-    from sparity.measure.tasks.reading import WAYS
+    from sparity.measure.tasks.names import WAYS, checked_tasks
     from sparity.measure.tasks.running import Settings, missing
 
     if way is not None and way not in WAYS:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparity.measure.data.report import Pace, Spread, plain
+from sparity.measure.data.plain import plain
+from sparity.measure.data.report import Pace, Spread
 
 FORMAT = 1
 

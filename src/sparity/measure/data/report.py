@@ -1,12 +1,13 @@
 """The report: plain data that becomes JSON, a table, a page and a model card. `docs/format.md` describes the JSON."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from sparity.measure.data import outcome
+from sparity.measure.data.plain import plain
+from sparity.measure.data.task_comparison import TaskComparison
 from sparity.stages.change import Change
 
 FORMAT = 2
@@ -119,6 +120,7 @@ class Candidate:
         changes: what every stage did to every projection.
         runtime: the stages whose data is used while the model runs, by name.
         curves: the losses of the stages that trained.
+        tasks: beside the dense model, item by item.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Candidate:
     batched: tuple[Speed, ...] = ()  # at the batch sizes after the first
     runtime: tuple[str, ...] = ()
     curves: tuple[Curve, ...] = ()
+    tasks: tuple[TaskComparison, ...] = ()
 
     @cached_property
     def totals(self) -> outcome.Totals:
@@ -209,14 +212,3 @@ class Report:
         """Plain dictionaries and lists; numbers that are not finite become their names as text."""
         content: dict[str, Any] = plain(dataclasses.asdict(self))
         return content
-
-
-def plain(value: Any) -> Any:
-    """A value that every JSON reader takes: numbers that are not finite become their names as text."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

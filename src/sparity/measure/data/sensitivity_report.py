@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparity.measure.data.report import plain
+from sparity.measure.data.plain import plain
 
 FORMAT = 1
 

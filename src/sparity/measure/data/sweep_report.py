@@ -10,8 +10,9 @@ from typing import Any
 
 from sparity.errors import CorruptFile
 from sparity.files import read_json_object
+from sparity.measure.data.plain import plain
 from sparity.measure.data.read_back import read_back
-from sparity.measure.data.report import Quality, Report, Verdict, plain
+from sparity.measure.data.report import Quality, Report, Verdict
 
 FORMAT = 2
 # The columns of the CSV after one column per axis; no axis may have one of these names.

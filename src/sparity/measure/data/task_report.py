@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparity.errors import InvalidInput
-from sparity.measure.data.report import plain
-from sparity.measure.tasks.reading import Way
+from sparity.measure.data.plain import plain
+from sparity.measure.tasks.names import Way
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import yaml
 from sparity.formats import build_encoding
 from sparity.measure.data.report import Candidate, Report
 from sparity.measure.show import numbers, sentences
+from sparity.measure.show.sentences_tasks import PAIRED, change_words
 from sparity.visible import escape
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -24,6 +25,7 @@ def model_card(report: Report, candidate: Candidate, copied: Sequence[str] = ())
         *(f"> {_inline(note)}" for note in candidate.notes),
         _done(report, candidate),
         _quality(candidate),
+        _tasks(candidate),
         _speed(candidate),
         _acceptance(candidate),
         _loading(candidate),
@@ -96,6 +98,17 @@ def _quality(candidate: Candidate) -> str:
         "same top-1",
     )
     return f"## Quality\n\n{_table(heads, rows)}"
+
+
+def _tasks(candidate: Candidate) -> str:
+    if not candidate.tasks:
+        return ""
+    rows = [
+        (one.name, one.source, one.metric, f"{one.items:,}", f"{one.first:.3f}", f"{one.second:.3f}", change_words(one))
+        for one in candidate.tasks
+    ]
+    heads = ("task", "items from", "metric", "items", "dense", "sparse", "change, 95 % interval")
+    return f"## Tasks\n\n{_table(heads, rows)}\n\n{_inline(PAIRED)}"
 
 
 def _speed(candidate: Candidate) -> str:

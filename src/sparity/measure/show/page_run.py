@@ -8,6 +8,7 @@ from sparity.measure.show import numbers, sentences
 from sparity.measure.show.page import column_table, figure, page, table
 from sparity.measure.show.page_candidate import candidate_section, change_tiles, verdict_mark
 from sparity.measure.show.page_contestants import contestants_section
+from sparity.measure.show.page_tasks import task_table
 from sparity.visible import escape
 
 GRADES = {"excellent": "good", "good": "good", "acceptable": "fair", "poor": "bad"}
@@ -78,6 +79,9 @@ def _comparison(report: Report) -> str:
             f'<p class="faint">{predictions}</p>',
             _quality_table(measured),
         ]
+    for candidate in report.candidates:
+        if candidate.tasks:
+            parts += [f"<h3>Tasks: {escape(candidate.name)}</h3>", task_table(candidate.tasks)]
     timed = [
         (candidate.name, f"batch {speed.batch}" if candidate.batched else "", speed)
         for candidate in report.candidates

@@ -3,7 +3,8 @@
 from sparity.measure.data.task_comparison import TaskComparison
 from sparity.measure.data.task_report import TaskResult, TaskScore
 from sparity.measure.show import numbers
-from sparity.measure.tasks.reading import WAYS
+from sparity.measure.tasks.names import WAYS
+from sparity.measure.tasks.planning import Needed
 
 PAIRED = (
     "Intervals are of the change in points, by the paired bootstrap at 95 %; p is McNemar's exact test; lost and won "
@@ -46,3 +47,11 @@ def setting_words(result: TaskResult) -> str:
     if result.cut:
         parts.append(f"{result.cut} prompts lost their start: longer than the model's context")
     return f"{result.name}: {'; '.join(parts)}."
+
+
+def describe_needed(one: Needed) -> str:
+    """Whether a limit on a task can be kept by its sample."""
+    needed = ", ".join(f"{items:,} if {share:.0%} of the answers differ" for share, items in one.needed.items())
+    there = "how many there are is not known here" if one.items is None else f"there are {one.items:,}"
+    said = f"{one.name}: {one.limit}: a model that loses nothing passes four times in five with {needed}; {there}"
+    return f"{said}: too few, the limit will seldom be kept" if one.hopeless else said

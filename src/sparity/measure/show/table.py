@@ -8,6 +8,7 @@ from rich.text import Text
 
 from sparity.measure.data.report import Candidate, Pace, Quality, Report
 from sparity.measure.show import numbers, sentences
+from sparity.measure.show.table_tasks import render_comparisons
 
 WIDTH = 100
 NAME_WIDTH, SPARSITY_WIDTH = 22, 9  # what one column gains the other loses
@@ -49,6 +50,8 @@ def print_report(report: Report, console: Console) -> None:
     for whom, note in sentences.gather_notes(report):
         console.print(Text(f"Note{f' on {whom}' if whom else ''}: {note}"), width=width)
     for candidate in report.candidates:
+        if candidate.tasks:
+            console.print(render_comparisons(candidate.tasks), width=width)
         for verdict in candidate.verdicts:
             mark = Text("pass  ", "green") if verdict.passed else Text("MISSED", "bold red")
             said = f"  {candidate.name}: {verdict.limit}, reached {verdict.reached}"

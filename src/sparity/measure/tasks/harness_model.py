@@ -12,7 +12,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from sparity.errors import InvalidInput
 from sparity.measure.tasks.answering import answer
 from sparity.measure.tasks.long_context import BORDER
-from sparity.measure.tasks.reading import Asked, Reader, Way
+from sparity.measure.tasks.names import Way
+from sparity.measure.tasks.reading import Asked, Reader
 from sparity.models.loading import load, load_tokenizer
 
 MOST_NEW = 256  # tokens of a free answer where the task does not say

@@ -3,11 +3,17 @@
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from sparity.errors import InvalidInput, suggestion
 
 FILES = Path(str(resources.files("sparity.measure.tasks").joinpath("files")))
 OWN, HUB = "own_", "hub:"
+Way = Literal["whole", "steps"]
+WAYS: dict[Way, str] = {
+    "whole": "each question with its answer in one pass",
+    "steps": "the question into the cache, then the answer token by token from what the cache holds",
+}
 MADE = ("passkey", "several_keys", "variable_tracking", "common_words")
 
 
@@ -36,6 +42,11 @@ def checked_tasks(names: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
                 f"{HUB}{name} would be the harness's own, which it downloads)"
             )
     return tuple(every)
+
+
+def is_task(name: object) -> bool:
+    """Whether a key names a task."""
+    return isinstance(name, str) and (name in own_tasks() or name.startswith(HUB))
 
 
 def source_of(name: str) -> str:

@@ -4,21 +4,16 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparity.dynamic.cache.attaching import PREFIX
 from sparity.errors import InvalidInput
+from sparity.measure.tasks.names import Way
 from sparity.models import transformers as hf
 from sparity.products.float32 import float32_products
-
-Way = Literal["whole", "steps"]
-WAYS: dict[Way, str] = {
-    "whole": "each question with its answer in one pass",
-    "steps": "the question into the cache, then the answer token by token from what the cache holds",
-}
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.measure.tasks.long_context import BORDER, generated
+from sparity.measure.tasks.planning import VARIABLE
 from sparity.models.loading import load_tokenizer
 
-VARIABLE = "SPARITY_DATA"
 Split = dict[str, Dataset]
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from sparity.errors import InvalidInput
 from sparity.measure.data.task_report import TaskResult, TaskScore
-from sparity.measure.tasks.names import FILES, HUB, OWN, checked_tasks, source_of
-from sparity.measure.tasks.reading import Way
+from sparity.measure.tasks.names import FILES, HUB, OWN, Way, checked_tasks, source_of
 
 SEED = 1234  # of the draw of examples, the harness's own
 INSTALL = "task suites need lm-evaluation-harness: pip install 'lm-eval>=0.4.13,<0.5' (the extra `eval`)"

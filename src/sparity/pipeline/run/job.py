@@ -23,6 +23,7 @@ from sparity.models.attached_runtime import runtime_attached
 from sparity.models.loading import load, load_tokenizer
 from sparity.pipeline.evidence.dense_statistics import stored_needs
 from sparity.pipeline.evidence.opened import Opened
+from sparity.pipeline.run.measured_tasks import check_tasks
 from sparity.pipeline.run.planned import PlannedPass, PlannedStage, plan_passes
 from sparity.pipeline.run.tokens import MeasuredText, calibration_tokens, default_device, measured_texts
 from sparity.recipe import Recipe, SpeedTest
@@ -107,6 +108,7 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
     folder = None if module is not None else hf.locate(chosen)
     name = str(chosen) if module is None else type(module).__name__
     tokenizer = load_tokenizer(folder) if folder is not None else None
+    check_tasks(recipe.measure.tasks, tokenizer)
     tokens = _tokens(recipe, tokenizer, decoder.config)
     texts = tuple(measured_texts(recipe.measure, tokenizer, decoder.skeleton))
     if test := recipe.measure.speed:

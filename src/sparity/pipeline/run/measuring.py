@@ -21,12 +21,14 @@ from sparity.formats import build_encoding
 from sparity.measure.data import machine
 from sparity.measure.data.outcome import Totals
 from sparity.measure.data.report import Candidate, Curve, Effort, Quality, Report, Speed, Verdict
+from sparity.measure.data.task_comparison import TaskComparison
 from sparity.measure.show.sentences import describe_products
 from sparity.measure.timing.speed import compare_speed, engine_declines
-from sparity.models.loading import load
+from sparity.models.loading import load, load_tokenizer
 from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
+from sparity.pipeline.run.measured_tasks import ask_tasks, judge_tasks
 from sparity.processes.group import ALONE, Group
 from sparity.quality.agreement import compare, grade
 from sparity.recipe import Accept, Output
@@ -53,7 +55,7 @@ def measure_quality(job: Job, folder: Path, group: Group = ALONE) -> Measured:
 
     The models stay loaded, for `measure`, on rank 0.
     """
-    if not job.texts and not (group.first and job.recipe.measure.speed):
+    if not job.texts and not (group.first and (job.recipe.measure.speed or job.recipe.measure.tasks)):
         return Measured()
     dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
     quality = tuple(_quality(job, dense, sparse, group))
@@ -68,8 +70,13 @@ def measure(
     quality, dense, sparse = measured.quality, measured.dense, measured.sparse
     speeds: tuple[Speed, ...] = ()
     notes = [*_notes(job, folder, totals), *(note for training in done.trainings for note in training["notes"])]
+    compared: tuple[TaskComparison, ...] = ()
     if dense is not None:
         speeds = tuple(_speeds(job, dense, sparse))
+        if job.recipe.measure.tasks:
+            tokenizer = load_tokenizer(job.folder or folder)
+            compared, asked = ask_tasks(job.recipe.measure.tasks, dense, sparse, tokenizer)
+            notes += asked
         if speeds and job.recipe.output.format == "packed" and (reason := engine_declines(dense)):
             notes.append(f"The dense model was timed in transformers only, not on our own dense kernels: {reason}.")
         if speeds and decoding.has_fast_path(sparse) and (reason := decoding.declines(sparse)):
@@ -91,7 +98,11 @@ def measure(
         effort=effort,
         quality=quality,
         speed=speed,
-        verdicts=tuple(judge(job.recipe.accept, quality, speed)),
+        verdicts=(
+            *judge(job.recipe.accept, quality, speed),
+            *judge_tasks(job.recipe.accept.tasks, compared),
+        ),
+        tasks=compared,
         notes=tuple(notes),
         batched=speeds[1:],
         runtime=tuple(entry["name"] for entry in done.runtime),

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from sparity.calibration.gradients import gradient_bytes
 from sparity.calibration.input_statistics.base import statistic
 from sparity.calibration.store import store_bytes
+from sparity.measure.tasks.planning import Needed, needed_items
 from sparity.models import Decoder
 from sparity.pipeline.evidence.dense_statistics import stored_needs
 from sparity.pipeline.run.job import Job
@@ -59,6 +60,7 @@ class Plan:
         length: tokens of each.
         memory: the most bytes at once beside the interpreter and its libraries, by what takes them.
         disk: the most bytes at once in the run's folder beside the result, by what takes them.
+        tasks: what each limit on a task asks of its sample.
     """
 
     model: str
@@ -67,6 +69,7 @@ class Plan:
     length: int
     memory: Mapping[str, int]
     disk: Mapping[str, int]
+    tasks: tuple[Needed, ...] = ()
 
     @property
     def peak_memory(self) -> int:
@@ -115,7 +118,14 @@ def plan(job: Job) -> Plan:
                     bytes=parameters * job.decoder.dtype.itemsize + runtime,
                 )
             )
-    return Plan(job.name, tuple(stages), work.samples, work.length, memory, disk)
+    return Plan(job.name, tuple(stages), work.samples, work.length, memory, disk, tuple(_tasks(job)))
+
+
+def _tasks(job: Job) -> Iterator[Needed]:
+    asked = job.recipe.measure.tasks
+    for name, limit in job.recipe.accept.tasks.items():
+        assert asked is not None, "the recipe was checked"
+        yield needed_items(name, limit, asked.settings)
 
 
 def _after(each: PlannedStage) -> Decoder:

@@ -16,7 +16,7 @@ from sparity.calibration.tokens import token_hash
 from sparity.errors import CorruptFile, InvalidInput, NumericalError, SparityError, UnsupportedModel, wrong_input
 from sparity.files import write_json, write_text
 from sparity.measure.data import machine
-from sparity.measure.data.report import plain
+from sparity.measure.data.plain import plain
 from sparity.measure.data.sweep_report import Row, SweepReport
 from sparity.measure.show.page_sweep import render_sweep
 from sparity.pipeline.run.job import prepare
