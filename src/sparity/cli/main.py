@@ -13,6 +13,7 @@ import sparity
 from sparity.cli import console
 from sparity.cli.bench import bench
 from sparity.cli.chat import chat
+from sparity.cli.compare import compare
 from sparity.cli.convert import convert
 from sparity.cli.demo import demo
 from sparity.cli.doctor import doctor
@@ -39,6 +40,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sweep": sweep,
     "eval": evaluate,
     "bench": bench,
+    "compare": compare,
     "generate": generate,
     "serve": serve,
     "chat": chat,
@@ -52,18 +54,9 @@ VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo,
 }
 SEVERAL = ("run", "prune")  # what processes started by torchrun can do together
-OPENING = (
-    "prune",
-    "run",
-    "plan",
-    "sensitivity",
-    "sweep",
-    "eval",
-    "bench",
-    "generate",
-    "serve",
-    "convert",
-    "doctor",
+OPENING = (  # a model
+    *("prune", "run", "plan", "sensitivity", "sweep"),
+    *("eval", "bench", "compare", "generate", "serve", "convert", "doctor"),
 )
 
 

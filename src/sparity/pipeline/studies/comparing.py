@@ -1,0 +1,136 @@
+"""Models beside each other: quality, tasks, speed and memory, each measured in the same way for all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparity.checkpoints.packed import runtime_of
+from sparity.checkpoints.source import CheckpointSource
+from sparity.checkpoints.weight_files import is_read_packed, weight_bytes
+from sparity.errors import InvalidInput
+from sparity.measure.data import machine
+from sparity.measure.data.comparison_report import Compared, ComparisonReport
+from sparity.measure.data.report import Quality
+from sparity.measure.data.task_comparison import compare_task
+from sparity.measure.data.task_report import TaskResult
+from sparity.measure.show.sentences_tasks import setting_words
+from sparity.measure.tasks.running import Settings, run_tasks
+from sparity.measure.timing.bench import Protocol, bench
+from sparity.measure.timing.contenders import Contender
+from sparity.models import transformers as hf
+from sparity.models.loading import load, load_tokenizer
+from sparity.pipeline.run.tokens import MeasuredText
+from sparity.quality.agreement import compare, grade
+
+Texts = Callable[[Any, Any], Sequence[MeasuredText]]  # the first model and its tokenizer -> what is measured on
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is compared.
+
+    Attributes:
+        tasks: their names.
+        settings: how they are asked.
+        speed: what is generated; None = speed and memory are not measured.
+        dtype: in which quality and tasks are measured; speed is measured in bfloat16.
+    """
+
+    tasks: tuple[str, ...] = ()
+    settings: Settings | None = None
+    speed: Protocol | None = None
+    dtype: str = "auto"
+
+
+def compare_models(
+    names: Sequence[str], texts: Texts, asked: Asked, phase: Callable[[str], None] = lambda words: None
+) -> ComparisonReport:
+    """Measure models beside the first of them.
+
+    Args:
+        names: folders or names, at least two; the first is what the others are compared with.
+        texts: gives the texts for the first model and its tokenizer.
+        asked: what else is measured.
+        phase: told what begins.
+
+    Raises:
+        InvalidInput: fewer than two models, one twice, another vocabulary, or no tokenizer for tasks.
+    """
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise InvalidInput(f"compare: name at least two different models (got {', '.join(names) or 'none'})")
+    folders = [hf.locate(name) for name in names]
+    settings = _settings(folders, asked.settings)
+    phase(f"loading {names[0]}")
+    tokenizer, first = load_tokenizer(folders[0]), load(folders[0], dtype=asked.dtype)
+    measured = texts(first, tokenizer)
+    models: list[Compared] = []
+    results: list[tuple[TaskResult, ...]] = []
+    for name, folder in zip(names, folders, strict=True):
+        phase(f"measuring {name}")
+        model = first if not models else load(folder, dtype=asked.dtype)
+        _check_vocabulary(names[0], first, name, model)
+        quality = tuple(_quality(first, model, text) for text in measured)
+        results.append(run_tasks(model, tokenizer, asked.tasks, settings) if asked.tasks else ())
+        differences = tuple(compare_task(a, b) for a, b in zip(results[0], results[-1], strict=True)) if models else ()
+        models.append(
+            replace(_described(name, folder, model), quality=quality, tasks=results[-1], differences=differences)
+        )
+        del model
+    ids = measured[0].ids if measured else torch.arange(first.config.vocab_size)
+    del first
+    speed = None
+    if asked.speed is not None:
+        every = [Contender(name, folder, "engine") for name, folder in zip(names, folders, strict=True)]
+        speed = bench([*every[1:], every[0]], ids, asked.speed, phase)  # the first is the subject of all ratios
+    notes = tuple(dict.fromkeys(setting_words(task) for found in results for task in found))
+    return ComparisonReport(tuple(models), speed, notes, machine.describe())
+
+
+def _settings(folders: Sequence[Path], settings: Settings | None) -> Settings:
+    """All read tasks in one way: in steps where any model's cache has a policy."""
+    settings = settings or Settings()
+    policies = any(entry.name == "cache" for folder in folders for entry in runtime_of(folder))
+    return replace(settings, way="steps") if policies and settings.way is None else settings
+
+
+def _check_vocabulary(first_name: str, first: Any, name: str, model: Any) -> None:
+    sizes = [each.config.get_text_config().vocab_size for each in (first, model)]
+    if sizes[0] != sizes[1]:
+        raise InvalidInput(
+            f"compare: {first_name} has {sizes[0]:,} tokens in its vocabulary and {name} {sizes[1]:,}: perplexities of "
+            "different tokenizers cannot be compared"
+        )
+
+
+def _quality(first: Any, model: Any, text: MeasuredText) -> Quality:
+    found = compare(first, model, text.ids, text.window)
+    change = found.perplexity / found.dense_perplexity - 1
+    return Quality(
+        text=text.name,
+        window=text.window,
+        tokens=found.tokens,
+        dense_perplexity=found.dense_perplexity,
+        perplexity=found.perplexity,
+        change=change,
+        grade=grade(change),
+        kl=found.kl,
+        top1=found.top1,
+    )
+
+
+def _described(name: str, folder: Path, model: Any) -> Compared:
+    source = CheckpointSource(folder)
+    shapes = source.shapes()
+    zeros = 0
+    for key in shapes:  # one tensor in memory at a time
+        (tensor,) = source.read([key]).values()
+        zeros += int((tensor == 0).sum()) if tensor.is_floating_point() else 0
+    parameters = sum(prod(shape) for shape in shapes.values())
+    stages = tuple(entry.name for entry in runtime_of(folder))
+    packed = ("packed",) if is_read_packed(folder) else ()
+    share = zeros / parameters if parameters else 0.0
+    return Compared(name, parameters, weight_bytes(folder), share, (*packed, *stages))
