@@ -55,12 +55,13 @@ class Calibration(Section):
 
 
 class Text(Section):
-    """A text to measure on. Give `text` or `tokens`."""
+    """A text to measure on. Give `text` or `tokens`, or a `protocol` of the papers with its split as `text` or none."""
 
     text: str | list[str] | None = None
     tokens: str | None = None
     field: str = "text"
     name: str | None = None
+    protocol: Literal["wikitext2", "c4", "ptb", "ptb-gptq"] | None = Field(None, description="how papers read it")
 
     @classmethod
     def named(cls, source: str, field: str = "text") -> "Text":
@@ -69,7 +70,10 @@ class Text(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Text":
-        if (self.text is None) == (self.tokens is None):
+        if self.protocol is not None:
+            if self.tokens is not None or isinstance(self.text, list) or self.field != "text":
+                raise ValueError("with `protocol` only `text`, the file of its split, and `name` can be given")
+        elif (self.text is None) == (self.tokens is None):
             raise ValueError("give either `text` or `tokens`")
         return self
 

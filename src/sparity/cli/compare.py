@@ -6,7 +6,19 @@ import typer
 
 from sparity.cli import console
 from sparity.cli.options import Dtype, Field, Force, Json, Quiet
-from sparity.cli.task_options import Batch, Context, Fewshot, Items, Limit, TaskData, TaskNames, Way, task_settings
+from sparity.cli.task_options import (
+    Batch,
+    Context,
+    Fewshot,
+    Items,
+    Limit,
+    PerplexityProtocol,
+    TaskData,
+    TaskNames,
+    Way,
+    measured_on,
+    task_settings,
+)
 
 if TYPE_CHECKING:
     from sparity.pipeline.run.tokens import MeasuredText
@@ -22,6 +34,7 @@ def compare(
     window: Annotated[int | None, typer.Option(help="Tokens per window.")] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only so many windows of each text; else all.")] = None,
     field: Field = "text",
+    protocol: PerplexityProtocol = None,
     tasks: TaskNames = None,
     data: TaskData = None,
     fewshot: Fewshot = None,
@@ -52,7 +65,6 @@ def compare(
         from sparity.pipeline.run.result_folder import named_folder
         from sparity.pipeline.run.tokens import measured_text
         from sparity.pipeline.studies.comparing import Asked, compare_models
-        from sparity.recipe import Text
 
         wanted, settings = task_settings(tasks, data, fewshot, limit, batch, context, items, way)
         folder = None if output is None else named_folder(output)
@@ -64,7 +76,7 @@ def compare(
             make_folder(folder)
 
         def measured(first: Any, tokenizer: Any) -> "list[MeasuredText]":
-            named = [Text.named(name, field) for name in text or ["python-docs:held-out"]]
+            named = measured_on(text, field, protocol, tasks=False)
             return [measured_text(each, tokenizer, first, window, windows) for each in named]
 
         asked = Asked(wanted, settings, Protocol(prompt, tokens, rounds, (1,)) if speed else None, dtype)

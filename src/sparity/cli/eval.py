@@ -14,9 +14,11 @@ from sparity.cli.task_options import (
     Fewshot,
     Items,
     Limit,
+    PerplexityProtocol,
     TaskData,
     TaskNames,
     Way,
+    measured_on,
     task_settings,
 )
 
@@ -32,6 +34,7 @@ def evaluate(
     window: Annotated[int | None, typer.Option(help="Tokens per window.")] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Only so many windows of each text; else all.")] = None,
     field: Field = "text",
+    protocol: PerplexityProtocol = None,
     tasks: TaskNames = None,
     data: TaskData = None,
     fewshot: Fewshot = None,
@@ -57,7 +60,7 @@ def evaluate(
         from sparity.pipeline.run.tokens import default_device, measured_text
         from sparity.quality.agreement import compare
         from sparity.quality.perplexity import perplexity
-        from sparity.recipe import SpeedTest, Text
+        from sparity.recipe import SpeedTest
 
         wanted, settings = task_settings(tasks, data, fewshot, limit, batch, context, items, way)
         place = default_device(device)
@@ -66,8 +69,8 @@ def evaluate(
         subject, tokenizer = load(model, device=place, dtype=dtype), load_tokenizer(model)
         dense = load(against, device=place, dtype=dtype) if against else None
         rows: list[dict[str, Any]] = []
-        for name in text or ([] if wanted else ["python-docs:held-out"]):
-            found = measured_text(Text.named(name, field), tokenizer, subject, window, windows)
+        for each in measured_on(text, field, protocol, bool(wanted)):
+            found = measured_text(each, tokenizer, subject, window, windows)
             row: dict[str, Any] = {"text": found.name, "window": found.window}
             if dense is None:
                 row["perplexity"] = perplexity(subject, found.ids, found.window)

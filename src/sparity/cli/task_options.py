@@ -1,4 +1,4 @@
-"""Options of the verbs that ask tasks."""
+"""Options of the verbs that evaluate models: tasks, and protocols of perplexity."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -6,6 +6,7 @@ import typer
 
 if TYPE_CHECKING:
     from sparity.measure.tasks.running import Settings
+    from sparity.recipe import Text
 
 TaskNames = Annotated[
     str | None, typer.Option(help="Tasks with commas between them, such as arc_easy,piqa: docs/eval.md.")
@@ -20,6 +21,30 @@ Way = Annotated[
     str | None,
     typer.Option(help="whole: one pass; steps: from the cache. Else steps where a model's cache has a policy."),
 ]
+
+PerplexityProtocol = Annotated[
+    str | None,
+    typer.Option(help="wikitext2, c4, ptb or ptb-gptq: as papers measure it; --text may name the file of its split."),
+]
+
+
+def measured_on(text: list[str] | None, field: str, protocol: str | None, tasks: bool) -> "list[Text]":
+    """The texts that options name; Python's documentation where there are none, and nothing where tasks are asked.
+
+    Raises:
+        InvalidInput: no such protocol, or several files for one.
+    """
+    from sparity.calibration.protocols import PROTOCOLS
+    from sparity.errors import InvalidInput
+    from sparity.recipe import Text
+
+    if protocol is None:
+        return [Text.named(name, field) for name in text or ([] if tasks else ["python-docs:held-out"])]
+    if protocol not in PROTOCOLS:
+        raise InvalidInput(f"--protocol {protocol}: one of {', '.join(PROTOCOLS)}")
+    if len(text or ()) > 1:
+        raise InvalidInput(f"--protocol {protocol} is measured on one text: name one file, or none to download it")
+    return [Text.model_validate({"protocol": protocol, "text": text[0] if text else None})]
 
 
 def task_settings(

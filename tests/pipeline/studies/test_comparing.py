@@ -81,7 +81,7 @@ def test_two_different_models_are_needed(names):
 
 
 def test_models_of_another_vocabulary_are_refused(folders):
-    with pytest.raises(InvalidInput, match="97 tokens .* zoo:llama 8,192"):
+    with pytest.raises(InvalidInput, match=r"97 tokens .* zoo:llama 8,192"):
         compare_models([folders[0], "zoo:llama"], texts, Asked())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparity.calibration.protocols import PROTOCOLS, protocol_text
 from sparity.calibration.text import read_documents
 from sparity.calibration.tokens import Windows, draw_windows, read_tokens
 from sparity.errors import InvalidInput
@@ -88,13 +89,21 @@ def measured_text(
             raise InvalidInput("the model has no tokenizer: measure on token ids (a .npy file)")
         ids = _once(tokenizer, _key(text, "name"), lambda: _whole_text(text, tokenizer))
         name = text.text if isinstance(text.text, str) else "text"
+    if text.protocol is not None:
+        name, most = text.protocol, PROTOCOLS[text.protocol].windows
+        if windows is not None and windows < (most or windows + 1):
+            name = f"{name}, {windows} windows"
+        windows = min((each for each in (windows, most) if each is not None), default=None)
     cut = split_windows(model, ids, window)[:windows]
     return MeasuredText(text.name or name, cut.flatten(), window)
 
 
 def _whole_text(text: Text, tokenizer: Any) -> Tensor:
-    documents = read_documents(text.text or "", text.field)
-    return torch.tensor(tokenizer("\n\n".join(documents), verbose=False)["input_ids"], dtype=torch.int64)
+    if text.protocol is not None:
+        whole = protocol_text(text.protocol, text.text if isinstance(text.text, str) else None)
+    else:
+        whole = "\n\n".join(read_documents(text.text or "", text.field))
+    return torch.tensor(tokenizer(whole, verbose=False)["input_ids"], dtype=torch.int64)
 
 
 def _key(section: Calibration | Text, left_out: str) -> str:
