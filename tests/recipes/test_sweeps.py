@@ -12,6 +12,7 @@ from sparity.sweep_file import Sweep
 
 SWEEPS = sorted((Path(__file__).parents[2] / "recipes" / "sweeps").glob("*.yaml"))
 SIZES = {
+    "attention_or_mlp": 12,
     "calibration_sets": 4,
     "models": 9,
     "patterns": 10,
