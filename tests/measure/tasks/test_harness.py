@@ -238,3 +238,23 @@ def test_files_that_are_not_there_are_named(model, tokenizer, data, monkeypatch)
         run_tasks(model, tokenizer, "piqa", Settings(data=data))
     with pytest.raises(InvalidInput, match="tokenizer"):
         run_tasks(model, None, "arc_easy", Settings(data=data))
+
+
+def test_scores_are_those_of_the_harness_s_own_model(model, tokenizer, data):
+    """Its class for transformers models, with the softmax in float32 too: every log-probability, and what is greedy."""
+    from lm_eval.models.huggingface import HFLM
+
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32")
+    ours = SparityLM(model=model, tokenizer=tokenizer, batch_size=2)
+    asked = [(f"{row['query']}\nAnswer:", f" {choice}") for row in ROWS for choice in row["choices"]]
+    asked += [("", "The end of"), ("The with statement ", "is used"), ("x " * 30, "x")]
+    requests = [Instance("loglikelihood", {}, each, 0) for each in asked]
+    for (logprob, greedy), (own, is_greedy) in zip(
+        theirs.loglikelihood(requests, disable_tqdm=True), ours.loglikelihood(requests), strict=True
+    ):
+        assert own == pytest.approx(logprob, abs=1e-4)
+        assert is_greedy == greedy
+    text = [Instance("loglikelihood_rolling", {}, ("The with statement is used to wrap a block.",), 0)]
+    assert ours.loglikelihood_rolling(text) == pytest.approx(theirs.loglikelihood_rolling(text, disable_tqdm=True))
+    stop = [Instance("generate_until", {}, ("The with statement", {"until": ["."], "max_gen_toks": 10}), 0)]
+    assert ours.generate_until(stop) == theirs.generate_until(stop, disable_tqdm=True)

@@ -124,3 +124,19 @@ def test_a_run_asks_both_models_and_reports_what_it_found(tmp_path):
     assert "passkey<small>made here</small>" in page
     assert "## Tasks" in card
     assert "| passkey | made here | acc | 6 |" in card
+
+
+@needs_harness
+def test_a_policy_in_a_recipe_shows_in_its_tasks(tmp_path):
+    """A cache that keeps nothing: the saved model is read in steps, and so is the dense one beside it."""
+    recipe = {
+        "model": "zoo:llama",
+        "dtype": "float32",
+        "stages": [{"cache": {"policy": "drop_all", "keep": 0.5, "sinks": 0, "recent": 0}}],
+        "measure": {"speed": None, "tasks": {"names": ["passkey"], "items": 8, "context": 64}},
+    }
+    (candidate,) = sparity.run(recipe, output=tmp_path / "out").report.candidates
+    (found,) = candidate.tasks
+    assert found.first > 0.8
+    assert found.second <= 0.5
+    assert any("read the question into the cache" in note for note in candidate.notes)
