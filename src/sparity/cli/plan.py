@@ -1,8 +1,9 @@
 """`sparity plan RECIPE`: what a run would do, before any work."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.table import Table
 
 from sparity.cli import console
@@ -20,20 +21,34 @@ def plan(
     overrides: Overrides = None,
     model: OtherModel = None,
     device: Device = "auto",
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="Also what speed could be gained at most, and where.")
+    ] = False,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, for --roofline.")] = 512,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at once, for --roofline.")] = 1,
     json: Json = False,
 ) -> None:
     """Check a recipe; show shapes, sizes and time of each stage, memory and disk. What does not fit is an error."""
     with console.errors_in_one_line():
         from sparity.pipeline.run.job import prepare
         from sparity.pipeline.run.plan import plan as predict
+        from sparity.pipeline.run.roofline import rooflines
         from sparity.recipe import Recipe
 
-        found = predict(prepare(Recipe.read(recipe, overrides), model, device))
+        job = prepare(Recipe.read(recipe, overrides), model, device)
+        found = predict(job)
+        roofs = rooflines(job, found, prompt, batch) if roofline else ()
     if json:
         totals = {"peak_memory": found.peak_memory, "seconds": found.seconds, "output_bytes": found.output_bytes}
-        console.print_json({**dataclasses.asdict(found), **totals})
+        gains = [{**dataclasses.asdict(one), "gains": one.gains, "real": one.real} for one in roofs]
+        console.print_json({**dataclasses.asdict(found), **totals, "roofline": gains})
     else:
         _show(found)
+        if roofs:
+            from sparity.measure.show.table_roofline import print_rooflines
+
+            console.out.print()
+            print_rooflines(roofs, console.out)
 
 
 def _show(plan: "Plan") -> None:

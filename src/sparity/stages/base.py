@@ -136,6 +136,11 @@ class Stage(Section, ABC):
         return self.name
 
     @property
+    def zeros_lie(self) -> str | None:
+        """In words, the pattern of the zeros that the stage makes; None where it makes none."""
+        return None
+
+    @property
     def only_sparsity(self) -> float | None:
         """The only share that the stage can remove from a projection, or None when it can remove any."""
         return None

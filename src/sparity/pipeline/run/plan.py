@@ -90,7 +90,7 @@ class Plan:
 def plan(job: Job) -> Plan:
     """Predict a prepared job; nothing is written and no weight is read."""
     work, loss = job.opened.workload, job.recipe.measure.layer_loss
-    rate = _flops_per_second(job.decoder.dtype, job.device)
+    rate = flops_per_second(job.decoder.dtype, job.device)
     stages: list[StageForecast] = []
     memory: dict[str, int] = {}
     disk: dict[str, int] = {}
@@ -207,7 +207,7 @@ def _forward(each: PlannedStage, work: Workload, loss: bool) -> float:
     return operations
 
 
-def _flops_per_second(dtype: torch.dtype, device: str, size: int = 768) -> float:
+def flops_per_second(dtype: torch.dtype, device: str, size: int = 768) -> float:
     """The rate of a square matrix product of this machine, the best of five."""
     left = torch.ones(size, size, dtype=dtype, device=device)
     best = float("inf")

@@ -78,6 +78,11 @@ class Prune(BlockStage):
         return self.pruning.method
 
     @property
+    def zeros_lie(self) -> str | None:
+        """See `Stage.zeros_lie`."""
+        return self.pruning.pattern.words
+
+    @property
     def only_sparsity(self) -> float | None:
         """That of an N:M pattern."""
         return self.pruning.pattern.sparsity
