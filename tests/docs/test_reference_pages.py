@@ -20,6 +20,7 @@ SECTIONS = (
     schema.Calibration,
     schema.Measure,
     schema.Text,
+    schema.Tasks,
     schema.SpeedTest,
     schema.Accept,
     schema.Output,

@@ -18,6 +18,7 @@ from sparity.measure.data.report import Quality
 from sparity.measure.data.task_comparison import compare_task
 from sparity.measure.data.task_report import TaskResult
 from sparity.measure.show.sentences_tasks import setting_words
+from sparity.measure.tasks.reading import has_policy
 from sparity.measure.tasks.running import Settings, run_tasks
 from sparity.measure.timing.bench import Protocol, bench
 from sparity.measure.timing.contenders import Contender
@@ -63,22 +64,30 @@ def compare_models(
     if len(names) < 2 or len(set(names)) < len(names):
         raise InvalidInput(f"compare: name at least two different models (got {', '.join(names) or 'none'})")
     folders = [hf.locate(name) for name in names]
-    settings = _settings(folders, asked.settings)
     phase(f"loading {names[0]}")
     tokenizer, first = load_tokenizer(folders[0]), load(folders[0], dtype=asked.dtype)
     measured = texts(first, tokenizer)
     models: list[Compared] = []
-    results: list[tuple[TaskResult, ...]] = []
+    policies = False
     for name, folder in zip(names, folders, strict=True):
         phase(f"measuring {name}")
         model = first if not models else load(folder, dtype=asked.dtype)
         _check_vocabulary(names[0], first, name, model)
+        policies = policies or has_policy(model)
         quality = tuple(_quality(first, model, text) for text in measured)
-        results.append(run_tasks(model, tokenizer, asked.tasks, settings) if asked.tasks else ())
-        differences = tuple(compare_task(a, b) for a, b in zip(results[0], results[-1], strict=True)) if models else ()
-        models.append(
-            replace(_described(name, folder, model), quality=quality, tasks=results[-1], differences=differences)
-        )
+        models.append(replace(_described(name, folder), quality=quality))
+        del model
+    settings = asked.settings or Settings()
+    if policies and settings.way is None:  # all read in one way
+        settings = replace(settings, way="steps")
+    results: list[tuple[TaskResult, ...]] = []
+    for place, (name, folder) in enumerate(zip(names, folders, strict=True) if asked.tasks else ()):
+        phase(f"asking {name}")
+        model = first if not results else load(folder, dtype=asked.dtype)
+        results.append(run_tasks(model, tokenizer, asked.tasks, settings))
+        pairs = zip(results[0], results[-1], strict=True) if place else ()
+        differences = tuple(compare_task(a, b) for a, b in pairs)
+        models[place] = replace(models[place], tasks=results[-1], differences=differences)
         del model
     ids = measured[0].ids if measured else torch.arange(first.config.vocab_size)
     del first
@@ -88,13 +97,6 @@ def compare_models(
         speed = bench([*every[1:], every[0]], ids, asked.speed, phase)  # the first is the subject of all ratios
     notes = tuple(dict.fromkeys(setting_words(task) for found in results for task in found))
     return ComparisonReport(tuple(models), speed, notes, machine.describe())
-
-
-def _settings(folders: Sequence[Path], settings: Settings | None) -> Settings:
-    """All read tasks in one way: in steps where any model's cache has a policy."""
-    settings = settings or Settings()
-    policies = any(entry.name == "cache" for folder in folders for entry in runtime_of(folder))
-    return replace(settings, way="steps") if policies and settings.way is None else settings
 
 
 def _check_vocabulary(first_name: str, first: Any, name: str, model: Any) -> None:
@@ -122,7 +124,7 @@ def _quality(first: Any, model: Any, text: MeasuredText) -> Quality:
     )
 
 
-def _described(name: str, folder: Path, model: Any) -> Compared:
+def _described(name: str, folder: Path) -> Compared:
     source = CheckpointSource(folder)
     shapes = source.shapes()
     zeros = 0
