@@ -38,8 +38,8 @@ def test_an_orphaned_layout_becomes_either(sparity, model, tmp_path):
 def test_what_is_refused(sparity, plain, tmp_path):
     for arguments, words in (
         (
-            (plain, tmp_path / "out", "--values", "int4"),
-            '--values int4: no encoding "int4"; did you mean "int8"? `sparity methods encoding` lists them all',
+            (plain, tmp_path / "out", "--values", "int5"),
+            '--values int5: no encoding "int5"; did you mean "int8"? `sparity methods encoding` lists them all',
         ),
         ((plain, tmp_path / "out", "--to", "zip"), "--to zip: packed, plain or auto"),
         ((tmp_path / "nowhere", tmp_path / "out"), "does not exist"),

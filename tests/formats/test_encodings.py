@@ -105,7 +105,7 @@ def test_int8_and_same_say_what_they_are():
 
 
 def test_another_encoding_is_known_by_name_and_by_its_options():
-    assert registry.names("encoding") == ["grouped", "int8", "same"]
+    assert registry.names("encoding") == ["grouped", "int4", "int8", "same"]
     assert build_encoding({"grouped": {"group": 4}}) == Grouped(4)
     with pytest.raises(InvalidInput, match='encoding "grouped" has no option "grup"; did you mean "group"'):
         build_encoding({"grouped": {"grup": 4}})
@@ -116,7 +116,7 @@ def test_another_encoding_is_known_by_name_and_by_its_options():
     with pytest.raises(InvalidInput, match=r"output\.values: encoding grouped: a group has at least one column"):
         Recipe.read({**STAGES, "output": {"format": "packed", "values": {"grouped": {"group": 0}}}})
     schema = Recipe.model_json_schema()["$defs"]["Output"]["properties"]["values"]
-    assert schema["anyOf"][0]["enum"] == ["grouped", "int8", "same"]
+    assert schema["anyOf"][0]["enum"] == ["grouped", "int4", "int8", "same"]
 
 
 @pytest.mark.parametrize("name", FORMATS)

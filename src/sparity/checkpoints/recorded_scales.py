@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sparity.checkpoints.shards import write_tensors
+from sparity.errors import CorruptFile
 from sparity.files import make_folder, write_atomically
 
 SCALES = "sparity-scales"
@@ -30,3 +33,22 @@ def carry_scales(source: Path, target: Path) -> None:
     for path in sorted((source / SCALES).glob("*.safetensors")):
         make_folder(target / SCALES)
         write_atomically(target / SCALES / path.name, partial(shutil.copyfile, path))
+
+
+def read_scales(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Projection -> what the last stage that changed its bits left, by name; empty where none did.
+
+    Raises:
+        CorruptFile: a file that cannot be read.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for path in sorted((folder / SCALES).glob("*.safetensors")):
+        own: dict[str, dict[str, Tensor]] = {}
+        try:
+            for key, tensor in load_file(path).items():
+                projection, _, name = key.rpartition(".")
+                own.setdefault(projection, {})[name] = tensor
+        except (SafetensorError, OSError) as error:
+            raise CorruptFile(f"{path} cannot be read ({error}): fetch it again, or remove it to round anew") from error
+        found |= own
+    return found

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from sparity import registry
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats.encodings.base import Encoding, EncodingSpec, build_encoding
+from sparity.formats.storage.nibbles import narrow, widen
 from sparity.formats.storage.packed import Packed
 from sparity.formats.storage.values import FLOATS, dtype_name, nonzero
 
@@ -53,6 +54,10 @@ class Format(ABC):
         """How many things of `values` [rows, columns], as they are stored, are kept: what `nbytes` asks for."""
         return int(torch.count_nonzero(nonzero(values)))
 
+    def listed(self, packed: Packed) -> int:
+        """How many values are kept, told from the other tensors; for formats that store a plain list of them."""
+        raise NotImplementedError
+
     def matches(self, weight: Tensor) -> bool:
         """Whether the format can hold the mask of `weight` [rows, columns]."""
         return True
@@ -84,6 +89,8 @@ class Format(ABC):
         if not self.matches(stored):
             raise InvalidInput(self.refusal(stored))
         tensors = {**self.encode(stored), **sides}
+        if encoding.half_bytes:
+            tensors[VALUES] = narrow(tensors[VALUES])
         return Packed(self.name, (stored.shape[0], stored.shape[1]), dtype, tensors, self.options, encoding)
 
     def refusal(self, weight: Tensor) -> str:
@@ -97,14 +104,18 @@ class Format(ABC):
             CorruptFile: the tensors contradict each other; nothing beyond their ends is read.
         """
         self.check(packed)
-        return packed.encoding.decode(self.decode(packed), packed.sides, packed.dtype)
+        return packed.encoding.decode(self.stored(packed), packed.sides, packed.dtype)
+
+    def stored(self, packed: Packed) -> Tensor:
+        """The values `[rows, columns]` as the encoding stores them, one in each number; for what `check` has passed."""
+        return self.decode(self._widened(packed))
 
     def nbytes(self, shape: tuple[int, int], kept: int, dtype: torch.dtype, values: EncodingSpec = "same") -> int:
         """Bytes that a matrix of `shape` would take, without packing it; `kept` is what `count` counts."""
         encoding, total = build_encoding(values), 0
         for name, (kind, sides) in self._full_layout(*shape, dtype, encoding).items():
-            bits = encoding.bits(dtype) if name == VALUES else 8 * kind.itemsize
-            total += -(-prod(kept if side is None else side for side in sides) * bits // 8)
+            known = -(-kept // 2) if name == VALUES and encoding.half_bytes and sides[-1] is None else kept
+            total += prod(known if side is None else side for side in sides) * kind.itemsize
         return total
 
     def check(self, packed: Packed) -> None:
@@ -124,11 +135,32 @@ class Format(ABC):
             raise CorruptFile(f"{self.name}: expected the tensors {sorted(layout)}, found {sorted(packed.tensors)}")
         for name, (dtype, sides) in layout.items():
             _check_tensor(f"{self.name}, tensor {name}", packed.tensors[name], dtype, sides)
-        packed.encoding.check(self.name, packed.tensors[VALUES], packed.sides)
-        self.check_content(packed)
+        wide = self._widened(packed)
+        packed.encoding.check(self.name, wide.tensors[VALUES], packed.sides)
+        self.check_content(wide)
 
     def _full_layout(self, rows: int, columns: int, dtype: torch.dtype, encoding: Encoding) -> Layout:
-        return {**self.layout(rows, columns, encoding.stored(dtype)), **encoding.side_tensors(rows, columns)}
+        layout = self.layout(rows, columns, encoding.stored(dtype))
+        if encoding.half_bytes:
+            *others, last = layout[VALUES][1]
+            layout[VALUES] = (torch.uint8, (*others, None if last is None else -(-last // 2)))
+        return {**layout, **encoding.side_tensors(rows, columns)}
+
+    def _widened(self, packed: Packed) -> Packed:
+        """The same with one value in each number.
+
+        Raises:
+            CorruptFile: more or fewer values than the other tensors tell of, or one behind the last.
+        """
+        if not packed.encoding.half_bytes:
+            return packed
+        values, last = packed.tensors[VALUES], self.layout(*packed.shape, torch.int8)[VALUES][1][-1]
+        count = self.listed(packed) if last is None else last
+        if values.shape[-1] != -(-count // 2):
+            raise CorruptFile(f"{self.name}: {count} values are kept, but {2 * values.shape[-1]} are stored")
+        if count % 2 and bool((values[..., -1] >> 4).any()):
+            raise CorruptFile(f"{self.name}: a value is stored behind the last of {count}")
+        return replace(packed, tensors={**packed.tensors, VALUES: widen(values, count)})
 
 
 def build_format(spec: str | Mapping[str, Any]) -> Format:

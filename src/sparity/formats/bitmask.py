@@ -48,6 +48,10 @@ class Bitmask(Format):
         ordered = scatter(bits(values), tiles.from_masks(packed.tensors["masks"]))
         return tiles.from_tiles(ordered, *packed.shape).view(values.dtype)
 
+    def listed(self, packed: Packed) -> int:
+        """See `Format.listed`."""
+        return int(packed.tensors["offsets"][-1])
+
     def check_content(self, packed: Packed) -> None:
         """See `Format.check_content`."""
         masks, offsets, values = (packed.tensors[name] for name in ("masks", "offsets", "values"))

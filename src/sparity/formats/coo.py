@@ -37,6 +37,10 @@ class Coo(Format):
         rows, columns = packed.tensors["rows"], packed.tensors["columns"]
         return place(bits(values), rows, columns, packed.shape).view(values.dtype)
 
+    def listed(self, packed: Packed) -> int:
+        """See `Format.listed`."""
+        return len(packed.tensors["rows"])
+
     def check_content(self, packed: Packed) -> None:
         """See `Format.check_content`."""
         rows, columns, values = (packed.tensors[name] for name in ("rows", "columns", "values"))

@@ -41,6 +41,10 @@ class Csr(Format):
         rows = torch.repeat_interleave(torch.arange(packed.shape[0]), offsets.diff())
         return place(bits(values), rows, packed.tensors["columns"], packed.shape).view(values.dtype)
 
+    def listed(self, packed: Packed) -> int:
+        """See `Format.listed`."""
+        return int(packed.tensors["offsets"][-1])
+
     def check_content(self, packed: Packed) -> None:
         """See `Format.check_content`."""
         columns, offsets, values = (packed.tensors[name] for name in ("columns", "offsets", "values"))

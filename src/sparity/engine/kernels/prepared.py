@@ -128,7 +128,8 @@ def prepared_at(handle: int) -> Prepared:
 def case_of(packed: Packed, batch: int, threads: int) -> Case:
     """What the timing of a packed weight holds for."""
     rows, columns = packed.shape
-    density = density_step(min(packed.tensors["values"].numel(), rows * columns), rows * columns)
+    kept = packed.tensors["values"].numel() * (2 if packed.encoding.half_bytes else 1)
+    density = density_step(min(kept, rows * columns), rows * columns)
     values, bits = packed.encoding.words(packed.dtype), packed.encoding.bits(packed.dtype)
     return Case(rows, columns, packed.format, values, density, batch, threads, bits)
 

@@ -16,4 +16,4 @@ def convert(packed: Packed, to: str | Mapping[str, Any]) -> Packed:
     """
     source = format_of(packed)
     source.check(packed)
-    return build_format(to).wrap(source.decode(packed), packed.sides, packed.dtype, packed.encoding)
+    return build_format(to).wrap(source.stored(packed), packed.sides, packed.dtype, packed.encoding)

@@ -34,6 +34,8 @@ def to_nvidia(packed: Packed) -> tuple[Tensor, Tensor]:
     rows, columns = packed.shape
     if packed.format != "two_of_four":
         raise InvalidInput(f"only two_of_four has this layout, not {packed.format}")
+    if packed.encoding.half_bytes:
+        raise InvalidInput(f"the tensor cores take no {packed.encoding.name} values: unpack the matrix first")
     format_of(packed).check(packed)
     values = packed.tensors["values"]
     _check_shape(rows, columns, values.dtype)

@@ -24,11 +24,15 @@ class Encoding(ABC):
         exact: whether every bit comes back.
         integer_products: whether the stored values are whole numbers with one float32 scale per row, `scales` [rows],
             which the processor multiplies by inputs that are quantised per token.
+        half_bytes: whether stored values, between -8 and 7, lie two in a byte.
+        keeps_grids: whether weights that are on a grid already can be stored by its scales, see `on_grid`.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool] = False
     integer_products: ClassVar[bool] = False
+    half_bytes: ClassVar[bool] = False
+    keeps_grids: ClassVar[bool] = False
 
     # ---- what each encoding writes
 
@@ -65,9 +69,23 @@ class Encoding(ABC):
 
     # ---- what all share
 
+    def on_grid(
+        self, weight: Tensor, recorded: Mapping[str, Tensor]
+    ) -> "tuple[Encoding, Tensor, dict[str, Tensor]] | None":
+        """`weight` [rows, columns] by the scales that a stage recorded for it, so that every bit of it comes back.
+
+        Args:
+            recorded: `scales` and, where there are any, `zeros`, `[rows, groups]`.
+
+        Returns:
+            The encoding, with the grid's own group and types, values and side tensors; None where the weight is not
+            on a grid of such scales.
+        """
+        return None
+
     def bits(self, dtype: torch.dtype) -> int:
         """Bits that a stored value of a weight in `dtype` takes, in memory and in the file."""
-        return 8 * self.stored(dtype).itemsize
+        return 4 if self.half_bytes else 8 * self.stored(dtype).itemsize
 
     @property
     def options(self) -> dict[str, Any]:

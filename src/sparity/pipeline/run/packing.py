@@ -1,6 +1,6 @@
 """Checkpoints from plain to packed and back: shard by shard, every tensor bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +10,14 @@ from torch import Tensor
 from sparity.checkpoints import packed
 from sparity.checkpoints.companions import copy_files, everything
 from sparity.checkpoints.packed import INDEX
-from sparity.checkpoints.recorded_scales import carry_scales
+from sparity.checkpoints.recorded_scales import carry_scales, read_scales
 from sparity.checkpoints.shards import LazyTensors, write_tensors
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.kernels.fastest import Fastest, fastest_format
 from sparity.engine.kernels.smallest import smallest_format
 from sparity.errors import InvalidInput, wrong_input
 from sparity.files import read_json_object, write_json
-from sparity.formats import EncodingSpec, Format, build_encoding
+from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding
 from sparity.models import Decoder
 from sparity.models import transformers as hf
 from sparity.pipeline.run.export import RECORD, file_hashes, plain_shard, write_plain_index
@@ -25,6 +25,9 @@ from sparity.pipeline.run.format_choices import CHOICES, write_choices
 from sparity.pipeline.run.result_folder import named_folder, refuse_to_replace
 from sparity.pipeline.run.run_folder import RunFolder
 from sparity.pipeline.run.runtime_files import carry_runtime
+from sparity.visible import logger
+
+log = logger(__name__)
 
 Layout = Literal["plain", "packed"]
 Prefer = Literal["memory", "speed"]
@@ -70,7 +73,7 @@ def convert(
         if work.finished:
             return to
         if to == "packed":
-            pack_weights(decoder, work.path, encoding, prefer)
+            pack_weights(decoder, work.path, encoding, prefer, recorded=read_scales(folder))
         else:
             _unpack_weights(decoder, work.path)
         carry_runtime(folder, work.path)
@@ -85,7 +88,7 @@ def convert(
 def pack_in_place(folder: Path, values: EncodingSpec, prefer: Prefer) -> None:
     """Turn the plain checkpoint in a run's working folder into a packed one; what was stopped half-way is finished."""
     if not is_packed(folder):
-        pack_weights(Decoder.open(folder), folder, values, prefer)
+        pack_weights(Decoder.open(folder), folder, values, prefer, recorded=read_scales(folder))
     shards = set(folder.glob("sparity-*.safetensors"))
     packed.remove_other_weights(folder, shards)
     packed.mark(folder, is_packed=True)
@@ -96,14 +99,22 @@ def is_packed(folder: Path) -> bool:
     return (folder / INDEX).exists()
 
 
-def pack_weights(decoder: Decoder, target: Path, values: EncodingSpec = "same", prefer: Prefer = "memory") -> None:
+def pack_weights(
+    decoder: Decoder,
+    target: Path,
+    values: EncodingSpec = "same",
+    prefer: Prefer = "memory",
+    recorded: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
     """Write the packed shards of a plain checkpoint and their index into `target`; for speed, also what was chosen why.
 
-    A matrix that no sparse format stores in fewer bytes, or multiplies faster, stays an ordinary tensor.
+    A matrix that no sparse format stores in fewer bytes, or multiplies faster, stays an ordinary tensor. By the scales
+    that are `recorded` for a projection its weights are stored as they are; only others are rounded.
     """
-    encoding, chosen = build_encoding(values), dict[str, Fastest]()
+    asked, chosen, rounded = build_encoding(values), dict[str, Fastest](), list[str]()
+    known = recorded if recorded and asked.keeps_grids else {}
 
-    def format_for(name: str, matrix: Tensor) -> Format:
+    def format_for(name: str, matrix: Tensor, encoding: Encoding) -> Format:
         if prefer == "memory":
             return smallest_format(matrix, encoding)
         chosen[name] = fastest_format(matrix, encoding)
@@ -119,16 +130,39 @@ def pack_weights(decoder: Decoder, target: Path, values: EncodingSpec = "same", 
                 continue
             weight = _read(decoder, name)
             matrix = weight.T if linear[name] else weight
-            form = format_for(name, matrix)
-            if form.name == "dense" and encoding.exact:
-                others.append(name)
-            else:
-                found[name.removesuffix(".weight")] = form.pack(matrix, encoding)
+            own = name.removesuffix(".weight")
+            grid = asked.on_grid(matrix, known[own]) if own in known else None
+            if known and grid is None:
+                rounded.append(own)
+            try:
+                form = format_for(name, matrix, grid[0] if grid else asked)
+                if form.name == "dense" and asked.exact:
+                    others.append(name)
+                else:
+                    found[own] = _packed(form, matrix, asked, grid)
+            except InvalidInput as error:
+                raise InvalidInput(f"{name}: {error}") from error
         transposed = [name.removesuffix(".weight") for name, turned in linear.items() if turned]
         packed.write_shard(shard, found, LazyTensors(others, partial(_read, decoder)), transposed, decoder.unused())
+    if rounded:
+        log.warning(
+            "%d of the matrices are not on a grid that %s can hold (%s): they were rounded anew",
+            len(rounded),
+            asked.name,
+            rounded[0] if len(rounded) == 1 else f"{rounded[0]}, ...",
+        )
     if prefer == "speed":
         write_choices(target, chosen)
     packed.write_packed_index(target, shards)
+
+
+def _packed(
+    form: Format, matrix: Tensor, asked: Encoding, grid: tuple[Encoding, Tensor, dict[str, Tensor]] | None
+) -> Packed:
+    if grid is None:
+        return form.pack(matrix, asked)
+    encoding, stored, sides = grid
+    return form.wrap(stored, sides, matrix.dtype, encoding)
 
 
 def _unpack_weights(decoder: Decoder, target: Path) -> None:
