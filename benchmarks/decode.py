@@ -55,7 +55,7 @@ SHAPE = {
 }
 SPARSITIES = {"dense": None, "50 %": 0.5, "70 %": 0.7, "2:4": "2:4"}
 SKIPPED = {"0 % skipped": 0.0, "40 % skipped": 0.4, "50 % skipped": 0.5, "65 % skipped": 0.65}  # of the channels
-VALUES = {"bf16": "same", "int8": "int8"}
+VALUES = {"bf16": "same", "int8": "int8", "int4": {"int4": {"group": 128}}}
 PEERS = ("bf16", "Q8_0", "Q4_0")
 VARIANTS = [
     "transformers",

@@ -36,6 +36,15 @@ CASES = {  # name -> format, values, share of zeros among the weights; of column
     "bitmask int8 50 %": ("bitmask", "int8", 0.5),
     "bitmask int8 70 %": ("bitmask", "int8", 0.7),
     "2:4 int8": ("two_of_four", "int8", 0.5),
+    **{
+        f"{name} int4 / {group}{share}": (form, {"int4": {"group": group}}, sparsity)
+        for group in (32, 64, 128)
+        for name, form, share, sparsity in (
+            ("dense", "dense", "", 0.0),
+            ("bitmask", "bitmask", " 50 %", 0.5),
+            ("2:4", "two_of_four", "", 0.5),
+        )
+    },
     **{f"columns bf16 {share} %": ("columns", "same", share / 100) for share in (0, 25, 50, 70)},
     **{f"columns int8 {share} %": ("columns", "int8", share / 100) for share in (0, 25, 50, 70)},
 }
@@ -75,8 +84,8 @@ def prepared(cases, rows, columns):
     generator = torch.Generator().manual_seed(0)
     sets, by_channel = {}, {}
     for case, (name, values, sparsity) in cases.items():
-        if name == "columns" and values in by_channel:
-            same, size = by_channel[values]
+        if name == "columns" and str(values) in by_channel:
+            same, size = by_channel[str(values)]
             sets[case] = (same, size * (1 - sparsity))
             continue
         first = weight(name, rows, columns, 0.0 if name == "columns" else sparsity, generator)
@@ -84,7 +93,7 @@ def prepared(cases, rows, columns):
         count = max(2, -(-CACHE // packed.nbytes))
         sets[case] = ([NativeWeight(packed) for _ in range(count)], packed.nbytes)
         if name == "columns":
-            by_channel[values] = sets[case]
+            by_channel[str(values)] = sets[case]
             sets[case] = (sets[case][0], packed.nbytes * (1 - sparsity))
     size = rows * columns * 2
     count = max(2, -(-CACHE // size))

@@ -37,7 +37,7 @@ int best() {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return 1;
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi2") ||
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") || !__builtin_cpu_supports("avx512vbmi2") ||
       !__builtin_cpu_supports("avx512vnni"))
     return 2;
   return 3;
@@ -83,6 +83,7 @@ void share_out(int64_t units, int threads, const Work& work) {
 }
 
 bool supported(const SparityMatrix& weight) {
+  if (weight.group) return weight.format < SPARITY_BLOCK && weight.columns % weight.group == 0;
   if (weight.format == SPARITY_BLOCK) return !weight.scales && weight.block_width % 16 == 0;
   return !weight.scales || weight.columns < int64_t(1) << 17;  // beyond, int32 sums could overflow
 }
@@ -173,7 +174,8 @@ int sparity_row_sums(const SparityMatrix* weight, int32_t* out, int threads) {
 }
 
 int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void* out, int threads) {
-  if (weight->format != SPARITY_BITMASK && weight->format != SPARITY_TWO_OF_FOUR) return SPARITY_UNSUPPORTED;
+  if (weight->format != SPARITY_BITMASK && weight->format != SPARITY_TWO_OF_FOUR && !weight->group)
+    return SPARITY_UNSUPPORTED;
   const Kernels& isa = kernels();
   const int64_t element = weight->scales ? 1 : 2, tile_rows = sparity::kTileRows;
 #pragma omp parallel for schedule(static) num_threads(threads)

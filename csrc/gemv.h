@@ -1,6 +1,7 @@
 // The loops of every kernel, over an instruction set `Isa`:
 //   Floats  32 bfloat16 weights ready to multiply;    Sum  float32 partial sums;    X  one prepared input
 //   Bytes   64 int8 weights ready to multiply;        Total  int32 partial sums;    Q  one prepared input
+//   Fours   what int4 weights need, see nibbles.h
 // Everything has internal linkage, because each instruction set compiles it with other flags.
 #pragma once
 
@@ -139,11 +140,14 @@ inline void tile_all_tokens(const SparityMatrix& weight, const Inputs& in, const
 
 #include "block.h"
 #include "columns.h"
+#include "nibbles.h"
+
 #include "dense.h"
 
 template <class Isa>
 void gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
           int64_t end) {
+  if (weight.group) return fours<Isa>(weight, in, out, tokens, begin, end);
   if (weight.format == SPARITY_COLUMNS) return columns<Isa>(weight, in, out, tokens, begin, end);
   for (int64_t unit = begin; unit < end; ++unit) {
     switch (weight.format) {
@@ -191,6 +195,7 @@ inline void unpack_from(const SparityMatrix& weight, int64_t tile, int64_t rows,
 
 template <class Isa>
 void unpack_tile(const SparityMatrix& weight, int64_t tile, int64_t rows, void* out) {
+  if (weight.group) return unpack_fours<Isa>(weight, tile, rows, static_cast<uint16_t*>(out));
   if (weight.format == SPARITY_TWO_OF_FOUR)
     unpack_from<Isa, Paired<Isa>>(weight, tile, rows, out);
   else
@@ -273,8 +278,9 @@ inline uint64_t read(const uint64_t* words, int64_t count) {
 
 template <class Isa>
 constexpr sparity::Kernels kernels() {
-  return {sizeof(typename Isa::X), sizeof(typename Isa::Q), prepare_floats<Isa>, prepare_ints<Isa>, quantize, read,
-          gemv<Isa>,               dense_listed<Isa>,       unpack_tile<Isa>,       row_sums<Isa>};
+  return {sizeof(typename Isa::X), sizeof(typename Isa::Q), prepare_floats<Isa>, prepare_ints<Isa>,
+          quantize,                prepare_fours<Isa>,      read,                gemv<Isa>,
+          dense_listed<Isa>,       unpack_tile<Isa>,        row_sums<Isa>};
 }
 
 }  // namespace

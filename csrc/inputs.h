@@ -40,10 +40,15 @@ int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to;
 // Which forms of an input some weight reads.
 struct Forms {
   bool floats = false, ints = false, blocks = false, channel_floats = false, channel_ints = false;
+  int32_t pairs = 0, fours = 0;  // int4: the groups, added up, of dense weights and of others
   int64_t width = 0;  // of the widest weight, whose last blocks may reach beyond the columns
 
   void add(const SparityMatrix& weight) {
     width = std::max(width, weight.columns);
+    if (weight.group) {
+      (weight.format == SPARITY_DENSE ? pairs : fours) |= weight.group;
+      return;
+    }
     if (weight.format == SPARITY_COLUMNS) {
       (weight.scales ? channel_ints : channel_floats) = true;
       return;
@@ -70,6 +75,11 @@ class Prepared {
       bytes_ = take<int8_t>(tokens * columns);
       scales_ = take<float>(tokens);
     }
+    fours_stride_ = round_up(columns, 128);
+    for (int i = 0; i < 3; ++i) {
+      if (forms.pairs & 32 << i) nibbles_[i][1] = take_fours(32 << i);
+      if (forms.fours & 32 << i) nibbles_[i][0] = take_fours(32 << i);
+    }
     if (forms.channel_floats || forms.channel_ints) used_ = take<uint16_t>(columns);
     if (forms.channel_floats) {
       float_channels_ = take<int32_t>(columns);
@@ -80,6 +90,15 @@ class Prepared {
       fours_ = take<int8_t>(tokens * stride_);
       sums_ = take<int32_t>(tokens);
     }
+  }
+
+  sparity::Inputs fours(const SparityMatrix& weight) const {
+    const Fours& found = nibbles_[weight.group / 64][weight.format == SPARITY_DENSE];
+    sparity::Inputs made = {found.x, fours_stride_, found.scales};
+    made.group_stride = fours_stride_ / weight.group;
+    made.shift_stride = shift_stride();
+    made.shifts = found.shifts;
+    return made;
   }
 
   uintptr_t bytes() const { return at_ - begin_; }
@@ -95,6 +114,9 @@ class Prepared {
     }
     floats = {floats_, stride_, not_finite_};
     ints = {ints_, stride_, scales_};
+    for (int i = 0; i < 3; ++i)
+      for (int paired = 0; paired < 2; ++paired)
+        if (nibbles_[i][paired].x) fill_fours(x, nibbles_[i][paired], 32 << i, paired);
     if (forms_.channel_floats) fill_channel_floats(x);
     if (forms_.channel_ints) fill_channel_ints();
   }
@@ -105,6 +127,26 @@ class Prepared {
     const uintptr_t here = at_;
     at_ += uintptr_t( round_up(count * int64_t(sizeof(Value)), 64));
     return reinterpret_cast<Value*>(here);
+  }
+
+  struct Fours {
+    int8_t* x;
+    float* scales;
+    int32_t* shifts;
+  };
+
+  int64_t shift_stride() const { return fours_stride_ / 4; }  // as many as there may be
+
+  Fours take_fours(int64_t group) {
+    int8_t* x = take<int8_t>(tokens_ * fours_stride_);
+    float* scales = take<float>(tokens_ * fours_stride_ / group);
+    return {x, scales, take<int32_t>(tokens_ * shift_stride())};
+  }
+
+  void fill_fours(const uint16_t* x, const Fours& to, int64_t group, bool paired) {
+    for (int64_t token = 0; token < tokens_; ++token)
+      isa_.prepare_fours(x + token * columns_, columns_, fours_stride_, group, paired, to.x + token * fours_stride_,
+                         to.scales + token * fours_stride_ / group, to.shifts + token * shift_stride());
   }
 
   // The channels that some token uses: `bits` of x are not zero.
@@ -146,7 +188,8 @@ class Prepared {
 
   const sparity::Kernels& isa_;
   const Forms& forms_;
-  int64_t tokens_, columns_, stride_;
+  int64_t tokens_, columns_, stride_, fours_stride_;
+  Fours nibbles_[3][2] = {};  // by group 32, 64, 128; the second in the order of dense weights
   uintptr_t begin_, at_;
   char *floats_ = nullptr, *ints_ = nullptr;
   float *not_finite_ = nullptr, *scales_ = nullptr, *values_ = nullptr;
@@ -188,6 +231,10 @@ bool prepare(const sparity::Kernels& isa, const SparityMatrix* const* weights, i
     for (int j = i; j < count; ++j) {
       if (first[j] != i) continue;
       const bool ints = weights[j]->scales != nullptr;
+      if (weights[j]->group) {
+        inputs[j] = found.fours(*weights[j]);
+        continue;
+      }
       if (weights[j]->format != SPARITY_COLUMNS) {
         inputs[j] = ints ? found.ints : found.floats;
         continue;

@@ -3,21 +3,9 @@
 
 #include "decode.h"
 #include "gemv.h"
+#include "places.h"
 
 namespace {
-
-// For each mask of eight: the place in the list of kept values that each weight takes; 0x80 where there is none.
-struct Places {
-  uint64_t of[256];
-  constexpr Places() : of() {
-    for (int mask = 0; mask < 256; ++mask) {
-      uint64_t word = 0, next = 0;
-      for (int bit = 0; bit < 8; ++bit) word |= (mask >> bit & 1 ? next++ : uint64_t(0x80)) << 8 * bit;
-      of[mask] = word;
-    }
-  }
-};
-constexpr Places kPlaces;
 
 inline __m256 widen(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
 
@@ -28,7 +16,10 @@ inline __m128i double_places(uint64_t places) {
   return _mm_unpacklo_epi8(twice, _mm_or_si128(twice, _mm_set1_epi8(1)));
 }
 
+#include "nibbles_avx2.h"
+
 struct Avx2 {
+  using Fours = Fours256;
   using X = float;
   using Q = int16_t;
   static constexpr int kShift = 0, kWeightShift = 0;
@@ -241,7 +232,9 @@ void dense_tiles(const SparityMatrix& weight, const Inputs& in, const Outputs& o
 
 void avx2_gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
                int64_t end) {
-  if (weight.format == SPARITY_BITMASK)
+  if (weight.group)
+    fours<Avx2>(weight, in, out, tokens, begin, end);
+  else if (weight.format == SPARITY_BITMASK)
     spread_tiles<MaskedRows>(weight, in, out, tokens, begin, end);
   else if (weight.format == SPARITY_TWO_OF_FOUR)
     spread_tiles<PairedRows>(weight, in, out, tokens, begin, end);

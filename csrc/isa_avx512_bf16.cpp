@@ -1,4 +1,4 @@
-// AVX-512 with BF16 (dot products of pairs), VBMI2 (values spread by mask) and VNNI (dot products of bytes).
+// AVX-512 with BF16 (dot products of pairs), VBMI, VBMI2 (values spread by mask) and VNNI (dot products of bytes).
 #include <immintrin.h>
 
 #include "gemv.h"
@@ -20,8 +20,10 @@ inline __m512i expand_all_bytes(__mmask64 mask, __m512i kept) {
 }
 
 #include "columns_avx512.h"
+#include "nibbles_avx512.h"
 
 struct Avx512Bf16 : Columns512 {
+  using Fours = Fours512;
   using X = uint16_t;
   using Q = uint8_t;
   static constexpr int kShift = 128;  // vpdpbusd wants one unsigned side

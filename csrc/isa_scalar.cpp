@@ -4,7 +4,78 @@
 
 namespace {
 
+struct ScalarFours {
+  static constexpr int64_t kPairs = 64;
+
+  struct Codes {
+    uint8_t at[64];
+  };
+  struct Pairs {
+    uint8_t at[64];  // the even ones before the odd ones
+  };
+  struct Sum {
+    float at;
+  };
+
+  static Pairs load_pairs(const uint8_t* from) {
+    Pairs out;
+    for (int i = 0; i < 32; ++i) {
+      out.at[i] = from[i] & 15;
+      out.at[32 + i] = from[i] >> 4;
+    }
+    return out;
+  }
+  static Codes spread(uint64_t mask, const uint8_t* from, uint64_t odd) {
+    Codes out;
+    uint64_t place = odd;
+    for (int i = 0; i < 64; ++i) {
+      out.at[i] = mask >> i & 1 ? uint8_t(from[place / 2] >> 4 * (place % 2) & 15) : uint8_t(0);
+      place += mask >> i & 1;
+    }
+    return out;
+  }
+  static Codes spread_half(uint64_t mask, const uint8_t* from) { return spread(mask, from, 0); }
+  static void store(const Codes& codes, uint8_t* to) { memcpy(to, codes.at, 64); }
+
+  // The half of a step that a code belongs to.
+  static int half(const Codes&, int i) { return i / 32; }
+  static int half(const Pairs&, int i) { return i % 32 / 16; }
+
+  struct Halves {
+    int32_t at[2];
+  };
+  template <bool>
+  using Total = Halves;
+  template <bool Paired>
+  static constexpr int64_t kTotals = Paired ? 8 : 16;
+
+  template <bool Zeros, int Groups, class Some>
+  static Some ready(Some codes, const uint8_t* zeros) {  // code - zero, unlike vectors
+    for (int i = 0; i < 64; ++i) {
+      const int zero = Zeros ? zeros[Groups == 2 ? half(codes, i) : 0] : 8;
+      codes.at[i] = uint8_t(((codes.at[i] + zero) & 15) - zero);
+    }
+    return codes;
+  }
+  template <bool, bool>
+  static Halves start(const int32_t*) {
+    return {};
+  }
+  template <class Some>
+  static Halves add(Halves total, const Some& codes, const int8_t* x) {
+    for (int i = 0; i < 64; ++i) total.at[half(codes, i)] += int8_t(codes.at[i]) * x[i];
+    return total;
+  }
+  template <int Groups>
+  static Sum finish(Sum sum, const Halves& total, const float* scales) {
+    if (Groups == 1) return {sum.at + float(total.at[0] + total.at[1]) * scales[0]};
+    return {sum.at + float(total.at[0]) * scales[0] + float(total.at[1]) * scales[1]};
+  }
+  static float sum(const Sum& sum) { return sum.at; }
+};
+
 struct Scalar {
+  using Fours = ScalarFours;
   using X = float;
   using Q = int16_t;
   static constexpr int kShift = 0, kWeightShift = 0;

@@ -16,12 +16,15 @@ struct Inputs {
   const void* x;        // what Kernels::prepare wrote
   int64_t stride;       // elements from token to token
   // Per token. int8: its scale, NaN where it is not finite; floats, for blocks: 1 where it is not finite, else 0.
+  // int4: of each group of inputs, [tokens, group_stride].
   const float* scales;
   // The format columns: what of x is not zero for all tokens; x has no other, int8 with zeros behind them to fours.
   const int32_t* channels = nullptr;
   int64_t count = 0;              // of channels
   const int32_t* sums = nullptr;  // int8: of each token's inputs
   int64_t tile_rows = 0;          // divisible by 64; tokens * tile_rows <= kMostSums
+  int64_t group_stride = 0, shift_stride = 0;
+  const int32_t* shifts = nullptr;  // int4: minus 8 times the inputs of each partial sum
 };
 
 struct Outputs {
@@ -35,6 +38,9 @@ struct Kernels {
   void (*prepare_ints)(const int8_t* x, int64_t columns, int64_t stride, void* out);
   // One token as int8; NaN as scale and zeros when it is not finite.
   void (*quantize)(const uint16_t* x, int64_t columns, int8_t* out, float* scale);
+  // One token as int8 in groups, in the order in which dense weights (paired) or others are multiplied.
+  void (*prepare_fours)(const uint16_t* x, int64_t columns, int64_t stride, int64_t group, bool paired, int8_t* out,
+                        float* scales, int32_t* shifts);
   // Reads whole vectors and does nothing with them: the speed of memory.
   uint64_t (*read)(const uint64_t* words, int64_t count);
   // The rows of units [begin, end): tiles of 4 rows, or rows of blocks.

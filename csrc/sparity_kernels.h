@@ -13,11 +13,14 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 7 };
+enum { SPARITY_ABI = 8 };
 enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3, SPARITY_COLUMNS = 4 };
+// The types of a group's scales.
+enum { SPARITY_FLOAT32 = 0, SPARITY_FLOAT16 = 1, SPARITY_BFLOAT16 = 2 };
 enum { SPARITY_OK = 0, SPARITY_UNSUPPORTED = 1 };
 
-// One weight [rows, columns], stored as docs/format.md says. Values are bfloat16, or int8 when scales is not null.
+// One weight [rows, columns], stored as docs/format.md says. Values are bfloat16, int8 when scales is not null, or int4,
+// two in a byte, when group is not 0.
 typedef struct {
   int64_t rows, columns;
   const void* values;
@@ -26,9 +29,12 @@ typedef struct {
   const int32_t* block_columns;  // block: [kept]
   const float* scales;           // int8: [rows]
   int64_t block_rows, block_width;
-  int64_t kept;                  // entries of values (blocks of them in the format block)
+  int64_t kept;                  // values (blocks of them in the format block)
   int32_t format;
   const int32_t* row_sums;       // int8: [rows], from sparity_row_sums
+  const void* group_scales;      // int4: [rows, columns / group]
+  const uint8_t* zeros;          // int4: zero points like group_scales; null = symmetric
+  int32_t group, scale_type;     // int4: 32, 64 or 128, which divides columns
 } SparityMatrix;
 
 // The number of this interface; a library of another number is not used.
@@ -43,7 +49,7 @@ SPARITY_EXPORT int sparity_isa_use(int rank);
 
 // y[token, row] = sum over columns of weight[row, column] * x[token, column], for `tokens` >= 1.
 // x: bfloat16 [tokens, columns]; y: [tokens, rows], bfloat16 or (wide) float32. Sums are float32; int8 weights meet
-// inputs that are quantised per token (see reference.py). The result does not depend on `threads`, and a token's result
+// inputs that are quantised per token, int4 weights inputs that are in blocks of 32 (see reference.py). The result does not depend on `threads`, and a token's result
 // does not depend on the other tokens. In the format columns, an input of 0 adds nothing, whatever its weights are, and
 // weights whose inputs are 0 for all tokens are not read.
 SPARITY_EXPORT int sparity_gemv(const SparityMatrix* weight, const uint16_t* x, void* y, int wide, int64_t tokens,
@@ -58,7 +64,8 @@ SPARITY_EXPORT int sparity_gemv_many(const SparityMatrix* const* weights, int co
 SPARITY_EXPORT int sparity_gemv_rows(const SparityMatrix* weight, const int32_t* rows, int64_t count, const uint16_t* x,
                                      void* y, int wide, int64_t tokens, int threads);
 
-// Rows [begin, end) of the weight as they are stored, bfloat16 or int8, into out [end - begin, columns].
+// Rows [begin, end) of the weight into out [end - begin, columns]: as they are stored, bfloat16 or int8; int4 values
+// times their scales as bfloat16.
 // begin is a multiple of 4 (of block_rows in the format block).
 SPARITY_EXPORT int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void* out, int threads);
 

@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 7
+ABI = 8
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -36,7 +36,8 @@ class Matrix(ctypes.Structure):
         ("block_width", ctypes.c_int64),
         ("kept", ctypes.c_int64),
         ("format", ctypes.c_int32),
-        ("row_sums", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("row_sums", "group_scales", "zeros")),
+        *((name, ctypes.c_int32) for name in ("group", "scale_type")),
     )
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
@@ -14,9 +15,14 @@ from sparity.formats import Packed, format_of
 from sparity.formats.storage.values import aligned
 
 TAKES = frozenset(  # (format, encoding)
-    {*product(("dense", "bitmask", "two_of_four", "columns"), ("same", "int8")), ("block", "same")}
+    {
+        *product(("dense", "bitmask", "two_of_four", "columns"), ("same", "int8")),
+        *product(("dense", "bitmask", "two_of_four"), ("int4",)),
+        ("block", "same"),
+    }
 )
 CODES = {"dense": 0, "bitmask": 1, "two_of_four": 2, "block": 3, "columns": 4}  # of csrc/sparity_kernels.h
+SCALE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 LARGE = 1 << 21  # bytes of one large page
 _NOTHING = torch.zeros(1)
 _allocated: set[int] = set()  # addresses of the buffers on large pages
@@ -67,17 +73,28 @@ class NativeWeight:
             masks=address.get("masks"),
             offsets=address.get("offsets"),
             block_columns=address.get("columns"),
-            scales=address.get("scales"),
+            scales=address["scales"] if packed.encoding.integer_products else None,
             block_rows=packed.options.get("rows", 0),
             block_width=packed.options.get("columns", 0),
             kept=len(parts["values"]),
             format=CODES[packed.format],
         )
+        if packed.encoding.half_bytes:
+            self._add_groups(address)
         self.address = ctypes.addressof(self._matrix)  # the pointer that each call hands over
         if packed.encoding.integer_products and not format_of(packed).by_channel:
             self._row_sums = torch.empty(packed.shape[0], dtype=torch.int32)
             native.library().sparity_row_sums(self.address, self._row_sums.data_ptr(), native.threads())
             self._matrix.row_sums = self._row_sums.data_ptr()
+
+    def _add_groups(self, address: Mapping[str, int]) -> None:
+        """What the kernels read of half bytes in groups."""
+        parts, matrix = self.packed.tensors, self._matrix
+        matrix.group = self.packed.shape[1] // parts["scales"].shape[1]
+        matrix.group_scales, matrix.zeros = address["scales"], address.get("zeros")
+        matrix.scale_type = SCALE_TYPES[parts["scales"].dtype]
+        if "offsets" in parts:
+            matrix.kept = int(parts["offsets"][-1])
 
     def __repr__(self) -> str:
         return f"NativeWeight({self.packed.format}, {self.packed.shape[0]} x {self.packed.shape[1]})"

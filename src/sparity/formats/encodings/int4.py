@@ -25,8 +25,7 @@ class Int4(Encoding):
     Symmetric: the scale is `2 max|w| / 15` of the group, a value `round(weight / scale)` between -8 and 7. With a zero
     point: the scale is the group's range, stretched to hold 0, over 15; codes run from 0 to 15, and what is stored is
     the code minus the zero point, modulo 16. Either way 0 is stored as 0. The weight is `(code - zero) * scale`,
-    multiplied in float32. On the processor, products of few inputs meet inputs that are quantised to int8 in blocks of
-    32 neighbours.
+    multiplied in float32. On the processor, up to 16 inputs are quantised to int8 in the same groups.
     """
 
     half_bytes: ClassVar[bool] = True

@@ -2,7 +2,8 @@
 
 Floating-point weights: sums in float64. int8 weights have two meanings. On the processor, and in NVIDIA's 2:4, whose
 products are of whole numbers too, inputs are quantised per token, symmetric (W8A8), and sums are exact: `gemv_int8`.
-Triton's kernels leave the inputs as they are: `gemv_scaled`. A GPU waits for memory with few inputs, so whole numbers
+Triton's kernels leave the inputs as they are: `gemv_scaled`. int4 weights meet inputs that are quantised in the
+weights' groups: `gemv_int4`. A GPU waits for memory with few inputs, so whole numbers
 would gain nothing there, and quantising would cost one more launch and some accuracy.
 """
 
@@ -34,6 +35,17 @@ def gemv_int8(values: Tensor, scales: Tensor, x: Tensor) -> Tensor:
     return sums * (token_scales.double()[:, None] * scales.double())
 
 
+def gemv_int4(steps: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    """`steps` [rows, columns], code - zero, `scales` [rows, groups], `x` [tokens, columns] -> float64 `[tokens, rows]`.
+
+    A token that is not finite gives NaN in every row.
+    """
+    group = steps.shape[1] // scales.shape[1]
+    quantized, group_scales = quantize_groups(x, group)
+    inputs = quantized.double() * group_scales.double().repeat_interleave(group, 1)
+    return inputs @ (steps.double() * scales.double().repeat_interleave(group, 1)).T
+
+
 def gemv_scaled(values: Tensor, scales: Tensor, x: Tensor) -> Tensor:
     """int8 `values` [rows, columns] with float32 `scales` [rows], `x` [tokens, columns] -> float64 `[tokens, rows]`.
 
@@ -54,6 +66,15 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.where(largest == 0, 1.0, scales)
     scales = torch.where(largest.isfinite(), scales, float("nan"))
     return (x / scales[:, None]).round().nan_to_num(0).to(torch.int8), scales
+
+
+def quantize_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """`x` [tokens, columns] -> int8 `[tokens, columns]` and float32 scales `[tokens, columns / group]`.
+
+    Each group of neighbours as in `quantize_tokens`.
+    """
+    values, scales = quantize_tokens(x.reshape(-1, group))
+    return values.view(x.shape), scales.view(len(x), -1)
 
 
 def error_bound(weight: Tensor, x: Tensor, unit: float) -> Tensor:

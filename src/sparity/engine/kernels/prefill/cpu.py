@@ -13,7 +13,9 @@ from sparity.engine.kernels.native_weight import NativeWeight
 from sparity.formats import format_of
 from sparity.products.panels import linear, multiply, multiply_bytes, panel_rows, worthwhile
 
-UNPACKS = frozenset(product(("bitmask", "two_of_four"), ("same", "int8")))  # (format, encoding): panel by panel
+UNPACKS = frozenset(  # (format, encoding): panel by panel
+    {*product(("bitmask", "two_of_four"), ("same", "int8")), *product(("dense", "bitmask", "two_of_four"), ("int4",))}
+)
 PANEL = 3 << 20  # bytes of unpacked weight at a time: still in the cache
 
 
@@ -21,11 +23,12 @@ def prefill(weight: NativeWeight, x: Tensor) -> Tensor:
     """`x` bfloat16 `[tokens, columns]` -> bfloat16 `[tokens, rows]`, by PyTorch's product of the unpacked weight.
 
     int8 weights meet inputs quantised per token, as in `gemv.reference.gemv_int8`; exact sums are scaled in float32.
+    int4 weights are unpacked to bfloat16 and meet the inputs as they are.
     Where the processor has no products of the weight's type, a panel is turned into float32, and sums are rounded once.
     """
     packed = weight.packed
     rows, columns = packed.shape
-    stored = packed.tensors["values"].dtype
+    stored = torch.bfloat16 if packed.encoding.half_bytes else packed.tensors["values"].dtype
     if packed.encoding.integer_products:
         x, token_scales = _quantize(x)
     if packed.pair not in UNPACKS:

@@ -1,0 +1,193 @@
+// Weights of four bits, two in a byte, with a scale for each group of a row. Inputs are int8, in groups of the same columns
+// that have a scale of their own, so sums within a group are exact whole numbers; each group's is scaled and added in
+// float32. `Isa::Fours` has the vectors:
+//   Codes, Pairs  the weights of a step as they are stored, one in a byte or two;  kPairs  the columns of a step of Pairs
+//   ready         makes them unsigned: code - zero + 8, with zero points + 16;     Sum     float32 partial sums
+//   Total         int32 partial sums, which start with what takes the 8 or 16 back
+// Included by gemv.h inside its namespace.
+
+constexpr int64_t kPiece = 4096;  // columns whose scales are prepared at a time, and stay in the first cache
+constexpr int64_t kMostPairs = 128;
+constexpr int64_t kCodeSums = 16;  // of the sums of Codes
+
+inline void quantize(const uint16_t* x, int64_t columns, int8_t* out, float* scale);  // of gemv.h
+
+inline float half_to_float(uint16_t bits) {  // of a number that is finite and above zero
+  const uint32_t word = uint32_t(bits) << 13;
+  float value;
+  memcpy(&value, &word, 4);
+  return value * 0x1p112f;
+}
+
+// Scales [first, first + count) of a weight as float32.
+inline void load_scales(const SparityMatrix& weight, int64_t first, int64_t count, float* out) {
+  const auto* halves = static_cast<const uint16_t*>(weight.group_scales) + first;
+  if (weight.scale_type == SPARITY_FLOAT32)
+    memcpy(out, static_cast<const float*>(weight.group_scales) + first, size_t(count) * sizeof(float));
+  else if (weight.scale_type == SPARITY_FLOAT16)
+    for (int64_t i = 0; i < count; ++i) out[i] = half_to_float(halves[i]);
+  else
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(halves[i]);
+}
+
+#include "nibbles_sources.h"
+
+// ---- `Rows` rows times `Tokens` inputs: the order of a sum's terms depends on neither
+
+template <class Isa, int Tokens, int Rows, bool Zeros, int Group, template <class, int, int> class Of>
+inline void fours_rows(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
+                       int64_t ahead) {
+  using Fours = typename Isa::Fours;
+  constexpr int64_t kStep = Of<Isa, Rows, 1>::kStep;
+  constexpr bool kPaired = Of<Isa, Rows, 1>::kPaired;
+  constexpr int kParts = Group > kStep ? int(Group / kStep) : 1;  // steps in a group
+  constexpr int kGroups = Group < kStep ? int(kStep / Group) : 1;  // groups in a step
+  constexpr int64_t kUnit = kStep * kParts, kMost = kPiece / Group + kMostPairs / 32;
+  Of<Isa, Rows, kParts> source(weight, row, ahead);
+  const auto* x = static_cast<const int8_t*>(in.x) + token * in.stride;
+  const int32_t* shifts = in.shifts + token * in.shift_stride;
+  typename Fours::Sum sums[Rows][Tokens] = {};
+  float scales[Rows][Tokens][kMost];
+  const int64_t groups = weight.columns / Group;
+  for (int64_t piece = 0; piece < weight.columns; piece += kPiece) {
+    const int64_t end = piece + kPiece < weight.columns ? piece + kPiece : weight.columns;
+    const int64_t count = (end - piece) / Group;
+    const uint8_t* zeros[Rows];
+    uint8_t copies[Zeros ? Rows : 1][Zeros ? kMost : 1] = {};
+    for (int r = 0; r < Rows; ++r) {
+      const int64_t first = (row + r < weight.rows ? row + r : weight.rows - 1) * groups + piece / Group;
+      float own[kPiece / Group];
+      load_scales(weight, first, count, own);
+      for (int t = 0; t < Tokens; ++t) {
+        const float* theirs = in.scales + (token + t) * in.group_stride + piece / Group;
+        for (int64_t group = 0; group < count; ++group) scales[r][t][group] = own[group] * theirs[group];
+        for (int i = 0; i < kMostPairs / 32; ++i) scales[r][t][count + i] = 0;  // a last step may reach beyond
+      }
+      zeros[r] = copies[Zeros ? r : 0];
+      if (Zeros) memcpy(copies[r], weight.zeros + first, size_t(count));
+    }
+    const auto add = [&](auto room, int64_t column) __attribute__((always_inline)) {
+      const int64_t group = (column - piece) / Group;
+      typename Fours::template Total<kPaired> totals[Rows][Tokens];
+      const int32_t* from = shifts + column / kUnit * Fours::template kTotals<kPaired>;
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int t = 0; t < Tokens; ++t)
+          totals[r][t] = Fours::template start<Zeros, kPaired>(from + t * in.shift_stride);
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part) {
+        source.begin(column + part * kStep);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; ++r) {
+          const auto codes = Fours::template ready<Zeros, kGroups>(
+              source.template codes<room>(column + part * kStep, r), zeros[r] + (Zeros ? group : 0));
+#pragma GCC unroll 4
+          for (int t = 0; t < Tokens; ++t)
+            totals[r][t] = Fours::add(totals[r][t], codes, x + t * in.stride + column + part * kStep);
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int t = 0; t < Tokens; ++t)
+          sums[r][t] = Fours::template finish<kGroups>(sums[r][t], totals[r][t], scales[r][t] + group);
+    };
+    int64_t column = piece;
+    for (; column < end && source.has_room(column); column += kUnit) add(std::true_type(), column);
+    for (; column < end; column += kUnit) add(std::false_type(), column);
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int t = 0; t < Tokens; ++t) store_inside(weight, out, token + t, row + r, Fours::sum(sums[r][t]));
+}
+
+template <class Isa, int Tokens, int Rows, bool Zeros, template <class, int, int> class Of>
+inline void fours_groups(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
+                         int64_t ahead) {
+  if (weight.group == 32) return fours_rows<Isa, Tokens, Rows, Zeros, 32, Of>(weight, in, out, token, row, ahead);
+  if (weight.group == 64) return fours_rows<Isa, Tokens, Rows, Zeros, 64, Of>(weight, in, out, token, row, ahead);
+  fours_rows<Isa, Tokens, Rows, Zeros, 128, Of>(weight, in, out, token, row, ahead);
+}
+
+template <class Isa, int Rows, template <class, int, int> class Of>
+inline void fours_all_tokens(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
+                             int64_t row, int64_t ahead) {
+  const auto multiply = [&](auto count, int64_t token) {
+    if (weight.zeros)
+      fours_groups<Isa, count, Rows, true, Of>(weight, in, out, token, row, ahead);
+    else
+      fours_groups<Isa, count, Rows, false, Of>(weight, in, out, token, row, ahead);
+  };
+  int64_t token = 0;
+  for (; token + 4 <= tokens; token += 4) multiply(std::integral_constant<int, 4>(), token);
+  if (tokens - token >= 2) {
+    multiply(std::integral_constant<int, 2>(), token);
+    token += 2;
+  }
+  if (tokens - token == 1) multiply(std::integral_constant<int, 1>(), token);
+}
+
+constexpr int64_t kFoursAhead = kAhead / 2;  // bytes
+
+template <class Isa>
+void fours(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
+           int64_t end) {
+  for (int64_t row = begin * kTileRows; row < end * kTileRows && row < weight.rows; row += kTileRows) {
+    if (weight.format == SPARITY_BITMASK) {
+      fours_all_tokens<Isa, kTileRows, MaskedFours>(weight, in, out, tokens, row, 0);
+    } else if (weight.format == SPARITY_TWO_OF_FOUR) {
+      fours_all_tokens<Isa, kTileRows, PairedFours>(weight, in, out, tokens, row, 0);
+    } else {  // a single stream
+      for (int64_t one = row; one < row + kTileRows && one < weight.rows; ++one)
+        fours_all_tokens<Isa, 1, WholeFours>(weight, in, out, tokens, one, kFoursAhead);
+    }
+  }
+}
+
+// Some rows, rising, of a dense weight, with the bits that they have among all.
+template <class Isa>
+void fours_listed(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
+                  const int32_t* rows, int64_t count, int64_t begin, int64_t end) {
+  const int64_t later = (2 * kFoursAhead + weight.columns - 1) / weight.columns;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t next = rows[i + later < count ? i + later : count - 1];
+    fours_all_tokens<Isa, 1, WholeFours>(weight, in, out, tokens, rows[i], (next - rows[i]) * weight.columns / 2);
+  }
+}
+
+// ---- inputs
+
+// One token as int8 in groups, in the order of columns or (paired) for each `Fours::kPairs` of them the even ones before
+// the odd ones; and for each int32 sum minus 8 times the sum of its inputs.
+template <class Isa>
+void prepare_fours(const uint16_t* x, int64_t columns, int64_t stride, int64_t group, bool paired, int8_t* out,
+                   float* scales, int32_t* shifts) {
+  constexpr int64_t kPairs = Isa::Fours::kPairs;
+  const int64_t step = paired ? kPairs : kGroup, lanes = paired ? kPairs / 8 : kCodeSums, lane = step / lanes;
+  const int64_t unit = group > step ? group : step;
+  for (int64_t column = 0; column < stride; column += kMostPairs) {
+    int8_t bytes[kMostPairs] = {};
+    for (int64_t at = 0; at < kMostPairs && column + at < columns; at += group)
+      quantize(x + column + at, group, bytes + at, scales + (column + at) / group);
+    if (paired) {
+      for (int64_t half = 0; half < kMostPairs; half += kPairs)
+        for (int64_t i = 0; i < kPairs / 2; ++i) {
+          out[column + half + i] = bytes[half + 2 * i];
+          out[column + half + kPairs / 2 + i] = bytes[half + 2 * i + 1];
+        }
+    } else {
+      memcpy(out + column, bytes, sizeof bytes);
+    }
+    for (int64_t from = 0; from < kMostPairs; from += unit) {
+      int32_t* to = shifts + (column + from) / unit * lanes;
+      for (int64_t i = 0; i < lanes; ++i) {
+        int32_t sum = 0;
+        for (int64_t part = 0; part < unit; part += step)
+          for (int64_t j = 0; j < lane; ++j) sum += bytes[from + part + i * lane + j];
+        to[i] = -8 * sum;
+      }
+    }
+  }
+}
+
+#include "nibbles_unpack.h"

@@ -1,0 +1,152 @@
+// int4 with 256-bit vectors. Included by instruction sets without dot products of bytes, inside their namespaces.
+
+struct Fours256 {
+  static constexpr int64_t kPairs = 64;
+
+  struct Codes {
+    __m256i at[2];
+  };
+  struct Pairs {
+    __m256i at;  // as they lie
+  };
+  struct ReadyPairs {
+    __m256i low, high;
+  };
+  struct Sum {
+    __m256 at;
+  };
+
+  static inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+  static inline __m256i fifteen() { return _mm256_set1_epi8(15); }
+  static inline Pairs load_pairs(const uint8_t* from) { return {load(from)}; }
+
+  // 64 half bytes from the first or the second on, one in a byte each.
+  static inline void take_apart(const uint8_t* from, uint64_t odd, uint8_t* to) {
+    const __m128i first = _mm_cvtsi64_si128(int64_t(4 * odd)), second = _mm_cvtsi64_si128(int64_t(4 - 4 * odd));
+    const __m256i even = _mm256_and_si256(_mm256_srl_epi16(load(from), first), fifteen());
+    const __m256i next = _mm256_and_si256(_mm256_srl_epi16(load(from + odd), second), fifteen());
+    const __m256i low = _mm256_unpacklo_epi8(even, next), high = _mm256_unpackhi_epi8(even, next);
+    auto* out = reinterpret_cast<__m256i*>(to);
+    _mm256_storeu_si256(out, _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256(out + 1, _mm256_permute2x128_si256(low, high, 0x31));
+  }
+  static inline __m128i eight(uint64_t mask, const uint8_t* from) {
+    const __m128i kept = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return _mm_shuffle_epi8(kept, _mm_cvtsi64_si128(int64_t(kPlaces.of[mask & 255])));
+  }
+  static inline Codes joined(const __m128i (&eights)[8]) {
+    Codes out;
+    for (int i = 0; i < 2; ++i) {
+      const __m128i low = _mm_unpacklo_epi64(eights[4 * i], eights[4 * i + 1]);
+      out.at[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(low),
+                                          _mm_unpacklo_epi64(eights[4 * i + 2], eights[4 * i + 3]), 1);
+    }
+    return out;
+  }
+  static inline Codes spread(uint64_t mask, const uint8_t* from, uint64_t odd) {
+    uint8_t apart[64 + 8];
+    take_apart(from, odd, apart);
+    __m128i eights[8];
+    const uint8_t* at = apart;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      eights[i] = eight(mask >> 8 * i, at);
+      at += __builtin_popcountll(mask >> 8 * i & 255);
+    }
+    return joined(eights);
+  }
+  static inline Codes spread_half(uint64_t mask, const uint8_t* from) {
+    uint8_t bytes[33] = {}, apart[64];
+    memcpy(bytes, from, 16);
+    take_apart(bytes, 0, apart);
+    __m128i eights[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) eights[i] = eight(mask >> 8 * i, apart + 4 * i);
+    return joined(eights);
+  }
+  static inline void store(const Codes& codes, uint8_t* to) {
+    for (int i = 0; i < 2; ++i) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32 * i), codes.at[i]);
+  }
+
+  static inline __m256i lower(__m256i codes) {  // code + 8
+    return _mm256_and_si256(_mm256_xor_si256(codes, _mm256_set1_epi8(8)), fifteen());
+  }
+  static inline __m256i with_zeros(__m256i codes, __m256i zeros) {
+    const __m256i whole = _mm256_and_si256(_mm256_add_epi8(codes, zeros), fifteen());
+    return _mm256_add_epi8(whole, _mm256_sub_epi8(_mm256_set1_epi8(16), zeros));
+  }
+  template <bool Zeros, int Groups>
+  static inline Codes ready(const Codes& codes, const uint8_t* zeros) {
+    Codes out;
+    for (int i = 0; i < 2; ++i)
+      out.at[i] =
+          Zeros ? with_zeros(codes.at[i], _mm256_set1_epi8(char(zeros[Groups == 2 ? i : 0]))) : lower(codes.at[i]);
+    return out;
+  }
+  template <bool Zeros, int Groups>
+  static inline ReadyPairs ready(const Pairs& pairs, const uint8_t* zeros) {
+    const __m256i above = _mm256_srli_epi16(pairs.at, 4);
+    if (!Zeros) return {lower(pairs.at), lower(above)};
+    const __m128i low = _mm_set1_epi8(char(zeros[0])), high = _mm_set1_epi8(char(zeros[Groups == 2]));
+    const __m256i spread = _mm256_set_m128i(high, low);
+    return {with_zeros(pairs.at, spread), with_zeros(above, spread)};
+  }
+
+  // Of Codes the sums of each half of a step, of Pairs its only ones.
+  struct Halves {
+    __m256i at[2];
+  };
+  struct One {
+    __m256i at;
+  };
+  template <bool Paired>
+  using Total = std::conditional_t<Paired, One, Halves>;
+  template <bool Paired>
+  static constexpr int64_t kTotals = Paired ? 8 : 16;
+
+  template <bool Zeros>
+  static inline __m256i shift(const int32_t* shifts) {
+    const __m256i eight = load(shifts);
+    return Zeros ? _mm256_add_epi32(eight, eight) : eight;
+  }
+  template <bool Zeros, bool Paired>
+  static inline Total<Paired> start(const int32_t* shifts) {
+    if constexpr (Paired)
+      return {shift<Zeros>(shifts)};
+    else
+      return {{shift<Zeros>(shifts), shift<Zeros>(shifts + 8)}};
+  }
+
+  // Unsigned codes are at most 31: four products fit int16.
+  static inline __m256i more(__m256i total, __m256i pairs) {
+    return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static inline Halves add(Halves total, const Codes& codes, const int8_t* x) {
+    for (int i = 0; i < 2; ++i) total.at[i] = more(total.at[i], _mm256_maddubs_epi16(codes.at[i], load(x + 32 * i)));
+    return total;
+  }
+  static inline One add(One total, const ReadyPairs& codes, const int8_t* x) {
+    const __m256i low = _mm256_maddubs_epi16(codes.low, load(x)), high = _mm256_maddubs_epi16(codes.high, load(x + 32));
+    return {more(total.at, _mm256_add_epi16(low, high))};
+  }
+
+  template <int Groups>
+  static inline Sum finish(Sum sum, const Halves& total, const float* scales) {
+    if (Groups == 1) return scaled(sum, _mm256_add_epi32(total.at[0], total.at[1]), _mm256_broadcast_ss(scales));
+    const Sum half = scaled(sum, total.at[0], _mm256_broadcast_ss(scales));
+    return scaled(half, total.at[1], _mm256_broadcast_ss(scales + 1));
+  }
+  template <int Groups>
+  static inline Sum finish(Sum sum, const One& total, const float* scales) {
+    if (Groups == 1) return scaled(sum, total.at, _mm256_broadcast_ss(scales));
+    return scaled(sum, total.at, _mm256_set_m128(_mm_broadcast_ss(scales + 1), _mm_broadcast_ss(scales)));
+  }
+  static inline Sum scaled(Sum sum, __m256i total, __m256 scale) {
+    return {_mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, sum.at)};
+  }
+  static inline float sum(const Sum& sum) {
+    alignas(32) float parts[8];
+    _mm256_store_ps(parts, sum.at);
+    return ((parts[0] + parts[4]) + (parts[1] + parts[5])) + ((parts[2] + parts[6]) + (parts[3] + parts[7]));
+  }
+};
