@@ -68,6 +68,8 @@ def test_it_says_what_it_is():
     encoding = build_encoding({"int4": {"group": 64, "scale_type": "float16"}})
     assert encoding.spec == {"int4": {"group": 64, "symmetric": True, "scale_type": "float16"}}
     assert (encoding.bits(torch.float32), encoding.half_bytes, encoding.integer_products) == (4, True, False)
+    assert encoding.words(torch.bfloat16) == "int4 in groups of 64, float16 scales"
+    assert Int4(32, symmetric=False).words(torch.bfloat16) == "int4 in groups of 32 with zero points, bfloat16 scales"
     assert encoding.side_tensors(5, 128) == {"scales": (torch.float16, (5, 2))}
     assert build_format("dense").nbytes((5, 128), 640, torch.bfloat16, encoding) == 5 * 64 + 5 * 2 * 2
     assert build_format("csr").nbytes((5, 128), 3, torch.bfloat16, encoding) == 3 * 4 + 6 * 8 + 2 + 20

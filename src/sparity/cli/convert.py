@@ -23,9 +23,10 @@ def convert(
     """Pack a plain checkpoint, or make a packed one plain again; every weight comes back bit for bit.
 
     A packed checkpoint stores the weights that are not zero, and runs on sparse kernels. Loading it with transformers
-    needs `import sparity`. With --values int8 the packed weights are quantised, with a scale per output. With --prefer
-    speed the formats are timed on this machine, and a matrix that is fastest dense stays dense. The layouts
-    sparse-bitmask and sparse-24-bitmask of compressed-tensors are read too.
+    needs `import sparity`. With --values int8 the packed weights are quantised, with a scale per output; with --values
+    int4, or "{int4: {group: 64}}", with a scale per group, which is that of the stage quantize where a model has been
+    through it. With --prefer speed the formats are timed on this machine, and a matrix that is fastest dense stays
+    dense. The layouts sparse-bitmask and sparse-24-bitmask of compressed-tensors are read too.
     """
     with console.errors_in_one_line():
         from sparity.checkpoints.weight_files import weight_bytes

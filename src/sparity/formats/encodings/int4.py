@@ -44,6 +44,11 @@ class Int4(Encoding):
         found: torch.dtype = getattr(torch, self.scale_type)
         return found
 
+    def words(self, dtype: torch.dtype) -> str:
+        """See `Encoding.words`."""
+        zeros = "" if self.symmetric else " with zero points"
+        return f"int4 in groups of {self.group}{zeros}, {self.scale_type} scales"
+
     def stored(self, dtype: torch.dtype) -> torch.dtype:
         """See `Encoding.stored`."""
         return torch.int8
