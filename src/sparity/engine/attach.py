@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sparity.engine.decoding.model import disable_fast_path, enable_fast_path, has_fast_path
 from sparity.engine.kernels.fastest import fastest_format
+from sparity.engine.kernels.native_weight import TAKES
 from sparity.engine.kernels.smallest import smallest_format
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
@@ -185,7 +186,8 @@ def _packed_linear(
     weight = weight.T if transposed else weight
     chosen = _chosen(weight, form, encoding)
     least = BY_COLUMNS if encoding.exact else BY_COLUMNS_OF_BYTES
-    if chosen.name == "dense" and form in ("smallest", "fastest") and skip and skip.tokens.sparsity >= least:
+    free = chosen.name == "dense" and form in ("smallest", "fastest") and ("columns", encoding.name) in TAKES
+    if free and skip and skip.tokens.sparsity >= least:
         chosen = build_format("columns")  # the weights of a channel that is skipped are not read
     if chosen.name == "dense" and encoding.exact and not transposed:
         return None

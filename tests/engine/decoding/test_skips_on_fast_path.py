@@ -80,7 +80,13 @@ def test_every_scale_of_a_rule_runs_on_the_fast_path(model, method, options):
 
 @pytest.mark.parametrize(
     ("sparsity", "values", "by_columns"),
-    [(0.24, "same", False), (0.25, "same", True), (0.39, "int8", False), (0.4, "int8", True)],
+    [
+        (0.24, "same", False),
+        (0.25, "same", True),
+        (0.39, "int8", False),
+        (0.4, "int8", True),
+        (0.6, "int4", False),  # no kernel takes that
+    ],
 )
 def test_weights_lie_by_column_where_enough_is_skipped(model, sparsity, values, by_columns):
     with sparity.with_activations(model, IDS, method="teal", sparsity=sparsity), sparity.attached(model, values=values):
