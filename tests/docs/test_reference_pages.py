@@ -40,7 +40,7 @@ def test_the_format_page_names_every_field_of_the_report_and_of_the_record(tmp_p
     text = (ROOT / "docs/format.md").read_text()
     parts = [part for part in vars(report).values() if dataclasses.is_dataclass(part)]
     fields = {field.name for part in parts for field in dataclasses.fields(part)}
-    assert len(parts) == 13
+    assert len(parts) == 14
     assert {field for field in fields if f"`{field}`" not in text} == set()
     model = {"model": "zoo:llama", "stages": [{"prune": {"score": "magnitude"}}], "measure": {"speed": None}}
     result = sparity.run(model, output=tmp_path / "out")
