@@ -45,7 +45,12 @@ RECIPES = {
     "70 %": {"sparsity": 0.7},
     "2:4": {"pattern": "2:4"},
 }
-VALUES = {"bf16": "same", "int8": "int8", "int4": {"int4": {"group": 64}}}  # 64 divides rows of 576
+VALUES = {
+    "bf16": "same",
+    "int8": "int8",
+    "int4": {"int4": {"group": 64}},  # which divides rows of 576
+    "int4z": {"int4": {"group": 32, "symmetric": False}},  # with zero points: the grid of Q4_1
+}
 WRITTEN = ("BF16", "F16")  # the others are quantised from the first
 PEERS = (*WRITTEN, "Q8_0", "Q4_1", "Q4_0")
 OURS = ("transformers", *(f"{name} {values}" for values in VALUES for name in ("dense", *RECIPES)))

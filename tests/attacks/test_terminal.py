@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from sparity.cli import console, generate
+from sparity.cli import console, output
 from sparity.cli.main import app
 from sparity.measure.charts.drawing import draw_text
 from sparity.measure.show.page import page
@@ -121,7 +121,7 @@ def test_json_on_standard_output(capsys):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_model_that_says_such_things(capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
-    generate._print(f"once {EVIL}\n")
+    output.write(f"once {EVIL}\n")
     text = capsys.readouterr().out
     assert bool(acting(text, "\n")) is not terminal  # a file gets what the model said
 

@@ -26,7 +26,7 @@ def test_a_reader_that_went_away_is_no_error():
 
 
 def test_what_an_encoding_lacks_is_replaced():
-    script = "from sparity.cli.generate import _print; _print('caf\u00e9')"
+    script = "from sparity.cli.output import write; write('caf\u00e9')"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

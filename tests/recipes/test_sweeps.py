@@ -19,10 +19,12 @@ SIZES = {
     "ria_exponent": 10,
     "scores_and_sparsities": 16,
     "smollm2": 16,
+    "solvers": 20,
 }
 MODELS = {"smollm2": "zoo:smollm2"}
 STAND_INS = {  # for a model that is fetched and texts that are the user's
-    "smollm2": ["model=zoo:llama", "calibration.text=python-docs", "measure.perplexity=[python-docs:held-out]"]
+    "smollm2": ["model=zoo:llama", "calibration.text=python-docs", "measure.perplexity=[python-docs:held-out]"],
+    "solvers": ["calibration.text=python-docs", "measure.perplexity=[python-docs:held-out]"],
 }
 SMALL = ["calibration.samples=2", "calibration.length=32", "measure.window=32", "measure.windows=1"]
 

@@ -23,8 +23,11 @@ Parts = dict[str, Tensor]  # what is stored of a raw sum, by name
 
 
 def chunks(shape: Sequence[int], batch: int) -> list[slice]:
-    """Runs of the sequences `[samples, tokens, ...]`, of whole batches each: at most 16, and not of a few tokens."""
-    samples, length = shape[:2]
+    """Runs of the sequences `[samples, tokens, ...]`, of whole batches each: at most 16, and not of a few tokens.
+
+    Of no sequences, whose shape may lack the rest, there are none.
+    """
+    samples, length = (*shape, 1)[:2]
     size = batch * max(-(-samples // (batch * MOST)), -(-FEWEST // (batch * max(length, 1))), 1)
     return [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
 

@@ -12,6 +12,7 @@ from sparity.measure.show.table import print_report
 from sparity.pipeline.run.runner import Result, execute
 from sparity.processes.ranks import joined, processes
 from sparity.recipe import Recipe
+from sparity.visible import logger
 
 
 def run_and_show(
@@ -33,8 +34,8 @@ def run_and_show(
         raise InvalidInput("no output: pass -o FOLDER or set `output: {path: FOLDER}` in the recipe")
     with console.errors_in_one_line(resume_command()), joined(device) as group:
         if not group.first:  # rank 0 says the same, and what others alone have met it is told
-            logging.getLogger("sparity").addHandler(logging.NullHandler())
-            logging.getLogger("sparity").propagate = False
+            logger("sparity").addHandler(logging.NullHandler())
+            logger("sparity").propagate = False
         with console.ProgressBar(quiet or json or not group.first) as progress:
             result = execute(
                 recipe, progress, output=output, device=device, force=force, resume=resume, keep_passes=keep_passes,

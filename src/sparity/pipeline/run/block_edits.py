@@ -126,7 +126,7 @@ def _warnings_of(group: Group) -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             found.append(record.getMessage())
 
-    handler, whole = Keep(logging.WARNING), logging.getLogger("sparity")
+    handler, whole = Keep(logging.WARNING), logger("sparity")
     if not group.first:
         whole.addHandler(handler)
     try:
