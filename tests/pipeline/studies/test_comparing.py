@@ -128,6 +128,7 @@ def test_the_page_shows_every_model_once_in_each_table_and_the_front(report):
     text = Page(page).text
     assert "2.00x, faster" in text
     assert "0.50x, slower" in text
+    assert "A ratio above 1x means that the model of that row is faster." in text
     assert "beaten by fast" in text
     assert "-25.0 pt [-75.0, +0.0]" in text
     assert "no difference seen; 4 items show 90.0 pt or more" in text

@@ -56,7 +56,7 @@ def _overview(report: ComparisonReport) -> str:
     if report.first.quality:
         text = report.first.quality[0].text
         columns.append((f"perplexity, {text}", [numbers.perplexity(model.quality[0].perplexity) for model in models]))
-    protocol = sentences_bench.describe_protocol(report.speed) if report.speed else ""
+    protocol = sentences_bench.describe_protocol(report.speed, "the model of that row") if report.speed else ""
     said = f'<p class="faint">{escape(protocol)}</p>' if protocol else ""
     return f"<section><h2>All models</h2>{column_table(columns, dense_first=True)}{said}</section>"
 

@@ -12,15 +12,15 @@ MEMORY = (
 )
 
 
-def describe_protocol(report: BenchReport) -> str:
-    """How it was measured."""
+def describe_protocol(report: BenchReport, faster: str | None = None) -> str:
+    """How it was measured; a ratio above 1x says that `faster`, by default the model of the benchmark, is faster."""
     prompt, tokens = sentences.count(report.prompt, "token"), sentences.count(report.tokens, "token")
     turns = "all contenders in turns within each round" if report.interleaved else "each contender by itself"
     return (
         f"Greedy generate of transformers in bfloat16 on {sentences.count(report.threads, 'thread')}: prompts of "
         f"{prompt}, one token, then {tokens} that are timed one by one; median of "
         f"{sentences.count(report.rounds, 'round')} [lowest-highest], {turns}. A ratio above 1x means that "
-        f"{report.model} is faster."
+        f"{report.model if faster is None else faster} is faster."
     )
 
 
