@@ -13,20 +13,19 @@ from torch import Tensor, nn
 from sparity import registry
 from sparity.checkpoints.shards import LazyTensors
 from sparity.checkpoints.source import CheckpointSource, ModuleSource, OutlineSource, Source, main_dtype
-from sparity.errors import NumericalError, UnsupportedModel
+from sparity.errors import UnsupportedModel
 from sparity.models import transformers as hf
 from sparity.models.block import Block, BlockInputs, InputSite
 from sparity.models.block_stubs import Recorder, Replay, Stub, Watcher
 from sparity.models.dimensions import Dimension
 from sparity.models.families.base import Family, family_of
+from sparity.models.finite import cast, cast_finite
 from sparity.models.packed_layers import check_packed
 from sparity.models.size_check import check_sizes
 from sparity.models.stored_names import StoredNames
 from sparity.visible import logger
 
 log = logger(__name__)
-
-PIECE = 1 << 24  # numbers that are checked at once
 
 
 class Decoder:
@@ -267,16 +266,7 @@ class Decoder:
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
         """The tensor in the decoder's dtype, checked to be finite unless the model has no use for it."""
-        if not tensor.is_floating_point():
-            return tensor
-        cast = tensor.to(self.dtype)
-        bad = _count_not_finite(cast) if name in self._used else 0
-        if bad:
-            words = f"{name.removesuffix('.weight')}: {bad} of {tensor.numel()} weights are"
-            if _count_not_finite(tensor):
-                raise NumericalError(f"{words} NaN or infinite; the checkpoint is damaged: fetch or save it again")
-            raise NumericalError(f"{words} too large for {self.dtype}; choose another dtype")
-        return cast
+        return cast_finite(name, tensor, self.dtype) if name in self._used else cast(tensor, self.dtype)
 
 
 def _family(skeleton: nn.Module) -> Family:
@@ -297,9 +287,3 @@ def _family(skeleton: nn.Module) -> Family:
 def _base_prefix(skeleton: nn.Module) -> str:
     """`model.` or `transformer.`: where the model without its head lies, which some checkpoints leave out."""
     return f"{skeleton.base_model_prefix}."
-
-
-def _count_not_finite(tensor: Tensor) -> int:
-    """In pieces, since a check of the whole would take twice the tensor's memory."""
-    pieces = torch.split(tensor.reshape(-1), PIECE)
-    return sum(piece.numel() - int(torch.isfinite(piece).sum()) for piece in pieces)

@@ -145,6 +145,22 @@ def query_head_dimension(projections: Iterable[Projection], groups: Dimension, h
     return Dimension(QUERY_HEADS, size, found)
 
 
+def mlp_channels(dimensions: Iterable[Dimension]) -> list[Dimension]:
+    """Of a block's dimensions its MLP channels, those of every expert apart."""
+    return [found for found in dimensions if found.name.partition(".")[0] == CHANNELS]
+
+
+def value_parts(
+    dimensions: Iterable[Dimension], projections: Iterable[Projection]
+) -> tuple[Projection, Projection, int] | None:
+    """v, o and the number of key-value heads, where o reads what v writes, number by number; else None."""
+    roles = {projection.role: projection for projection in projections if projection.expert is None}
+    heads = next((found for found in dimensions if found.name in (KV_GROUPS, QUERY_HEADS)), None)
+    if heads is None or "v" not in roles or "o" not in roles:
+        return None
+    return roles["v"], roles["o"], heads.size
+
+
 def hidden_dimension(projections: Iterable[Projection], size: int) -> Dimension:
     """The residual stream as it runs through a block's projections."""
     cuts = tuple(

@@ -10,7 +10,7 @@ from sparity.calibration.evidence import BlockEvidence
 from sparity.errors import InvalidInput
 from sparity.models import Decoder
 from sparity.models.cutting import cut_block
-from sparity.models.dimensions import CHANNELS, Dimension
+from sparity.models.dimensions import Dimension, mlp_channels
 from sparity.registry import register
 from sparity.sections import Number, Whole
 from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
@@ -51,7 +51,7 @@ class Channels(BlockStage):
         for index in range(len(model)):
             found = {
                 dimension.name: left_of(dimension.size, self.sparsity, self.multiple_of)
-                for dimension in _dimensions(model, index)
+                for dimension in mlp_channels(model.dimensions(index))
             }
             if not found:
                 raise InvalidInput(f"channels: {model.block_name(index)} has no MLP channels that could be removed")
@@ -63,7 +63,7 @@ class Channels(BlockStage):
         """See `Stage.sizes`."""
         changed = []
         for index, kept in enumerate(decision["channels"]):
-            sizes = {dimension.name: dimension.size for dimension in _dimensions(model, index)}
+            sizes = {dimension.name: dimension.size for dimension in mlp_channels(model.dimensions(index))}
             changed.append({name: size for name, size in kept.items() if size != sizes[name]})
         return changed
 
@@ -77,7 +77,7 @@ class Channels(BlockStage):
             if projection.role in ("down", "fc2")
         }
         kept: dict[str, Tensor] = {}
-        for dimension in _dimensions(model, index):
+        for dimension in mlp_channels(model.dimensions(index)):
             left = decision["channels"][index][dimension.name]
             if left < dimension.size:
                 kept[dimension.name] = largest(norms[_last(dimension)], left)
@@ -105,11 +105,6 @@ class Channels(BlockStage):
                     )
         largest_block = max(sum(c.size_before for c in changes if c.block == index) for index in range(len(model)))
         return Estimate(tuple(changes), memory={"the cut block": largest_block * model.dtype.itemsize})
-
-
-def _dimensions(model: Decoder, index: int) -> list[Dimension]:
-    """The MLP channels of a block, those of every expert apart."""
-    return [found for found in model.dimensions(index) if found.name.partition(".")[0] == CHANNELS]
 
 
 def _last(dimension: Dimension) -> str:

@@ -5,42 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from rewritten_models import logits, matrices, recipe
 
 import sparity
 from families import tiny_configs
 from sparity.errors import InvalidInput
-from sparity.models import Decoder
 from sparity.pipeline.run.verify import verify
 from sparity.recipe import Recipe
 from sparity.static.permute.search import kept_score
 
-TOKENS = torch.arange(40)[None] % 97
 EVERYWHERE = ["mlp_channels", "values", "residual"]
-
-
-def recipe(token_files, folder, *stages):
-    return Recipe.read(
-        {
-            "model": str(folder),
-            "calibration": {"tokens": token_files["calibration"], "batch": 3},
-            "stages": list(stages),
-            "measure": {"speed": None},
-        }
-    )
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(TOKENS).logits
-
-
-def matrices(folder):
-    decoder = Decoder.open(folder)
-    found = {}
-    for index in range(len(decoder)):
-        with decoder.block(index) as block:
-            found.update({(index, p.role, p.expert): p.weight.float().clone() for p in block.projections})
-    return found
 
 
 @pytest.mark.parametrize("family", tuple(tiny_configs()))

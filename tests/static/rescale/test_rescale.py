@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rewritten_models import logits, matrices, recipe
 
 import sparity
 from families import tiny_configs
@@ -16,33 +17,7 @@ from sparity.static.quantize.quantizing import Quantizing
 from sparity.static.rescale.scales import factors_of
 from sparity.static.rescale.sources import sources_of
 
-TOKENS = torch.arange(40)[None] % 97
 WHERE = ["norms", "values", "mlp_channels"]
-
-
-def recipe(token_files, folder, *stages):
-    return Recipe.read(
-        {
-            "model": str(folder),
-            "calibration": {"tokens": token_files["calibration"], "batch": 3},
-            "stages": list(stages),
-            "measure": {"perplexity": [token_files["text"]], "window": 32, "windows": 2, "speed": None},
-        }
-    )
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(TOKENS).logits
-
-
-def matrices(folder):
-    decoder = Decoder.open(folder)
-    found = {}
-    for index in range(len(decoder)):
-        with decoder.block(index) as block:
-            found.update({(index, p.role, p.expert): p.weight.float().clone() for p in block.projections})
-    return found
 
 
 @pytest.mark.parametrize("method", ["awq", "smoothquant"])

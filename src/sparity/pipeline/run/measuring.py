@@ -29,6 +29,7 @@ from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.format_choices import dense_words
 from sparity.pipeline.run.job import Job
 from sparity.pipeline.run.measured_tasks import ask_tasks, judge_tasks
+from sparity.pipeline.run.tokens import MeasuredText
 from sparity.processes.group import ALONE, Group
 from sparity.quality.agreement import compare, grade
 from sparity.recipe import Accept, Output
@@ -58,7 +59,7 @@ def measure_quality(job: Job, folder: Path, group: Group = ALONE) -> Measured:
     if not job.texts and not (group.first and (job.recipe.measure.speed or job.recipe.measure.tasks)):
         return Measured()
     dense, sparse = job.dense_model(), load(folder, device=job.measured_on, dtype=job.decoder.dtype)
-    quality = tuple(_quality(job, dense, sparse, group))
+    quality = tuple(quality_on(text, dense, sparse, group) for text in job.texts)
     return Measured(quality, dense, sparse) if group.first else Measured(quality)
 
 
@@ -207,25 +208,21 @@ def _worst(values: list[float]) -> float | None:
     return max(values, key=lambda value: (math.isnan(value), value), default=None)
 
 
-def _quality(job: Job, dense: Any, sparse: Any, group: Group) -> list[Quality]:
-    rows = []
-    for text in job.texts:
-        found = compare(dense, sparse, text.ids, text.window, group)
-        change = found.perplexity / found.dense_perplexity - 1
-        rows.append(
-            Quality(
-                text=text.name,
-                window=text.window,
-                tokens=found.tokens,
-                dense_perplexity=found.dense_perplexity,
-                perplexity=found.perplexity,
-                change=change,
-                grade=grade(change),
-                kl=found.kl,
-                top1=found.top1,
-            )
-        )
-    return rows
+def quality_on(text: MeasuredText, dense: Any, other: Any, group: Group = ALONE) -> Quality:
+    """How a model does on a text beside the dense one; ranks share the text out."""
+    found = compare(dense, other, text.ids, text.window, group)
+    change = found.perplexity / found.dense_perplexity - 1
+    return Quality(
+        text=text.name,
+        window=text.window,
+        tokens=found.tokens,
+        dense_perplexity=found.dense_perplexity,
+        perplexity=found.perplexity,
+        change=change,
+        grade=grade(change),
+        kl=found.kl,
+        top1=found.top1,
+    )
 
 
 def _speeds(job: Job, dense: Any, sparse: Any) -> Iterator[Speed]:

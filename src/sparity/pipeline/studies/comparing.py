@@ -14,7 +14,6 @@ from sparity.checkpoints.weight_files import is_read_packed, weight_bytes
 from sparity.errors import InvalidInput
 from sparity.measure.data import machine
 from sparity.measure.data.comparison_report import Compared, ComparisonReport
-from sparity.measure.data.report import Quality
 from sparity.measure.data.task_comparison import compare_task
 from sparity.measure.data.task_report import TaskResult
 from sparity.measure.show.sentences_tasks import setting_words
@@ -24,8 +23,8 @@ from sparity.measure.timing.bench import Protocol, bench
 from sparity.measure.timing.contenders import Contender
 from sparity.models import transformers as hf
 from sparity.models.loading import load, load_tokenizer
+from sparity.pipeline.run.measuring import quality_on
 from sparity.pipeline.run.tokens import MeasuredText
-from sparity.quality.agreement import compare, grade
 
 Texts = Callable[[Any, Any], Sequence[MeasuredText]]  # the first model and its tokenizer -> what is measured on
 
@@ -74,7 +73,7 @@ def compare_models(
         model = first if not models else load(folder, dtype=asked.dtype)
         _check_vocabulary(names[0], first, name, model)
         policies = policies or has_policy(model)
-        quality = tuple(_quality(first, model, text) for text in measured)
+        quality = tuple(quality_on(text, first, model) for text in measured)
         models.append(replace(_described(name, folder), quality=quality))
         del model
     settings = asked.settings or Settings()
@@ -106,22 +105,6 @@ def _check_vocabulary(first_name: str, first: Any, name: str, model: Any) -> Non
             f"compare: {first_name} has {sizes[0]:,} tokens in its vocabulary and {name} {sizes[1]:,}: perplexities of "
             "different tokenizers cannot be compared"
         )
-
-
-def _quality(first: Any, model: Any, text: MeasuredText) -> Quality:
-    found = compare(first, model, text.ids, text.window)
-    change = found.perplexity / found.dense_perplexity - 1
-    return Quality(
-        text=text.name,
-        window=text.window,
-        tokens=found.tokens,
-        dense_perplexity=found.dense_perplexity,
-        perplexity=found.perplexity,
-        change=change,
-        grade=grade(change),
-        kl=found.kl,
-        top1=found.top1,
-    )
 
 
 def _described(name: str, folder: Path) -> Compared:

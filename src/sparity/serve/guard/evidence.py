@@ -7,6 +7,7 @@ probability of at most `level`, however often one looks. Several shares are bet 
 beginnings: at the n-th number a stake of `1 / (n (n + 1))` joins, so that a change is noticed also after a long time.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ SHARES = np.array([0.01, 0.03, 0.1, 0.3, 0.9])
 MOST = 5.0  # bounds: numbers above count as that where their mean is to be shown to be low
 
 
-class Evidence:
+class Evidence(ABC):
     """What the bets have come to.
 
     Args:
@@ -37,9 +38,9 @@ class Evidence:
         self._capital = (self._capital + stake) * (1 + self._shares * self.gain(x / self._bound))
         return self._capital.mean(0)
 
+    @abstractmethod
     def gain(self, bounds: Any) -> Any:
         """What a whole stake gains by a number, given in bounds."""
-        raise NotImplementedError
 
 
 class Above(Evidence):

@@ -7,39 +7,21 @@ from torch import Tensor
 
 from sparity.models import Block, Projection
 from sparity.models.cutting import cut_projections
-from sparity.models.dimensions import CHANNELS, KV_GROUPS, QUERY_HEADS, Cut, Dimension
+from sparity.models.dimensions import CHANNELS, Cut, Dimension, mlp_channels, value_parts
 from sparity.static.permute.search import column_order
 
 VALUES = "values"  # what v gives and o reads, within each head
 ROWS_OF_VALUES, COLUMNS_OF_HEADS = "rows of v", "columns of o"
 
 
-def channel_dimensions(dimensions: Iterable[Dimension]) -> list[Dimension]:
-    """The MLP channels of a block, those of every expert apart."""
-    return [found for found in dimensions if found.name.partition(".")[0] == CHANNELS]
-
-
 def readers(dimensions: Sequence[Dimension], projections: Sequence[Projection], where: Iterable[str]) -> set[str]:
     """The projections whose columns can be reordered: what they read is written within the block."""
     found = set()
     if CHANNELS in where:
-        found |= {
-            cut.projection for each in channel_dimensions(dimensions) for cut in each.cuts if cut.axis == "columns"
-        }
+        found |= {cut.projection for each in mlp_channels(dimensions) for cut in each.cuts if cut.axis == "columns"}
     if VALUES in where and (parts := value_parts(dimensions, projections)) is not None:
         found.add(parts[1].name)
     return found
-
-
-def value_parts(
-    dimensions: Iterable[Dimension], projections: Iterable[Projection]
-) -> tuple[Projection, Projection, int] | None:
-    """v, o and the number of key-value heads, where o reads what v writes, number by number; else None."""
-    roles = {projection.role: projection for projection in projections if projection.expert is None}
-    heads = next((found for found in dimensions if found.name in (KV_GROUPS, QUERY_HEADS)), None)
-    if heads is None or "v" not in roles or "o" not in roles:
-        return None
-    return roles["v"], roles["o"], heads.size
 
 
 def found_orders(
@@ -52,7 +34,7 @@ def found_orders(
 ) -> dict[str, list[int]]:
     """The order of each dimension of a block whose reader has scores `[out, in]`; of values the heads' in a row."""
     found: dict[str, list[int]] = {}
-    for dimension in channel_dimensions(dimensions):
+    for dimension in mlp_channels(dimensions):
         reader = next(cut.projection for cut in dimension.cuts if cut.axis == "columns")
         if reader in scores:
             found[dimension.name] = column_order(scores[reader], *pattern, sweeps, seed).tolist()

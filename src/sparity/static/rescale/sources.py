@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from sparity.models import Block, Projection
 from sparity.models.cuts.hidden import block_norms, is_plain_rms, routers
-from sparity.models.dimensions import CHANNELS, Dimension
-from sparity.static.permute.orders import VALUES, channel_dimensions, value_parts
+from sparity.models.dimensions import CHANNELS, Dimension, mlp_channels, value_parts
 
-NORMS = "norms"
+NORMS, VALUES = "norms", "values"
 READERS = (("q", "k", "v", "qkv"), ("gate", "up", "fc1"))  # of the first and of the second norm of a block
 
 
@@ -83,7 +82,7 @@ def sources_of(
         yield Source((out,), units.flatten(), writer=values)
     if CHANNELS in where:
         by_name = {projection.name: projection for projection in block.projections}
-        for dimension in channel_dimensions(dimensions):
+        for dimension in mlp_channels(dimensions):
             cuts = {by_name[cut.projection].role: by_name[cut.projection] for cut in dimension.cuts}
             if {"gate", "up", "down"} <= cuts.keys():  # behind a gate, a channel is proportional to the row of up
                 yield Source((cuts["down"],), torch.arange(dimension.size), writer=cuts["up"])
