@@ -139,7 +139,7 @@ class Prepared {
 
   Fours take_fours(int64_t group) {
     int8_t* x = take<int8_t>(tokens_ * fours_stride_);
-    float* scales = take<float>(tokens_ * fours_stride_ / group);
+    float* scales = take<float>(tokens_ * fours_stride_ / group + sparity::kScaleLanes);
     return {x, scales, take<int32_t>(tokens_ * shift_stride())};
   }
 

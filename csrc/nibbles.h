@@ -19,52 +19,91 @@ inline float half_to_float(uint16_t bits) {  // of a number that is finite and a
   return value * 0x1p112f;
 }
 
-// Scales [first, first + count) of a weight as float32.
+// One scale of a weight.
+inline float scale_of(const SparityMatrix& weight, int64_t at) {
+  if (weight.scale_type == SPARITY_FLOAT32) return static_cast<const float*>(weight.group_scales)[at];
+  const uint16_t half = static_cast<const uint16_t*>(weight.group_scales)[at];
+  return weight.scale_type == SPARITY_FLOAT16 ? half_to_float(half) : to_float(half);
+}
+
+// Scales [first, first + count) of a weight as float32; `out` has room for `kScaleLanes` more, which may be written to.
 inline void load_scales(const SparityMatrix& weight, int64_t first, int64_t count, float* out) {
+  constexpr int64_t kLanes = sparity::kScaleLanes;
   const auto* halves = static_cast<const uint16_t*>(weight.group_scales) + first;
-  if (weight.scale_type == SPARITY_FLOAT32)
+  const int64_t there = weight.rows * (weight.columns / weight.group) - first, whole = (count + kLanes - 1) / kLanes * kLanes;
+  if (weight.scale_type == SPARITY_FLOAT32) {
     memcpy(out, static_cast<const float*>(weight.group_scales) + first, size_t(count) * sizeof(float));
-  else if (weight.scale_type == SPARITY_FLOAT16)
+  } else if (weight.scale_type == SPARITY_FLOAT16) {
     for (int64_t i = 0; i < count; ++i) out[i] = half_to_float(halves[i]);
-  else
+  } else if (whole <= there) {
+    for (int64_t at = 0; at < whole; at += kLanes)
+      for (int64_t i = 0; i < kLanes; ++i) out[at + i] = to_float(halves[at + i]);
+  } else {
     for (int64_t i = 0; i < count; ++i) out[i] = to_float(halves[i]);
+  }
 }
 
 #include "nibbles_sources.h"
 
-// ---- `Rows` rows times `Tokens` inputs: the order of a sum's terms depends on neither
+// Of a tile's rows the scales, times those of the inputs. They are made before the first row is multiplied: what was only
+// just written is slow to read in wider pieces.
+template <int Tokens, int Tile, int Group>
+struct FoursScales {
+  float at[Tile][Tokens][kPiece / Group + sparity::kScaleLanes];
 
-template <class Isa, int Tokens, int Rows, bool Zeros, int Group, template <class, int, int> class Of>
+  // Of the rows from `first` to `last` of a tile that begins at `row`, for the columns from `piece` to `end`.
+  inline void load(const SparityMatrix& weight, const Inputs& in, int64_t token, int64_t row, int first, int last,
+                   int64_t piece, int64_t end) {
+    const int64_t groups = weight.columns / Group, count = (end - piece) / Group;
+    const bool together = count == groups && row + last <= weight.rows;  // the rows' scales lie one after another
+    float own[Tile * (kPiece / Group) + kLanes];
+    if (together) load_scales(weight, (row + first) * groups, (last - first) * groups, own);
+    for (int r = first; r < last; ++r) {
+      const float* from = own + (together ? (r - first) * groups : 0);
+      const int64_t own_row = row + r < weight.rows ? row + r : weight.rows - 1;
+      if (!together) load_scales(weight, own_row * groups + piece / Group, count, own);
+      for (int t = 0; t < Tokens; ++t) {
+        const float* theirs = in.scales + (token + t) * in.group_stride + piece / Group;
+        for (int64_t group = 0; group < count; group += kLanes)  // whole vectors, also beyond the last group
+          for (int64_t i = 0; i < kLanes; ++i) at[r][t][group + i] = from[group + i] * theirs[group + i];
+        for (int i = 0; i < kMostPairs / 32; ++i) at[r][t][count + i] = 0;  // which a last step may read
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kLanes = sparity::kScaleLanes;
+};
+
+// ---- `Rows` rows, from `first` on in a tile that begins at `row`, times `Tokens` inputs: the order of a sum's terms depends
+// on none of these
+
+template <class Isa, int Rows, bool Zeros, template <class, int, int> class Of, int Tokens, int Tile, int Group>
 inline void fours_rows(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
-                       int64_t ahead) {
+                       int first, int64_t ahead, FoursScales<Tokens, Tile, Group>& scales) {
   using Fours = typename Isa::Fours;
   constexpr int64_t kStep = Of<Isa, Rows, 1>::kStep;
   constexpr bool kPaired = Of<Isa, Rows, 1>::kPaired;
   constexpr int kParts = Group > kStep ? int(Group / kStep) : 1;  // steps in a group
   constexpr int kGroups = Group < kStep ? int(kStep / Group) : 1;  // groups in a step
-  constexpr int64_t kUnit = kStep * kParts, kMost = kPiece / Group + kMostPairs / 32;
-  Of<Isa, Rows, kParts> source(weight, row, ahead);
+  constexpr int64_t kUnit = kStep * kParts, kSpare = kMostPairs / 32;
+  Of<Isa, Rows, kParts> source(weight, row + first, ahead);
   const auto* x = static_cast<const int8_t*>(in.x) + token * in.stride;
   const int32_t* shifts = in.shifts + token * in.shift_stride;
   typename Fours::Sum sums[Rows][Tokens] = {};
-  float scales[Rows][Tokens][kMost];
   const int64_t groups = weight.columns / Group;
   for (int64_t piece = 0; piece < weight.columns; piece += kPiece) {
     const int64_t end = piece + kPiece < weight.columns ? piece + kPiece : weight.columns;
-    const int64_t count = (end - piece) / Group;
+    if (weight.columns > kPiece) scales.load(weight, in, token, row, first, first + Rows, piece, end);
     const uint8_t* zeros[Rows];
-    uint8_t copies[Zeros ? Rows : 1][Zeros ? kMost : 1] = {};
-    for (int r = 0; r < Rows; ++r) {
-      const int64_t first = (row + r < weight.rows ? row + r : weight.rows - 1) * groups + piece / Group;
-      float own[kPiece / Group];
-      load_scales(weight, first, count, own);
-      for (int t = 0; t < Tokens; ++t) {
-        const float* theirs = in.scales + (token + t) * in.group_stride + piece / Group;
-        for (int64_t group = 0; group < count; ++group) scales[r][t][group] = own[group] * theirs[group];
-        for (int i = 0; i < kMostPairs / 32; ++i) scales[r][t][count + i] = 0;  // a last step may reach beyond
-      }
-      zeros[r] = copies[Zeros ? r : 0];
-      if (Zeros) memcpy(copies[r], weight.zeros + first, size_t(count));
+    uint8_t copies[Zeros ? Rows : 1][Zeros ? kPiece / Group + kSpare : 1];
+    for (int r = 0; Zeros && r < Rows; ++r) {
+      const int64_t own = row + first + r < weight.rows ? row + first + r : weight.rows - 1;
+      const int64_t at = own * groups + piece / Group, count = (end - piece) / Group;
+      zeros[r] = weight.zeros + at;
+      if (at + count + kSpare <= weight.rows * groups) continue;
+      memset(copies[r], 0, sizeof copies[r]);  // a last step reaches beyond the matrix
+      zeros[r] = static_cast<const uint8_t*>(memcpy(copies[r], weight.zeros + at, size_t(count)));
     }
     const auto add = [&](auto room, int64_t column) __attribute__((always_inline)) {
       const int64_t group = (column - piece) / Group;
@@ -81,7 +120,7 @@ inline void fours_rows(const SparityMatrix& weight, const Inputs& in, const Outp
 #pragma GCC unroll 4
         for (int r = 0; r < Rows; ++r) {
           const auto codes = Fours::template ready<Zeros, kGroups>(
-              source.template codes<room>(column + part * kStep, r), zeros[r] + (Zeros ? group : 0));
+              source.template codes<room>(column + part * kStep, r), Zeros ? zeros[r] + group : nullptr);
 #pragma GCC unroll 4
           for (int t = 0; t < Tokens; ++t)
             totals[r][t] = Fours::add(totals[r][t], codes, x + t * in.stride + column + part * kStep);
@@ -91,32 +130,42 @@ inline void fours_rows(const SparityMatrix& weight, const Inputs& in, const Outp
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
         for (int t = 0; t < Tokens; ++t)
-          sums[r][t] = Fours::template finish<kGroups>(sums[r][t], totals[r][t], scales[r][t] + group);
+          sums[r][t] = Fours::template finish<kGroups>(sums[r][t], totals[r][t], scales.at[first + r][t] + group);
     };
     int64_t column = piece;
     for (; column < end && source.has_room(column); column += kUnit) add(std::true_type(), column);
     for (; column < end; column += kUnit) add(std::false_type(), column);
   }
   for (int r = 0; r < Rows; ++r)
-    for (int t = 0; t < Tokens; ++t) store_inside(weight, out, token + t, row + r, Fours::sum(sums[r][t]));
+    for (int t = 0; t < Tokens; ++t) store_inside(weight, out, token + t, row + first + r, Fours::sum(sums[r][t]));
 }
 
-template <class Isa, int Tokens, int Rows, bool Zeros, template <class, int, int> class Of>
+// The rows of a tile, `Rows` at a time.
+template <class Isa, int Tile, int Rows, bool Zeros, template <class, int, int> class Of, int Tokens, int Group>
+inline void fours_group(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
+                        int64_t ahead) {
+  FoursScales<Tokens, Tile, Group> scales;
+  if (weight.columns <= kPiece) scales.load(weight, in, token, row, 0, Tile, 0, weight.columns);
+  for (int first = 0; first < Tile && row + first < weight.rows; first += Rows)
+    fours_rows<Isa, Rows, Zeros, Of>(weight, in, out, token, row, first, ahead, scales);
+}
+
+template <class Isa, int Tile, int Rows, bool Zeros, template <class, int, int> class Of, int Tokens>
 inline void fours_groups(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
                          int64_t ahead) {
-  if (weight.group == 32) return fours_rows<Isa, Tokens, Rows, Zeros, 32, Of>(weight, in, out, token, row, ahead);
-  if (weight.group == 64) return fours_rows<Isa, Tokens, Rows, Zeros, 64, Of>(weight, in, out, token, row, ahead);
-  fours_rows<Isa, Tokens, Rows, Zeros, 128, Of>(weight, in, out, token, row, ahead);
+  if (weight.group == 32) return fours_group<Isa, Tile, Rows, Zeros, Of, Tokens, 32>(weight, in, out, token, row, ahead);
+  if (weight.group == 64) return fours_group<Isa, Tile, Rows, Zeros, Of, Tokens, 64>(weight, in, out, token, row, ahead);
+  fours_group<Isa, Tile, Rows, Zeros, Of, Tokens, 128>(weight, in, out, token, row, ahead);
 }
 
-template <class Isa, int Rows, template <class, int, int> class Of>
+template <class Isa, int Tile, int Rows, template <class, int, int> class Of>
 inline void fours_all_tokens(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
                              int64_t row, int64_t ahead) {
   const auto multiply = [&](auto count, int64_t token) {
     if (weight.zeros)
-      fours_groups<Isa, count, Rows, true, Of>(weight, in, out, token, row, ahead);
+      fours_groups<Isa, Tile, Rows, true, Of, count>(weight, in, out, token, row, ahead);
     else
-      fours_groups<Isa, count, Rows, false, Of>(weight, in, out, token, row, ahead);
+      fours_groups<Isa, Tile, Rows, false, Of, count>(weight, in, out, token, row, ahead);
   };
   int64_t token = 0;
   for (; token + 4 <= tokens; token += 4) multiply(std::integral_constant<int, 4>(), token);
@@ -134,12 +183,11 @@ void fours(const SparityMatrix& weight, const Inputs& in, const Outputs& out, in
            int64_t end) {
   for (int64_t row = begin * kTileRows; row < end * kTileRows && row < weight.rows; row += kTileRows) {
     if (weight.format == SPARITY_BITMASK) {
-      fours_all_tokens<Isa, kTileRows, MaskedFours>(weight, in, out, tokens, row, 0);
+      fours_all_tokens<Isa, kTileRows, kTileRows, MaskedFours>(weight, in, out, tokens, row, 0);
     } else if (weight.format == SPARITY_TWO_OF_FOUR) {
-      fours_all_tokens<Isa, kTileRows, PairedFours>(weight, in, out, tokens, row, 0);
+      fours_all_tokens<Isa, kTileRows, kTileRows, PairedFours>(weight, in, out, tokens, row, 0);
     } else {  // a single stream
-      for (int64_t one = row; one < row + kTileRows && one < weight.rows; ++one)
-        fours_all_tokens<Isa, 1, WholeFours>(weight, in, out, tokens, one, kFoursAhead);
+      fours_all_tokens<Isa, kTileRows, 1, WholeFours>(weight, in, out, tokens, row, kFoursAhead);
     }
   }
 }
@@ -151,7 +199,7 @@ void fours_listed(const SparityMatrix& weight, const Inputs& in, const Outputs& 
   const int64_t later = (2 * kFoursAhead + weight.columns - 1) / weight.columns;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t next = rows[i + later < count ? i + later : count - 1];
-    fours_all_tokens<Isa, 1, WholeFours>(weight, in, out, tokens, rows[i], (next - rows[i]) * weight.columns / 2);
+    fours_all_tokens<Isa, 1, 1, WholeFours>(weight, in, out, tokens, rows[i], (next - rows[i]) * weight.columns / 2);
   }
 }
 

@@ -6,9 +6,13 @@ template <class Isa, int Rows, int Parts>
 struct WholeFours {
   using Fours = typename Isa::Fours;
   const uint8_t* rows[Rows];
+  const uint8_t* end;  // of the matrix
   int64_t columns, later;
 
-  WholeFours(const SparityMatrix& weight, int64_t row, int64_t ahead) : columns(weight.columns), later(ahead) {
+  WholeFours(const SparityMatrix& weight, int64_t row, int64_t ahead)
+      : end(static_cast<const uint8_t*>(weight.values) + weight.rows * (weight.columns / 2)),
+        columns(weight.columns),
+        later(ahead) {
     for (int r = 0; r < Rows; ++r) {
       const int64_t at = row + r < weight.rows ? row + r : weight.rows - 1;
       rows[r] = static_cast<const uint8_t*>(weight.values) + at * (columns / 2);
@@ -17,7 +21,8 @@ struct WholeFours {
 
   static constexpr int64_t kStep = Fours::kPairs;
   static constexpr bool kPaired = true;
-  inline bool has_room(int64_t column) const { return column + Parts * kStep <= columns; }
+  // A last step may read into the next row: inputs beyond the columns are 0.
+  inline bool has_room(int64_t column) const { return rows[Rows - 1] + (column + Parts * kStep) / 2 <= end; }
   inline void begin(int64_t) {}
   template <bool Room>
   inline typename Fours::Pairs codes(int64_t column, int r) {

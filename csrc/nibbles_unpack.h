@@ -8,8 +8,7 @@ inline void scale_values(const SparityMatrix& weight, int64_t row, int64_t colum
   for (int64_t at = 0; at < count; at += 32) {
     const int64_t group = row * groups + (column + at) / weight.group;
     const int zero = weight.zeros ? weight.zeros[group] : 8;
-    float scale;
-    load_scales(weight, group, 1, &scale);
+    const float scale = scale_of(weight, group);
     for (int64_t i = at; i < at + 32 && i < count; ++i)
       out[i] = to_bfloat16(float(((values[i] + zero) & 15) - zero) * scale);
   }
@@ -40,8 +39,7 @@ inline void unpack_fours_columns(const SparityMatrix& weight, int64_t tile, int6
       const int64_t place = column / weight.group * weight.rows + tile * kTileRows + r;
       const int zero = weight.zeros ? weight.zeros[place] : 8;
       const int value = bytes[column * across + r / 2] >> 4 * (r % 2) & 15;
-      float scale;
-      load_scales(weight, place, 1, &scale);
+      const float scale = scale_of(weight, place);
       out[r * weight.columns + column] = to_bfloat16(float(((value + zero) & 15) - zero) * scale);
     }
   }
