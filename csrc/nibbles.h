@@ -12,8 +12,8 @@ constexpr int64_t kCodeSums = 16;  // of the sums of Codes
 
 inline void quantize(const uint16_t* x, int64_t columns, int8_t* out, float* scale);  // of gemv.h
 
-inline float half_to_float(uint16_t bits) {  // of a number that is finite and above zero
-  const uint32_t word = uint32_t(bits) << 13;
+inline float half_to_float(uint16_t bits) {  // of a number that is finite
+  const uint32_t word = uint32_t(bits & 0x7fff) << 13 | uint32_t(bits & 0x8000) << 16;
   float value;
   memcpy(&value, &word, 4);
   return value * 0x1p112f;

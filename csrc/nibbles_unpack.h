@@ -1,5 +1,5 @@
 // Part of nibbles.h: included there, within its namespace.
-// ---- unpacking: weights as bfloat16
+// ---- unpacking: weights as bfloat16; 0.0f makes +0 of the -0 that a negative scale gives
 
 // `values` of one row, as they are stored, one in a byte -> out; `column` is the first one's.
 inline void scale_values(const SparityMatrix& weight, int64_t row, int64_t column, int64_t count, const uint8_t* values,
@@ -10,7 +10,7 @@ inline void scale_values(const SparityMatrix& weight, int64_t row, int64_t colum
     const int zero = weight.zeros ? weight.zeros[group] : 8;
     const float scale = scale_of(weight, group);
     for (int64_t i = at; i < at + 32 && i < count; ++i)
-      out[i] = to_bfloat16(float(((values[i] + zero) & 15) - zero) * scale);
+      out[i] = to_bfloat16(float(((values[i] + zero) & 15) - zero) * scale + 0.0f);
   }
 }
 
@@ -40,7 +40,7 @@ inline void unpack_fours_columns(const SparityMatrix& weight, int64_t tile, int6
       const int zero = weight.zeros ? weight.zeros[place] : 8;
       const int value = bytes[column * across + r / 2] >> 4 * (r % 2) & 15;
       const float scale = scale_of(weight, place);
-      out[r * weight.columns + column] = to_bfloat16(float(((value + zero) & 15) - zero) * scale);
+      out[r * weight.columns + column] = to_bfloat16(float(((value + zero) & 15) - zero) * scale + 0.0f);
     }
   }
 }

@@ -173,13 +173,18 @@ class Output(Section):
         description="of packed matrices: as they are, or an encoding that quantises",
         json_schema_extra=_encodings,
     )
+    embeddings: Annotated[Spec, AfterValidator(_known_encoding)] = Field(
+        "same",
+        description="of the embedding and the head: as they are, or an encoding that quantises",
+        json_schema_extra=_encodings,
+    )
     prefer: Literal["memory", "speed"] = Field(
         "memory", description="of packed matrices: the smallest format, or the fastest on this machine"
     )
 
     @model_validator(mode="after")
     def _of_packed_matrices(self) -> "Output":
-        for key in ("values", "prefer"):
+        for key in ("values", "embeddings", "prefer"):
             if getattr(self, key) != type(self).model_fields[key].default and self.format != "packed":
                 raise ValueError(f"`{key}: {getattr(self, key)}` needs `format: packed`")
         return self

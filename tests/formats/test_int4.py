@@ -25,12 +25,22 @@ def test_the_first_of_two_values_lies_in_the_lower_half_of_a_byte():
 
 def test_symmetric_values_by_hand():
     row = torch.zeros(1, 32)
-    row[0, :6] = torch.tensor([15.0, -15.0, 2.0, 1.0, -3.0, 5.0])  # the scale is 2 * 15 / 15 = 2
+    row[0, :6] = torch.tensor([15.0, -15.0, 2.0, 1.0, -3.0, 5.0])  # the scale is 2 * 15 / 15 = 2, not -15 / 8
     values, sides = Int4().encode(row)
     assert sides["scales"].tolist() == [[2.0]]
     assert values[0, :6].tolist() == [7, -8, 1, 0, -2, 2]  # 7.5 rounds to 8, of which there is none; ties go to even
     back = Int4().decode(values, sides, torch.float32)
     assert back[0, :6].tolist() == [14.0, -16.0, 2.0, 0.0, -4.0, 4.0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_weight_is_the_code_of_which_there_is_one_more(sign):
+    row = torch.zeros(1, 32)
+    row[0, :4] = sign * torch.tensor([16.0, 2.0, -14.0, 5.0])  # by 16 / 8 only 5 is rounded
+    values, sides = Int4().encode(row)
+    assert sides["scales"].tolist() == [[-2.0 * sign]]
+    assert values[0, :4].tolist() == [-8, -1, 7, -2]
+    assert Int4().decode(values, sides, torch.float32)[0, :4].tolist() == [sign * each for each in (16, 2, -14, 4)]
 
 
 def test_values_with_a_zero_point_by_hand():
@@ -54,9 +64,14 @@ def test_every_group_by_the_formula(group, symmetric, scale_type):
         for start in range(0, dense.shape[1], group):
             part, at = dense[row, start : start + group].float(), start // group
             low, high = min(float(part.min()), 0), max(float(part.max()), 0)
-            step = 2 * max(-low, high) / 15 if symmetric else high / 15 - low / 15
-            scale = torch.tensor(step).to(kind).float()
-            assert sides["scales"][row, at].float() == pytest.approx(float(scale), rel=2**-7)
+            steps = [high / 15 - low / 15]
+            if symmetric:
+                steps = [2 * max(-low, high) / 15, -high / 8 if high >= -low else -low / 8]
+            lost = {}
+            for step in (float(torch.tensor(step).to(kind)) for step in steps):
+                lost[step] = float(((part / step).round().clamp(-8, 7) * step - part).square().sum())
+            step = min(lost, key=lost.get)
+            assert sides["scales"][row, at].float() == pytest.approx(step, rel=2**-7)
             scale = sides["scales"][row, at].float()
             zero = 0 if symmetric else int((-low / scale).round())
             codes = ((part / scale).round() + zero).clamp(*((-8, 7) if symmetric else (0, 15)))

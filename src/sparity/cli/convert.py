@@ -13,6 +13,7 @@ def convert(
     target: Annotated[str, typer.Argument(help="The folder of the result.", show_default=False)],
     to: Annotated[str, typer.Option(help="packed or plain; auto: plain from packed, else packed.")] = "auto",
     values: Annotated[str, typer.Option(help="Of packed matrices: an encoding (sparity methods encoding).")] = "same",
+    embeddings: Annotated[str, typer.Option(help="Of the embedding and the head: an encoding.")] = "same",
     prefer: Annotated[
         str, typer.Option(help="Of packed matrices: memory = the smallest format, speed = the fastest here.")
     ] = "memory",
@@ -25,13 +26,14 @@ def convert(
     A packed checkpoint stores the weights that are not zero, and runs on sparse kernels. Loading it with transformers
     needs `import sparity`. With --values int8 the packed weights are quantised, with a scale per output; with --values
     int4, or "{int4: {group: 64}}", with a scale per group, which is that of the stage quantize where a model has been
-    through it. With --prefer speed the formats are timed on this machine, and a matrix that is fastest dense stays
-    dense. The layouts sparse-bitmask and sparse-24-bitmask of compressed-tensors are read too.
+    through it; --embeddings does the same to the embedding and the head. With --prefer speed the formats are timed on
+    this machine, and a matrix that is fastest dense stays dense. The layouts sparse-bitmask and sparse-24-bitmask of
+    compressed-tensors are read too.
     """
     with console.errors_in_one_line():
         from sparity.checkpoints.weight_files import weight_bytes
         from sparity.errors import InvalidInput
-        from sparity.formats import build_encoding
+        from sparity.formats import Encoding, build_encoding
         from sparity.measure.show.numbers import size
         from sparity.models import transformers as hf
         from sparity.pipeline.run.format_choices import dense_words
@@ -39,16 +41,19 @@ def convert(
         from sparity.pipeline.run.result_folder import named_folder
         from sparity.recipe_file import parse_yaml
 
-        try:
-            encoding = build_encoding(parse_yaml(values))
-        except ValueError as error:
-            raise InvalidInput(f"--values {values}: {error}") from error
+        def encoding(option: str, given: str) -> Encoding:
+            try:
+                return build_encoding(parse_yaml(given))
+            except ValueError as error:
+                raise InvalidInput(f"--{option} {given}: {error}") from error
+
+        asked = encoding("values", values), encoding("embeddings", embeddings)
         if prefer not in ("memory", "speed"):
             raise InvalidInput(f"--prefer {prefer}: memory or speed")
         if to not in ("auto", "packed", "plain"):
             raise InvalidInput(f"--to {to}: packed, plain or auto")
         place = named_folder(target)
-        layout = run(source, place, encoding, force, None if to == "auto" else to, prefer)  # type: ignore[arg-type]
+        layout = run(source, place, asked[0], force, None if to == "auto" else to, prefer, asked[1])  # type: ignore[arg-type]
         before, after, reason = weight_bytes(hf.locate(source)), weight_bytes(place), dense_words(place)
     if json:
         console.print_json(

@@ -14,6 +14,7 @@ from sparity.engine.decoding.model import disable_fast_path, enable_fast_path, h
 from sparity.engine.kernels.fastest import fastest_format
 from sparity.engine.kernels.native_weight import TAKES
 from sparity.engine.kernels.smallest import smallest_format
+from sparity.engine.modules.embedding import FORMAT, PackedEmbedding, PackedHead
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
 from sparity.engine.modules.module_swap import Swap
@@ -23,6 +24,7 @@ from sparity.engine.saving import save_packed, save_plain
 from sparity.errors import InvalidInput, wrong_input
 from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding, build_format
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
+from sparity.models.vocabulary import forget_ties, recall_ties, vocabulary_of
 
 Form = str | Mapping[str, Any]  # a name, or {name: {option: value}}
 BY_COLUMNS = 0.25  # the share of skipped channels from which weights by column are faster: docs/performance.md
@@ -30,10 +32,13 @@ BY_COLUMNS_OF_BYTES = 0.4  # and of int8 weights
 
 
 @wrong_input()
-def attach(model: Any, form: Form = "smallest", values: EncodingSpec = "same") -> Any:
+def attach(
+    model: Any, form: Form = "smallest", values: EncodingSpec = "same", embeddings: EncodingSpec = "same"
+) -> Any:
     """Run a causal language model on the engine, in place; the model is returned.
 
-    Every linear layer and every expert of the blocks is packed, and its dense weight is let go; the head stays dense.
+    Every linear layer and every expert of the blocks is packed, and its dense weight is let go; the embedding and the
+    head stay dense unless `embeddings` says otherwise.
     Outputs are those of the model up to rounding. `generate` and all its options are transformers' own; see
     `decoding.model` for what is faster and when.
 
@@ -44,10 +49,12 @@ def attach(model: Any, form: Form = "smallest", values: EncodingSpec = "same") -
             first, a dense matrix behind skipped input channels, at least 25 % of them (40 % in int8), is laid out by
             channel (`columns`).
         values: the encoding of the packed weights: "same", or one that quantises, such as "int8": then outputs change.
+        embeddings: the encoding of the embedding and of the head, which stay one matrix where they are tied.
 
     Raises:
-        InvalidInput: another type or device, no such format or encoding, or a matrix whose zeros the format cannot
-            hold. The model is then what it was; only with quantised values, what was packed before stays packed.
+        InvalidInput: another type or device, no such format or encoding, a matrix whose zeros the format cannot hold,
+            or an embedding that does more than to look rows up. The model is then what it was; only with quantised
+            values, what was packed before stays packed.
 
     Example:
         >>> import sparity, torch
@@ -61,6 +68,9 @@ def attach(model: Any, form: Form = "smallest", values: EncodingSpec = "same") -
     encoding = build_encoding(values)
     before, swaps = has_fast_path(model), list[Swap]()
     try:
+        for swap in _vocabulary_swaps(model, build_encoding(embeddings)):
+            swap.put()
+            swap.let_go()
         for swap in _swaps(model, form, encoding):
             if encoding.exact:
                 swaps.append(swap)
@@ -77,7 +87,9 @@ def attach(model: Any, form: Form = "smallest", values: EncodingSpec = "same") -
 
 
 @contextmanager
-def attached(model: Any, form: Form = "smallest", values: EncodingSpec = "same") -> Iterator[Any]:
+def attached(
+    model: Any, form: Form = "smallest", values: EncodingSpec = "same", embeddings: EncodingSpec = "same"
+) -> Iterator[Any]:
     """`attach` within the context; then every layer is what it was, with the same parameters, bit for bit.
 
     Only with quantised values the dense weights stay in memory meanwhile. A model that was on the engine before stays
@@ -96,6 +108,9 @@ def attached(model: Any, form: Form = "smallest", values: EncodingSpec = "same")
     encoding = build_encoding(values)
     before, swaps = has_fast_path(model), list[Swap]()
     try:
+        for swap in _vocabulary_swaps(model, build_encoding(embeddings)):
+            swaps.append(swap)
+            swap.put()
         for swap in _swaps(model, form, encoding):
             swaps.append(swap)
             swap.put()
@@ -109,6 +124,8 @@ def attached(model: Any, form: Form = "smallest", values: EncodingSpec = "same")
             save_plain(model)
         for swap in swaps:
             swap.undo()
+        if any(isinstance(swap.packed, PackedEmbedding) for swap in swaps):
+            recall_ties(model)
         if before:
             enable_fast_path(model)
 
@@ -137,9 +154,8 @@ def _swaps(model: Any, form: Form, encoding: Encoding) -> Iterator[Swap]:
     uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
 
     def swap(name: str, original: Any, packed: HoldsPacked) -> Swap:
-        owner, _, leaf = name.rpartition(".")
         own = tuple(name for name in packed.weights if uses[id(original.get_parameter(name))] == 1)
-        return Swap(model.get_submodule(owner), leaf, original, packed, own)
+        return _swap(model, name, original, packed, own)
 
     for layer, places in _linear(model):
         linear = _packed_linear(places[0], layer, form, encoding, _skip_before(model, places[0], layer))
@@ -153,6 +169,39 @@ def _swaps(model: Any, form: Form, encoding: Encoding) -> Iterator[Swap]:
         packed = None if _replaced(experts) else _packed_experts(experts, stored, form, encoding)
         if packed is not None:
             yield swap(name, experts, packed)
+
+
+def _vocabulary_swaps(model: Any, encoding: Encoding) -> Iterator[Swap]:
+    """What is to be put in the places of the embedding and of the head; nothing where they stay, or are packed."""
+    if encoding.exact or isinstance(model.get_input_embeddings(), PackedEmbedding):
+        return
+    places = vocabulary_of(model)
+    layer: Any = model.get_submodule(places.embedding)
+    embedding = PackedEmbedding(places.embedding, layer.num_embeddings, layer.embedding_dim)
+    found = {name: _vocabulary_matrix(model, name, encoding) for name in places.matrices}
+    forget_ties(model)
+    embedding.give(found[places.embedding])
+    yield _swap(model, places.embedding, layer, embedding.stand_for(layer), ("weight",))
+    if places.head is not None:
+        layer = model.get_submodule(places.head)
+        if isinstance(layer, DenseLinear):
+            layer.release()
+        matrix = places.embedding if places.tied else places.head
+        head = PackedHead(matrix, layer.in_features, layer.out_features, layer.bias)
+        if places.tied:
+            head.give_from(embedding)
+        else:
+            head.give(found[places.head])
+        yield _swap(model, places.head, layer, head.stand_for(layer), () if places.tied else ("weight",))
+
+
+def _vocabulary_matrix(model: Any, name: str, encoding: Encoding) -> Packed:
+    return _packed(name, model.get_submodule(name).weight.detach(), build_format(FORMAT), encoding)
+
+
+def _swap(model: Any, name: str, original: Any, packed: HoldsPacked, own: tuple[str, ...]) -> Swap:
+    owner, _, leaf = name.rpartition(".")
+    return Swap(model.get_submodule(owner), leaf, original, packed, own)
 
 
 def _linear(model: Any) -> list[tuple[Any, list[str]]]:

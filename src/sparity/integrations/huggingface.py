@@ -27,11 +27,13 @@ from sparity.engine.modules.linear import PackedLinear
 from sparity.engine.saving import save_packed, unpacked_state
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats import Packed, build_format
+from sparity.integrations.stored_vocabulary import place_vocabulary
 from sparity.models.attached_runtime import attach_runtime, save_with_runtime
 from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 from sparity.models.families.base import family_of
 from sparity.models.packed_layers import check_nothing_else
 from sparity.models.stored_names import StoredNames
+from sparity.models.vocabulary import forget_ties
 from sparity.visible import logger
 
 log = logger(__name__)
@@ -102,11 +104,15 @@ class SparityQuantizer(HfQuantizer):
         self._experts = _replace_experts(model, self._source)
         apart = {name for module in self._experts.values() for expert in module.names for name in expert}
         found = self._source.matrices.values()
+        self._vocabulary = place_vocabulary(model, self._source, _spellings(model))
+        apart |= self._vocabulary.names
         self._waiting = [_replace(model, matrix.name, matrix) for matrix in found if matrix.name not in apart]
         named = {part for matrix in found for part in matrix.entry["hashes"]}
         if len(named) > MOST_PARTS:  # every name of the files is held against every one of these
             raise CorruptFile(f"{self._folder}: its matrices have {len(named):,} kinds of tensors; fetch it again")
         _check_contents(model, self._source, state)
+        if self._vocabulary.embedding is not None:
+            forget_ties(model)
         parts = "|".join(sorted(named))
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())
         ignored |= {rf"\.({parts})$", *(rf"(^|\.){re.escape(path)}\." for path in self._experts)}
@@ -122,9 +128,10 @@ class SparityQuantizer(HfQuantizer):
             return model
         for module, matrix in self._waiting:
             module.give(matrix.packed())
+        self._vocabulary.give()
         for experts in self._experts.values():
             experts.give(_read_experts(self._source, experts.names))
-        del self._waiting, self._experts, self._source
+        del self._waiting, self._experts, self._vocabulary, self._source
         if hasattr(model.config, "transformers_weights"):
             del model.config.transformers_weights
         save_packed(model)

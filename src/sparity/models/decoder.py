@@ -23,6 +23,7 @@ from sparity.models.finite import cast, cast_finite
 from sparity.models.packed_layers import check_packed
 from sparity.models.size_check import check_sizes
 from sparity.models.stored_names import StoredNames
+from sparity.models.vocabulary import vocabulary_of
 from sparity.visible import logger
 
 log = logger(__name__)
@@ -43,7 +44,7 @@ class Decoder:
         self.family = _family(skeleton)
         self._names = StoredNames(skeleton, source, self.family)
         self._used = self._names.stored()
-        check_packed(source, self._used, self.config, self.linear_weights)
+        check_packed(source, self._used, self.config, self)
         self._warn_of_more_blocks()
 
     @classmethod
@@ -218,6 +219,15 @@ class Decoder:
                     if len(stored) == 1:
                         found[stored[0]] = projection.transposed
         return found
+
+    def vocabulary_weights(self) -> tuple[str, ...]:
+        """Stored names of the matrices of the embedding and of the head, one where they are tied.
+
+        Raises:
+            InvalidInput: see `vocabulary_of`.
+        """
+        names = [f"{name}.weight" for name in vocabulary_of(self.skeleton).matrices]
+        return tuple(self._names.parts([name for name in names if name in self._names]))
 
     def export(self, block: Block) -> dict[str, Tensor]:
         """Every stored tensor of a block under its stored name, contiguous and on the CPU."""

@@ -153,7 +153,7 @@ def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens by which a model ends a text."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     own = found if isinstance(found, list) else [found]
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().num_embeddings
     return frozenset(
         token for token in (*own, tokenizer.eos_token_id) if isinstance(token, int) and 0 <= token < vocabulary
     )

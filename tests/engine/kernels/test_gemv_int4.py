@@ -67,11 +67,11 @@ def test_every_tail_and_batch(isa, name, symmetric, group):
 
 def test_a_product_by_hand(isa):
     weight = torch.zeros(1, 32)
-    weight[0, :3] = torch.tensor([15.0, -4.0, 6.0])  # scale 2: codes 7, -2, 3
+    weight[0, :3] = torch.tensor([16.0, -4.0, 6.0])  # scale -2: codes -8, 2, -3
     x = torch.zeros(1, 32, dtype=torch.bfloat16)
     x[0, :4] = torch.tensor([127.0, 2.0, -1.0, 64.0])  # scale 1
     for name in ("dense", "bitmask"):
-        assert run(build_format(name).pack(weight.bfloat16(), "int4"), x).item() == 2 * (7 * 127 - 2 * 2 - 3)
+        assert run(build_format(name).pack(weight.bfloat16(), "int4"), x).item() == -2 * (-8 * 127 + 2 * 2 + 3)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.03, 0.9, 1.0])

@@ -17,18 +17,22 @@ class _Product(torch.autograd.Function):
     """x @ weight.T, whose gradient reaches x; the weight itself has none."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, prepared: Prepared) -> Tensor:
+    def forward(context: Any, x: Tensor, prepared: Prepared, alone: bool) -> Tensor:
         context.prepared = prepared
-        return prepared(x.to(prepared.packed.dtype)).to(x.dtype)
+        product = prepared.each_alone if alone else prepared
+        return product(x.to(prepared.packed.dtype)).to(x.dtype)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ unpack(context.prepared.packed).to(gradient.dtype), None
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient @ unpack(context.prepared.packed).to(gradient.dtype), None, None
 
 
-def multiply(x: Tensor, prepared: Prepared) -> Tensor:
-    """`x` [..., columns], cast to the weight's type -> `[..., rows]` in the type of `x`; a gradient reaches `x`."""
-    out: Tensor = _Product.apply(x, prepared)  # type: ignore[no-untyped-call]
+def multiply(x: Tensor, prepared: Prepared, alone: bool = False) -> Tensor:
+    """`x` [..., columns], cast to the weight's type -> `[..., rows]` in the type of `x`; a gradient reaches `x`.
+
+    `alone`: see `Prepared.each_alone`.
+    """
+    out: Tensor = _Product.apply(x, prepared, alone)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -99,8 +103,11 @@ class PackedLinear(HoldsPacked):
         if torch.compiler.is_compiling():
             out = operators.multiply(x, self.prepared.handle, self.out_features, self.in_features)
         else:
-            out = multiply(x, self.prepared)
+            out = self._product(x)
         return out if self.bias is None else out + self.bias
+
+    def _product(self, x: Tensor) -> Tensor:
+        return multiply(x, self.prepared)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

@@ -22,7 +22,8 @@ ROWS_AT_ONCE = 32  # what is computed in float32 stays in the cache
 class Int4(Encoding):
     """Store two values in a byte, with a scale for each `group` neighbours of a row.
 
-    Symmetric: the scale is `2 max|w| / 15` of the group, a value `round(weight / scale)` between -8 and 7. With a zero
+    Symmetric: the scale is `2 max|w| / 15` of the group or, where that loses less, `-w / 8` of its largest weight `w`,
+    which may be negative; a value is `round(weight / scale)` between -8 and 7. With a zero
     point: the scale is the group's range, stretched to hold 0, over 15; codes run from 0 to 15, and what is stored is
     the code minus the zero point, modulo 16. Either way 0 is stored as 0. The weight is `(code - zero) * scale`,
     multiplied in float32. On the processor, up to 16 inputs are quantised to int8 in the same groups.
@@ -100,7 +101,8 @@ class Int4(Encoding):
             if not self.symmetric:
                 zeros = sides["zeros"][rows, :, None].float()
                 steps.add_(zeros).remainder_(STEPS + 1).sub_(zeros)
-            weight[rows] = steps.mul_(sides["scales"][rows, :, None].float()).flatten(1).to(dtype)
+            steps.mul_(sides["scales"][rows, :, None].float()).add_(0.0)  # no -0, which a negative scale would make
+            weight[rows] = steps.flatten(1).to(dtype)
         return weight
 
     def on_grid(
@@ -115,7 +117,7 @@ class Int4(Encoding):
         wide = columns // scales.shape[1]
         group = next((group for group in reversed(GROUPS) if not wide % group), None)
         known = str(scales.dtype).removeprefix("torch.")
-        if group is None or known not in ("bfloat16", "float16", "float32") or not bool((scales > 0).all()):
+        if group is None or known not in ("bfloat16", "float16", "float32") or not bool((scales != 0).all()):
             return None
         fits = zeros is None or (
             zeros.dtype == torch.uint8 and zeros.shape == scales.shape and int(zeros.max()) <= STEPS
@@ -132,20 +134,22 @@ class Int4(Encoding):
     def largest_error(self, weight: Tensor) -> Tensor:
         """Half a step of the group's scale, what rounding the scale adds, and what rounding to the weight's type.
 
-        A whole step where steps were made smaller, so that no code stands for more than the type can hold.
+        A whole step where steps were made smaller, so that no code stands for more than the type can hold, and for a
+        weight that is as large as the group's largest, with the other sign.
         """
         scales, _ = self._fitted(weight)
-        step = scales.float().repeat_interleave(self.group, 1)
+        step = scales.float().abs().repeat_interleave(self.group, 1)
         limits = torch.finfo(weight.dtype)
-        half = torch.where(step < limits.max / (STEPS + 1), 0.5, 1.0)
+        opposite = self.symmetric and weight.abs().float() > (STEPS / 2) * step
+        half = torch.where((step < limits.max / (STEPS + 1)) & ~torch.as_tensor(opposite), 0.5, 1.0)
         rounding = half + (STEPS + 1) * torch.finfo(self.stored_scale).eps + 1e-5
         return step * rounding + weight.abs().float() * limits.eps + limits.tiny * limits.eps
 
     def check(self, what: str, values: Tensor, sides: Mapping[str, Tensor]) -> None:
         """See `Encoding.check`."""
         scales = sides["scales"].float()
-        if not bool((scales.isfinite() & (scales > 0)).all()):
-            raise CorruptFile(f"{what}: scales must be finite and above zero")
+        if not bool((scales.isfinite() & (scales != 0)).all()):
+            raise CorruptFile(f"{what}: scales must be finite and not zero")
         if not self.symmetric and int(sides["zeros"].max()) > STEPS:
             raise CorruptFile(f"{what}: a zero point is one of the codes 0 to {STEPS}")
 
@@ -161,14 +165,32 @@ class Int4(Encoding):
                 "int4 values cannot hold NaN or infinity; repair the weight or keep floating-point values"
             )
         smallest, largest = torch.finfo(self.stored_scale).tiny, torch.finfo(weight.dtype).max
+        empty = (low == 0) & (high == 0)
         if self.symmetric:
             exact = (torch.maximum(-low, high) / (STEPS / 2)).clamp(max=largest / -LOWEST)
         else:
             exact = (high / STEPS - low / STEPS).clamp(max=largest / (STEPS + 1))
-        scales = torch.where((low == 0) & (high == 0), 1.0, exact.clamp(min=smallest)).to(self.stored_scale)
+        scales = torch.where(empty, 1.0, exact.clamp(min=smallest)).to(self.stored_scale)
+        if self.symmetric:
+            signed = torch.where(high >= -low, -1.0, 1.0) * (torch.maximum(-low, high) / -LOWEST).clamp(min=smallest)
+            other = torch.where(empty, 1.0, signed).to(self.stored_scale)
+            loses_less = other.isfinite() & (self._lost(weight, other) < self._lost(weight, scales))
+            scales = torch.where(loses_less, other, scales)
         if not bool(scales.isfinite().all()):
             raise InvalidInput(
                 f"int4: a scale of {float(exact.max()):.3g} does not fit into {self.scale_type}; take scale_type "
                 "bfloat16, or repair the weight"
             )
         return scales, (-low / scales.float()).round().clamp(0, STEPS).to(torch.uint8)
+
+    def _lost(self, weight: Tensor, scales: Tensor) -> Tensor:
+        """The squared error of symmetric rounding, in squares of the group's largest weight `[rows, groups]`."""
+        lost = torch.empty(scales.shape)
+        for row in range(0, len(weight), ROWS_AT_ONCE):
+            rows = slice(row, row + ROWS_AT_ONCE)
+            groups = self._grouped(weight[rows].float())
+            largest = groups.abs().amax(2, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            groups, step = groups / largest, scales[rows, :, None].float() / largest
+            codes = (groups / step).round_().clamp_(LOWEST, LOWEST + STEPS)
+            lost[rows] = codes.mul_(step).sub_(groups).square_().sum(2)
+        return lost

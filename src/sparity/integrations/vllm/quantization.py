@@ -61,14 +61,17 @@ class PackedConfig(QuantizationConfig):
         """What makes and multiplies the weights of a layer; None leaves an embedding or a head to vLLM.
 
         Raises:
-            InvalidInput: packed experts, which are not read in vLLM.
+            InvalidInput: packed experts, or a packed embedding, which are not read in vLLM.
         """
         if self.folder is None:
             raise InvalidInput("vLLM did not say where the checkpoint lies")
         source = stored.opened(self.folder)
         if not isinstance(layer, LinearBase):
             if any(name.startswith(f"{prefix}.") for name in source.matrices):
-                raise InvalidInput(f"{self.folder}: {prefix} has packed experts, which are not read in vLLM")
+                what = "experts" if f"{prefix}.weight" not in source.matrices else "embeddings"
+                raise InvalidInput(
+                    f"{self.folder}: {prefix} has packed {what}, which are not read in vLLM: pack the model without them"
+                )
             return None
         names = stored.names_of(source, prefix, self.packed_modules_mapping)
         if not stored.is_packed(source, names):

@@ -12,11 +12,13 @@ from sparity.checkpoints.source import CheckpointSource
 from sparity.checkpoints.weight_files import is_read_packed, weight_files
 from sparity.engine.attach import attach
 from sparity.engine.decoding.model import declines, disable_fast_path
+from sparity.engine.modules.embedding import PackedEmbedding
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import PackedLinear
 from sparity.errors import InvalidInput
 from sparity.models import transformers as hf
 from sparity.models.loading import load
+from sparity.models.vocabulary import tie_again
 
 How = Literal["engine", "dense", "transformers"]
 COMPUTED: dict[How, str] = {
@@ -88,7 +90,8 @@ def stored_bytes(contender: Contender) -> int:
 def held_bytes(model: nn.Module) -> int:
     """The bytes of a model's weights and buffers in memory; what is shared counts once."""
     tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
-    linear = {id(layer.packed): layer.packed.nbytes for layer in model.modules() if isinstance(layer, PackedLinear)}
+    kinds = PackedLinear, PackedEmbedding
+    linear = {id(layer.packed): layer.packed.nbytes for layer in model.modules() if isinstance(layer, kinds)}
     experts = sum(layer.nbytes for layer in model.modules() if isinstance(layer, PackedExperts))
     return sum(tensors.values()) + sum(linear.values()) + experts
 
@@ -103,6 +106,12 @@ def hold_dense(model: nn.Module) -> None:
         if layer.bias is not None:
             dense.bias = layer.bias
         _put(model, name, dense)
+    for name, packed_rows in [found for found in model.named_modules() if isinstance(found[1], PackedEmbedding)]:
+        with torch.device("meta"):
+            rows = nn.Embedding(packed_rows.num_embeddings, packed_rows.embedding_dim)
+        rows.weight = nn.Parameter(packed_rows.weight, requires_grad=False)
+        _put(model, name, rows)
+        tie_again(model)
     for name, experts in [found for found in model.named_modules() if isinstance(found[1], PackedExperts)]:
         with torch.device("meta"):
             fused = experts.kind(experts.config)

@@ -17,7 +17,7 @@ from sparity.engine.kernels.fastest import Fastest, fastest_format
 from sparity.engine.kernels.smallest import smallest_format
 from sparity.errors import InvalidInput, wrong_input
 from sparity.files import read_json_object, write_json
-from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding
+from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding, build_format
 from sparity.models import Decoder
 from sparity.models import transformers as hf
 from sparity.pipeline.run.export import RECORD, file_hashes, plain_shard, write_plain_index
@@ -41,11 +41,13 @@ def convert(
     force: bool = False,
     to: Layout | None = None,
     prefer: Prefer = "memory",
+    embeddings: EncodingSpec = "same",
 ) -> Layout:
     """Write a checkpoint in another layout, `to`: packed, or plain from packed, when that is None; it is returned.
 
-    Every tensor comes back bit for bit, unless `values`, the encoding of packed matrices, quantises them. `prefer` is
-    the format of each: the smallest, or the fastest on this machine.
+    Every tensor comes back bit for bit, unless `values`, the encoding of packed matrices, or `embeddings`, that of the
+    embedding and the head, quantises them. `prefer` is the format of each matrix of the blocks: the smallest, or the
+    fastest on this machine.
 
     Raises:
         InvalidInput: no such model or encoding, an architecture that Sparity does not know, no name for the target, or
@@ -54,12 +56,18 @@ def convert(
         RunConflict: the target exists.
     """
     folder, place, encoding = hf.locate(source), named_folder(target), build_encoding(values)
+    outside = build_encoding(embeddings)
     refuse_to_replace(folder, place)
     decoder = Decoder.open(folder)
     source_packed = isinstance(decoder.source, CheckpointSource) and decoder.source.packed
     source_rescued = isinstance(decoder.source, CheckpointSource) and decoder.source.rescued is not None
     to = to or ("plain" if source_packed else "packed")
-    asked = f"values {encoding.name}" if not encoding.exact else f"prefer {prefer}" if prefer != "memory" else None
+    chosen = (
+        f"values {encoding.name}" if not encoding.exact else None,
+        f"embeddings {outside.name}" if not outside.exact else None,
+        f"prefer {prefer}" if prefer != "memory" else None,
+    )
+    asked = next(filter(None, chosen), None)
     if source_packed and (to == "packed" or asked):
         again = f", then pack it with {asked}" if asked else ""
         raise InvalidInput(f"{folder} is packed already: convert it to plain first{again}")
@@ -68,12 +76,13 @@ def convert(
     if to == "plain" and asked:
         raise InvalidInput(f"{asked} is for packed matrices, and a plain checkpoint has none")
     identity = {"convert": decoder.source.fingerprint(), "to": to, "values": encoding.spec, "prefer": prefer}
+    identity |= {} if outside.exact else {"embeddings": outside.spec}
     names = [name for name in everything(folder) if name != CHOICES]
     with RunFolder.open(place, identity, force, resume=True, in_one_go=True) as work:
         if work.finished:
             return to
         if to == "packed":
-            pack_weights(decoder, work.path, encoding, prefer, recorded=read_scales(folder))
+            pack_weights(decoder, work.path, encoding, prefer, outside, recorded=read_scales(folder))
         else:
             _unpack_weights(decoder, work.path)
         carry_runtime(folder, work.path)
@@ -85,10 +94,10 @@ def convert(
     return to
 
 
-def pack_in_place(folder: Path, values: EncodingSpec, prefer: Prefer) -> None:
+def pack_in_place(folder: Path, values: EncodingSpec, prefer: Prefer, embeddings: EncodingSpec = "same") -> None:
     """Turn the plain checkpoint in a run's working folder into a packed one; what was stopped half-way is finished."""
     if not is_packed(folder):
-        pack_weights(Decoder.open(folder), folder, values, prefer, recorded=read_scales(folder))
+        pack_weights(Decoder.open(folder), folder, values, prefer, embeddings, recorded=read_scales(folder))
     shards = set(folder.glob("sparity-*.safetensors"))
     packed.remove_other_weights(folder, shards)
     packed.mark(folder, is_packed=True)
@@ -104,6 +113,7 @@ def pack_weights(
     target: Path,
     values: EncodingSpec = "same",
     prefer: Prefer = "memory",
+    embeddings: EncodingSpec = "same",
     recorded: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write the packed shards of a plain checkpoint and their index into `target`; for speed, also what was chosen why.
@@ -121,16 +131,21 @@ def pack_weights(
         return chosen[name].format
 
     linear, groups = decoder.linear_weights(), list(_groups(decoder))
+    outside = build_encoding(embeddings)
+    vocabulary = () if outside.exact else decoder.vocabulary_weights()
     shards = [target / packed.packed_shard(number, len(groups)) for number in range(1, len(groups) + 1)]
     for shard, names in zip(shards, groups, strict=True):
         found, others = {}, []
         for name in names:
+            own = name.removesuffix(".weight")
+            if name in vocabulary:
+                found[own] = _row_by_row(name, _read(decoder, name), outside)
+                continue
             if name not in linear:
                 others.append(name)
                 continue
             weight = _read(decoder, name)
             matrix = weight.T if linear[name] else weight
-            own = name.removesuffix(".weight")
             grid = asked.on_grid(matrix, known[own]) if own in known else None
             if known and grid is None:
                 rounded.append(own)
@@ -154,6 +169,14 @@ def pack_weights(
     if prefer == "speed":
         write_choices(target, chosen)
     packed.write_packed_index(target, shards)
+
+
+def _row_by_row(name: str, matrix: Tensor, encoding: Encoding) -> Packed:
+    """A matrix of the vocabulary: an embedding reads single rows."""
+    try:
+        return build_format("dense").pack(matrix, encoding)
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error}") from error
 
 
 def _packed(

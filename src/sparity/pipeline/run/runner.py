@@ -186,7 +186,7 @@ def _packed_changes(job: Job, done: Done, folder: RunFolder, progress: Progress)
     output = job.recipe.output
     if output.format == "packed":
         progress.phase("packing")
-        pack_in_place(folder.path, output.values, output.prefer)
+        pack_in_place(folder.path, output.values, output.prefer, output.embeddings)
     if build_encoding(output.values).exact:
         return done.changes
     realised = realised_zeros(folder.path)

@@ -29,7 +29,7 @@ class Alone(Execution):
 
     def __init__(self, model: Any, slots: int, context: int, why: str) -> None:
         self.model, self.slots, self.context = model, slots, context
-        self.vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.vocabulary = model.get_input_embeddings().num_embeddings
         self.words = f"one request after another, token by token ({why})"
         self._caches: dict[int, DynamicCache] = {}
 

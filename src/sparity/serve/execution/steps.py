@@ -17,6 +17,7 @@ from sparity.engine.decoding.rotary import by_length
 from sparity.engine.decoding.rotary import tables as rotary_tables
 from sparity.engine.kernels.prepared import MANY
 from sparity.engine.kernels.step.cpu import CacheView
+from sparity.engine.modules.embedding import PackedHead
 from sparity.engine.modules.linear import Head
 from sparity.errors import InvalidInput
 from sparity.memory import check_memory
@@ -36,7 +37,7 @@ def declines(model: Any) -> str | None:
     if attention not in ("sdpa", "eager"):
         return f"attention is {attention}, not sdpa or eager"
     head = model.get_output_embeddings()
-    if type(head) is not Head or head.prepared is None or head.prepared.native is None:
+    if not isinstance(head, Head | PackedHead) or head.prepared is None or head.prepared.native is None:
         return "its head is not multiplied by the compiled kernels"
     if getattr(model.config, "final_logit_softcapping", None) or getattr(model.config, "logit_scale", None):
         return "its logits are changed behind the head"
@@ -58,7 +59,7 @@ class Steps(Execution):
 
     def __init__(self, model: Any, slots: int, context: int, most: int) -> None:
         self.model, self.slots, self.context, self.most = model, slots, context, most
-        self.vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.vocabulary = model.get_input_embeddings().num_embeddings
         self.words = f"up to {slots} requests together in steps of the engine, {most} tokens at a time"
         self._by_length = by_length(model.base_model.rotary_emb)
         heads = self._step().heads
