@@ -29,7 +29,7 @@ class Snapshot:
     def __init__(self, root: Any) -> None:
         self._modules = list(root.modules())
         self._own = [vars(module) for module in self._modules]
-        self._held = [module._modules for module in self._modules]
+        self._held = [module._modules for module in self._modules if module._modules]  # a leaf's code asks for none
         self._children = self._current_children()
         held = [(module._parameters, name) for module in self._modules for name in module._parameters]
         self._owners, self._names = [owner for owner, _ in held], [name for _, name in held]
