@@ -45,10 +45,11 @@ RECIPES = {
     "70 %": {"sparsity": 0.7},
     "2:4": {"pattern": "2:4"},
 }
-VALUES = {
+VALUES = {  # of the blocks; embedding and head are in bfloat16 beside bf16, in int8 beside the others, as in Q4_0
     "bf16": "same",
     "int8": "int8",
-    "int4": {"int4": {"group": 64}},  # which divides rows of 576
+    "int4": {"int4": {"group": 32}},  # as Q4_0
+    "int4w": {"int4": {"group": 64}},  # which divides rows of 576
     "int4z": {"int4": {"group": 32, "symmetric": False}},  # with zero points: the grid of Q4_1
 }
 WRITTEN = ("BF16", "F16")  # the others are quantised from the first
@@ -101,7 +102,7 @@ class Ours:
         self.model = load(place(folder, recipe) if self.kind == "sparse" else MODEL, dtype="bfloat16")
         if name != "transformers":
             form = {"form": "dense"} if recipe == "dense" else {}
-            attach(self.model, values=VALUES[values], **form)
+            attach(self.model, values=VALUES[values], embeddings="same" if values == "bf16" else "int8", **form)
         self.bytes, self.generate = held_bytes(self.model), partial(time_generation, self.model)
 
     def perplexity(self, windows):

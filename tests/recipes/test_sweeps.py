@@ -20,6 +20,7 @@ SIZES = {
     "scores_and_sparsities": 16,
     "smollm2": 16,
     "solvers": 20,
+    "trained_activations": 12,
 }
 MODELS = {"smollm2": "zoo:smollm2"}
 STAND_INS = {  # for a model that is fetched and texts that are the user's
