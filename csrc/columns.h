@@ -1,22 +1,13 @@
-// Weights by input channel, [columns, rows]: channels whose input is zero for all tokens are never read. A row's sum
-// takes its token's other channels one after another, so its bits depend on neither tiles, threads nor other tokens.
-// Included by gemv.h inside its namespace.
+// Weights by input channel, [columns, rows]: channels whose input is zero for all tokens are never read. The channels are
+// cut into ranges by their number (`Inputs::parts`). Within a range, a row's sum takes its token's other channels one
+// after another; the ranges are added in their order. So its bits depend on neither tiles, threads nor other tokens.
+// Included by gemv.h inside its namespace. `Kind` is what a type of values does:
+//   Sum, kLine            of a row; rows in one cache line, which are added at a time
+//   place<Isa>(row)       where the sum of a row of a line lies, in the order that is cheapest to compute
+//   add<Isa>(...)         sums [tokens, width] += the channels of a range, for the rows of a tile
+//   store<Isa>(...)       one token's totals, in the order of rows -> y
 
 using sparity::kChannels;
-
-constexpr int64_t kFloatLine = 32, kByteLine = 64;  // rows in one cache line, which are added at a time
-
-// Where the sum of a row of a line lies: instruction sets whose vectors have `Vector` bytes leave pairs of bfloat16, and
-// fours of int8, in the order in which it is cheapest to take them apart.
-template <int Vector>
-constexpr int64_t float_place(int64_t row) {
-  constexpr int64_t pairs = Vector / 4;
-  return row / (2 * pairs) * (2 * pairs) + row % 2 * pairs + row % (2 * pairs) / 2;
-}
-template <int Vector>
-constexpr int64_t byte_place(int64_t row) {
-  return row / Vector * Vector + row % 16 / 4 * (Vector / 4) + row % Vector / 16 * 4 + row % 4;
-}
 
 // The lines of channels that are read next, on their way into the second cache.
 template <class Value>
@@ -30,185 +21,102 @@ struct Next {
   }
 };
 
-// The channels of a tile that begins at `row`, in groups.
+// The channels of a range, up to `end` of the list, for a tile that begins at `row`.
 template <class Value>
 struct Channels {
   const Value* first;
-  int64_t rows;
+  int64_t rows, end;
   const Inputs& in;
 
-  Channels(const SparityMatrix& weight, const Inputs& inputs, int64_t row)
-      : first(static_cast<const Value*>(weight.values) + row), rows(weight.rows), in(inputs) {}
+  Channels(const SparityMatrix& weight, const Inputs& inputs, int64_t last, int64_t row)
+      : first(static_cast<const Value*>(weight.values) + row), rows(weight.rows), end(last), in(inputs) {}
 
   inline const Value* at(int64_t number) const { return first + in.channels[number] * rows; }
+  inline int in_group(int64_t group) const { return int(end - group < kChannels ? end - group : kChannels); }
   inline Next<Value> behind(int64_t group) const {
     Next<Value> next;
-    next.any = group + kChannels < in.count;
+    next.any = group + kChannels < end;
     for (int i = 0; i < kChannels; ++i) {
       const int64_t number = group + kChannels + i;
-      next.channels[i] = at(number < in.count ? number : in.count - 1);
+      next.channels[i] = at(number < end ? number : end - 1);
     }
     return next;
   }
 };
 
-// sums += channels times x for the rows of a tile.
-template <class Isa, int Count, bool Fetch>
-inline void add_floats(const uint16_t* const* channels, const float* x, const Next<uint16_t>& next, int64_t rows,
-                       float* sums) {
-  typename Isa::Lanes inputs[Count];
-  for (int i = 0; i < Count; ++i) inputs[i] = Isa::spread(x[i]);
-  int64_t row = 0;
-  for (; row + kFloatLine <= rows; row += kFloatLine) {
-    if (Fetch) next.fetch(row);
-    Isa::template add_floats<Count>(channels, row, inputs, sums + row);
-  }
-  if (row == rows) return;
-  if (Fetch) next.fetch(row);
-  uint16_t copies[Count][kFloatLine] = {};
-  const uint16_t* at[Count];
-  for (int i = 0; i < Count; ++i)
-    at[i] = static_cast<const uint16_t*>(memcpy(copies[i], channels[i] + row, size_t(rows - row) * 2));
-  Isa::template add_floats<Count>(at, 0, inputs, sums + row);
-}
+inline int64_t whole_lines(int64_t rows, int64_t line) { return (rows + line - 1) / line * line; }
 
-template <class Isa, bool Fetch>
-inline void add_floats_of(int count, const uint16_t* const* channels, const float* x, const Next<uint16_t>& next,
-                          int64_t rows, float* sums) {
-  static_assert(kChannels == 8, "a case for each count");
-  switch (count) {
-    case 1: return add_floats<Isa, 1, Fetch>(channels, x, next, rows, sums);
-    case 2: return add_floats<Isa, 2, Fetch>(channels, x, next, rows, sums);
-    case 3: return add_floats<Isa, 3, Fetch>(channels, x, next, rows, sums);
-    case 4: return add_floats<Isa, 4, Fetch>(channels, x, next, rows, sums);
-    case 5: return add_floats<Isa, 5, Fetch>(channels, x, next, rows, sums);
-    case 6: return add_floats<Isa, 6, Fetch>(channels, x, next, rows, sums);
-    case 7: return add_floats<Isa, 7, Fetch>(channels, x, next, rows, sums);
-    case 8: return add_floats<Isa, 8, Fetch>(channels, x, next, rows, sums);
+#include "columns_bytes.h"
+#include "columns_floats.h"
+
+// Sums as they were computed -> out [rows], in the order of rows.
+template <class Isa, class Kind>
+inline void in_order(const typename Kind::Sum* sums, int64_t rows, typename Kind::Sum* out) {
+  for (int64_t line = 0; line < rows; line += Kind::kLine) {
+    typename Kind::Sum ordered[Kind::kLine];
+#pragma GCC unroll 64
+    for (int i = 0; i < Kind::kLine; ++i) ordered[i] = sums[line + Kind::template place<Isa>(i)];
+    const int64_t left = rows - line < Kind::kLine ? rows - line : Kind::kLine;
+    memcpy(out + line, ordered, size_t(left) * sizeof(typename Kind::Sum));
   }
 }
 
-// Rows [row, row + rows) times `tokens` inputs, from `token` on.
-template <class Isa>
-void columns_tile_floats(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token,
-                         int64_t tokens, int64_t row, int64_t rows) {
-  alignas(64) float sums[sparity::kMostSums];
-  const Channels<uint16_t> source(weight, in, row);
-  const float* x = static_cast<const float*>(in.x) + token * in.stride;
-  const int64_t width = (rows + kFloatLine - 1) / kFloatLine * kFloatLine;
-  memset(sums, 0, size_t(tokens * width) * sizeof(float));
-  for (int64_t group = 0; group < in.count; group += kChannels) {
-    Next<uint16_t> next = source.behind(group);
-    const int all = int(in.count - group < kChannels ? in.count - group : kChannels);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const uint16_t* channels[kChannels];
-      float inputs[kChannels];
-      int count = 0;
-      for (int i = 0; i < all; ++i) {  // a token's own zeros add nothing, whatever the weight is
-        channels[count] = source.at(group + i);
-        inputs[count] = x[t * in.stride + group + i];
-        count += inputs[count] != 0;
-      }
-      if (next.any && count)
-        add_floats_of<Isa, true>(count, channels, inputs, next, rows, sums + t * width);
+// Where the sums of a range for a token and a tile wait for the others; the tile has whole lines.
+template <class Sum>
+inline Sum* waiting(const SparityMatrix& weight, const Inputs& in, int64_t tokens, int64_t part, int64_t token,
+                    int64_t row) {
+  const int64_t rows = whole_lines(weight.rows, sparity::kMostLine);
+  return static_cast<Sum*>(in.partial) + (part * tokens + token) * rows + row;
+}
+
+template <class Isa, class Kind>
+void columns_tile(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t part,
+                  int64_t row, int64_t rows) {
+  using Sum = typename Kind::Sum;
+  alignas(64) Sum sums[sparity::kMostSums];
+  alignas(64) Sum totals[sparity::kMostRows];
+  const int64_t width = whole_lines(rows, Kind::kLine);
+  const auto store = [&](const Sum* from, int64_t token) {
+    in_order<Isa, Kind>(from, rows, totals);
+    Kind::template store<Isa>(weight, in, out, tokens, token, row, rows, totals);
+  };
+  for (int64_t token = 0; token < tokens; token += sparity::kMostTokens) {
+    const int64_t now = tokens - token < sparity::kMostTokens ? tokens - token : sparity::kMostTokens;
+    memset(sums, 0, size_t(now * width) * sizeof(Sum));
+    Kind::template add<Isa>(weight, in, part, token, now, row, rows, sums);
+    for (int64_t t = 0; t < now; ++t) {
+      if (in.parts == 1)
+        store(sums + t * width, token + t);
       else
-        add_floats_of<Isa, false>(count, channels, inputs, next, rows, sums + t * width);
-      next.any = next.any && !count;
+        memcpy(waiting<Sum>(weight, in, tokens, part, token + t, row), sums + t * width, size_t(width) * sizeof(Sum));
     }
   }
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t line = 0; line < rows; line += kFloatLine) {
-      float ordered[kFloatLine];
-      for (int i = 0; i < kFloatLine; ++i) ordered[i] = sums[t * width + line + float_place<Isa::kVector>(i)];
-      const int64_t left = rows - line < kFloatLine ? rows - line : kFloatLine;
-      store_all(out, (token + t) * weight.rows + row + line, ordered, left);
+  if (in.parts == 1 || __atomic_add_fetch(in.done + row / in.tile_rows, 1, __ATOMIC_ACQ_REL) < in.parts) return;
+  for (int64_t token = 0; token < tokens; ++token) {  // the last range of this tile is there
+    memcpy(sums, waiting<Sum>(weight, in, tokens, 0, token, row), size_t(width) * sizeof(Sum));
+    for (int64_t other = 1; other < in.parts; ++other) {
+      const Sum* more = waiting<Sum>(weight, in, tokens, other, token, row);
+      for (int64_t i = 0; i < width; ++i) sums[i] = Kind::plus(sums[i], more[i]);
     }
-}
-
-template <class Isa, int Fours, int Tokens, bool Fetch>
-inline void add_bytes(const int8_t* const* channels, const int8_t* x, int64_t stride, const Next<int8_t>& next,
-                      int64_t rows, int32_t* sums, int64_t width) {
-  int32_t inputs[Fours][Tokens];
-  for (int four = 0; four < Fours; ++four)
-    for (int t = 0; t < Tokens; ++t) memcpy(&inputs[four][t], x + t * stride + 4 * four, 4);
-  int64_t row = 0;
-  for (; row + kByteLine <= rows; row += kByteLine) {
-    if (Fetch) next.fetch(row);
-    Isa::template add_bytes<Fours, Tokens>(channels, row, inputs, sums + row, width);
-  }
-  if (row == rows) return;
-  if (Fetch) next.fetch(row);
-  int8_t copies[4 * Fours][kByteLine] = {};
-  const int8_t* at[4 * Fours];
-  for (int i = 0; i < 4 * Fours; ++i)
-    at[i] = static_cast<const int8_t*>(memcpy(copies[i], channels[i] + row, size_t(rows - row)));
-  Isa::template add_bytes<Fours, Tokens>(at, 0, inputs, sums + row, width);
-}
-
-template <class Isa, int Tokens>
-inline void add_group_of_bytes(int fours, bool fetch, const int8_t* const* channels, const int8_t* x, int64_t stride,
-                               const Next<int8_t>& next, int64_t rows, int32_t* sums, int64_t width) {
-  if (fours == 1)  // the last group
-    add_bytes<Isa, 1, Tokens, false>(channels, x, stride, next, rows, sums, width);
-  else if (fetch)
-    add_bytes<Isa, 2, Tokens, true>(channels, x, stride, next, rows, sums, width);
-  else
-    add_bytes<Isa, 2, Tokens, false>(channels, x, stride, next, rows, sums, width);
-}
-
-// The inputs of a group are filled up with zeros to fours.
-template <class Isa>
-void columns_tile_bytes(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token,
-                        int64_t tokens, int64_t row, int64_t rows) {
-  alignas(64) int32_t sums[sparity::kMostSums];
-  const Channels<int8_t> source(weight, in, row);
-  const int8_t* x = static_cast<const int8_t*>(in.x) + token * in.stride;
-  const int64_t width = (rows + kByteLine - 1) / kByteLine * kByteLine;
-  memset(sums, 0, size_t(tokens * width) * sizeof(int32_t));
-  for (int64_t group = 0; group < in.count; group += kChannels) {
-    const Next<int8_t> next = source.behind(group);
-    const int8_t* channels[kChannels];
-    for (int i = 0; i < kChannels; ++i) channels[i] = source.at(group + i < in.count ? group + i : in.count - 1);
-    const int fours = in.count - group > 4 ? 2 : 1;
-    const auto add = [&](auto count, int64_t t) __attribute__((always_inline)) {
-      add_group_of_bytes<Isa, count>(fours, next.any && t == 0, channels, x + t * in.stride + group, in.stride, next,
-                                     rows, sums + t * width, width);
-    };
-    int64_t t = 0;
-    for (; t + 4 <= tokens; t += 4) add(std::integral_constant<int, 4>(), t);
-    if (tokens - t == 3) add(std::integral_constant<int, 3>(), t);
-    if (tokens - t == 2) add(std::integral_constant<int, 2>(), t);
-    if (tokens - t == 1) add(std::integral_constant<int, 1>(), t);
-  }
-  for (int64_t t = 0; t < tokens; ++t) {
-    const uint32_t shift = uint32_t(Isa::kWeightShift) * uint32_t(in.sums[token + t]);  // int32 wraps, and comes back
-    for (int64_t line = 0; line < rows; line += kByteLine) {
-      float ordered[kByteLine];
-      const int64_t left = rows - line < kByteLine ? rows - line : kByteLine;
-      for (int64_t i = 0; i < left; ++i) {
-        const int32_t sum = int32_t(uint32_t(sums[t * width + line + byte_place<Isa::kVector>(i)]) - shift);
-        const double scale = double(weight.scales[row + line + i]) * double(in.scales[token + t]);
-        ordered[i] = float(double(sum) * scale);
-      }
-      store_all(out, (token + t) * weight.rows + row + line, ordered, left);
-    }
+    store(sums, token);
   }
 }
 
-// The tiles that begin within units [begin, end), of 4 rows.
+// The tiles of each range that begin within units [begin, end): 4 rows of a range are a unit.
 template <class Isa>
 void columns(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
              int64_t end) {
-  const int64_t size = in.tile_rows;
-  const int64_t last = end * kTileRows < weight.rows ? end * kTileRows : weight.rows;
-  for (int64_t row = (begin * kTileRows + size - 1) / size * size; row < last; row += size) {
-    const int64_t rows = weight.rows - row < size ? weight.rows - row : size;
-    for (int64_t token = 0; token < tokens; token += sparity::kMostTokens) {
-      const int64_t now = tokens - token < sparity::kMostTokens ? tokens - token : sparity::kMostTokens;
+  const int64_t size = in.tile_rows, units = (weight.rows + kTileRows - 1) / kTileRows;
+  for (int64_t part = begin / units; part * units < end; ++part) {
+    const int64_t from = begin > part * units ? begin - part * units : 0;
+    const int64_t to = end < (part + 1) * units ? end - part * units : units;
+    const int64_t last = to * kTileRows < weight.rows ? to * kTileRows : weight.rows;
+    for (int64_t row = (from * kTileRows + size - 1) / size * size; row < last; row += size) {
+      const int64_t rows = weight.rows - row < size ? weight.rows - row : size;
       if (weight.scales)
-        columns_tile_bytes<Isa>(weight, in, out, token, now, row, rows);
+        columns_tile<Isa, ByteColumns>(weight, in, out, tokens, part, row, rows);
       else
-        columns_tile_floats<Isa>(weight, in, out, token, now, row, rows);
+        columns_tile<Isa, FloatColumns>(weight, in, out, tokens, part, row, rows);
     }
   }
 }

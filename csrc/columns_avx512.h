@@ -2,22 +2,36 @@
 
 struct Columns512 {
   static constexpr int kVector = 64;
-  using Lanes = __m512;
+  static constexpr int kFloatTokens = 4;
 
-  static inline Lanes spread(float x) { return _mm512_set1_ps(x); }
-
-  template <int Count>
-  static inline void add_floats(const uint16_t* const* channels, int64_t row, const Lanes* x, float* sums) {
+  // One channel after another, by products of float32.
+  template <int Count, int Tokens>
+  static inline void add_widened(const uint16_t* const* channels, int64_t row, const float (&x)[Count][Tokens],
+                                 float* sums, int64_t width) {
     const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
-    __m512 even = _mm512_load_ps(sums), odd = _mm512_load_ps(sums + 16);
+    __m512 even[Tokens], odd[Tokens];
+#pragma GCC unroll 4
+    for (int t = 0; t < Tokens; ++t) {
+      even[t] = _mm512_load_ps(sums + t * width);
+      odd[t] = _mm512_load_ps(sums + t * width + 16);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < Count; ++i) {
       const __m512i weights = _mm512_loadu_si512(channels[i] + row);
-      even = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(weights, 16)), x[i], even);
-      odd = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(weights, upper)), x[i], odd);
+      const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(weights, 16));
+      const __m512 second = _mm512_castsi512_ps(_mm512_and_si512(weights, upper));
+#pragma GCC unroll 4
+      for (int t = 0; t < Tokens; ++t) {
+        const __m512 input = _mm512_set1_ps(x[i][t]);
+        even[t] = _mm512_fmadd_ps(first, input, even[t]);
+        odd[t] = _mm512_fmadd_ps(second, input, odd[t]);
+      }
     }
-    _mm512_store_ps(sums, even);
-    _mm512_store_ps(sums + 16, odd);
+#pragma GCC unroll 4
+    for (int t = 0; t < Tokens; ++t) {
+      _mm512_store_ps(sums + t * width, even[t]);
+      _mm512_store_ps(sums + t * width + 16, odd[t]);
+    }
   }
 
   // Four weights of each row beside each other, sixteen rows in a vector.

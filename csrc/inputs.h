@@ -166,9 +166,14 @@ class Prepared {
 
   void fill_channel_floats(const uint16_t* x) {
     const int64_t count = channels_of(x, uint16_t(0x7fff), float_channels_);
-    for (int64_t token = 0; token < tokens_; ++token)
-      for (int64_t i = 0; i < count; ++i)
-        values_[token * stride_ + i] = to_float(x[token * columns_ + float_channels_[i]]);
+    for (int64_t token = 0; token < tokens_; ++token) {
+      float* values = values_ + token * stride_;
+      const uint16_t* from = x + token * columns_;
+      if (count == columns_)
+        for (int64_t i = 0; i < count; ++i) values[i] = to_float(from[i]);
+      else
+        for (int64_t i = 0; i < count; ++i) values[i] = to_float(from[float_channels_[i]]);
+    }
     channel_floats = {values_, stride_, nullptr, float_channels_, count};
   }
 
@@ -177,11 +182,12 @@ class Prepared {
     for (int64_t token = 0; token < tokens_; ++token) {
       int8_t* fours = fours_ + token * stride_;
       sums_[token] = 0;
-      for (int64_t i = 0; i < count; ++i) {
-        fours[i] = bytes_[token * columns_ + int_channels_[i]];
-        sums_[token] += fours[i];
-      }
-      memset(fours + count, 0, 4);
+      const int8_t* from = bytes_ + token * columns_;
+      if (count == columns_)
+        memcpy(fours, from, size_t(count));
+      else
+        for (int64_t i = 0; i < count; ++i) fours[i] = from[int_channels_[i]];
+      for (int64_t i = 0; i < count; ++i) sums_[token] += fours[i];
     }
     channel_ints = {fours_, stride_, scales_, int_channels_, count, sums_};
   }
@@ -198,14 +204,42 @@ class Prepared {
   int32_t *float_channels_ = nullptr, *int_channels_ = nullptr, *sums_ = nullptr;
 };
 
-// Rows of a tile in the format columns: long stretches of a channel, as many tiles as keep all threads at work, and
-// sums that stay in the first cache.
-int64_t column_rows(const SparityMatrix& weight, int64_t tokens, int threads) {
-  constexpr int64_t kLine = 64;
-  const int64_t alone = weight.scales ? sparity::kMostSums : 2048;
-  const int64_t most = tokens == 1 ? alone : sparity::kMostSums / (tokens <= 8 ? 8 : sparity::kMostTokens);
-  const int64_t tiles = round_up((weight.rows + most - 1) / most, threads);
-  return std::max(kLine, std::min(most, round_up((weight.rows + tiles - 1) / tiles, kLine)));
+// Channels are cut into ranges by the shape alone, where one channel is too short to be read well by several threads.
+int64_t column_parts(const SparityMatrix& weight) {
+  constexpr int64_t kLong = 16384, kLeast = 256;  // bytes of a channel, channels of a range
+  const int64_t bytes = weight.scales ? weight.rows : 2 * weight.rows;
+  int64_t parts = 1;
+  while (parts < sparity::kMostParts && parts * bytes < kLong && 2 * parts * kLeast <= weight.columns) parts *= 2;
+  return parts;
+}
+
+// Rows of a tile in the format columns: long stretches of a channel, as many tiles as keep all threads at work.
+int64_t column_rows(const SparityMatrix& weight, int64_t tokens, int64_t parts, int threads) {
+  const int64_t line = weight.group ? sparity::kMostLine : 64;
+  const int64_t share = tokens <= 2 ? 2 : tokens <= 4 ? 4 : tokens <= 8 ? 16 : 32;
+  const int64_t most = sparity::kMostSums / share;
+  const int64_t tiles = round_up((weight.rows + most - 1) / most, threads / std::__gcd(int64_t(threads), parts));
+  return std::max(line, std::min(most, round_up((weight.rows + tiles - 1) / tiles, line)));
+}
+
+// Memory for the ranges of a weight, from `at` on, and what they are; gives the bytes.
+uintptr_t prepare_parts(const SparityMatrix& weight, int64_t tokens, int threads, uintptr_t at, sparity::Inputs* in) {
+  const int64_t parts = column_parts(weight), rows = column_rows(weight, tokens, parts, threads);
+  const int64_t sums = parts > 1 ? parts * tokens * round_up(weight.rows, sparity::kMostLine) * 4 : 0;
+  const int64_t tiles = round_up(weight.rows, rows) / rows;
+  if (in) {
+    in->tile_rows = rows;
+    in->parts = parts;
+    in->partial = reinterpret_cast<void*>(at);
+    in->done = reinterpret_cast<int32_t*>(at + uintptr_t(sums));
+    memset(in->done, 0, size_t(tiles) * 4);
+    const int64_t step = std::max(weight.group, sparity::kChannels);
+    for (int64_t part = 0; part <= parts; ++part) {
+      const int64_t column = std::min(round_up(weight.columns * part / parts, step), weight.columns);
+      in->begins[part] = std::lower_bound(in->channels, in->channels + in->count, column) - in->channels;
+    }
+  }
+  return uintptr_t(sums + round_up(tiles * 4, 64));
 }
 
 // inputs[i]: xs[i] as weights[i] reads it; equal pointers are one input. False where there is no memory.
@@ -219,8 +253,10 @@ bool prepare(const sparity::Kernels& isa, const SparityMatrix* const* weights, i
     first[i] = int(std::find(xs, xs + i, xs[i]) - xs);
     forms[first[i]].add(*weights[i]);
   }
-  for (int i = 0; i < count; ++i)
+  for (int i = 0; i < count; ++i) {
     if (first[i] == i) bytes += Prepared(isa, forms[i], tokens, columns, 0).bytes();
+    if (weights[i]->format == SPARITY_COLUMNS) bytes += prepare_parts(*weights[i], tokens, threads, 0, nullptr);
+  }
   char* memory = scratch.at_least(size_t(bytes));
   if (!memory) return false;
   for (int i = 0; i < count; ++i) {
@@ -240,7 +276,7 @@ bool prepare(const sparity::Kernels& isa, const SparityMatrix* const* weights, i
         continue;
       }
       inputs[j] = ints ? found.channel_ints : found.channel_floats;
-      inputs[j].tile_rows = column_rows(*weights[j], tokens, threads);
+      memory += prepare_parts(*weights[j], tokens, threads, reinterpret_cast<uintptr_t>(memory), &inputs[j]);
     }
   }
   return true;

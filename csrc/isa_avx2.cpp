@@ -16,14 +16,14 @@ inline __m128i double_places(uint64_t places) {
   return _mm_unpacklo_epi8(twice, _mm_or_si128(twice, _mm_set1_epi8(1)));
 }
 
+#include "columns_avx2.h"
 #include "nibbles_avx2.h"
 
-struct Avx2 {
+struct Avx2 : Columns256 {
   using Fours = Fours256;
   using X = float;
   using Q = int16_t;
   static constexpr int kShift = 0, kWeightShift = 0;
-  static constexpr int kVector = 32;
 
   struct Floats {
     __m256 at[4];
@@ -156,65 +156,6 @@ struct Avx2 {
     int64_t out = 0;
     for (int32_t part : parts) out += part;
     return out;
-  }
-
-  using Lanes = float;
-  static inline Lanes spread(float x) { return x; }
-
-  template <int Count>
-  static inline void add_floats(const uint16_t* const* channels, int64_t row, const Lanes* x, float* sums) {
-    const __m256i upper = _mm256_set1_epi32(int(0xffff0000));
-    __m256 at[4];
-#pragma GCC unroll 4
-    for (int part = 0; part < 4; ++part) at[part] = _mm256_load_ps(sums + 8 * part);
-#pragma GCC unroll 8
-    for (int i = 0; i < Count; ++i) {
-      const __m256 inputs = _mm256_broadcast_ss(x + i);
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(channels[i] + row + 16 * half));
-        const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(weights, 16));
-        const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(weights, upper));
-        at[2 * half] = _mm256_fmadd_ps(even, inputs, at[2 * half]);
-        at[2 * half + 1] = _mm256_fmadd_ps(odd, inputs, at[2 * half + 1]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int part = 0; part < 4; ++part) _mm256_store_ps(sums + 8 * part, at[part]);
-  }
-
-  template <int Fours, int Tokens>
-  static inline void add_bytes(const int8_t* const* channels, int64_t row, const int32_t (&x)[Fours][Tokens],
-                               int32_t* sums, int64_t width) {
-    for (int half = 0; half < 2; ++half) {
-      auto* at = reinterpret_cast<__m256i*>(sums + 32 * half);
-      for (int four = 0; four < Fours; ++four) {
-        __m256i four_of[4], weights[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i)
-          four_of[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(channels[4 * four + i] + row + 32 * half));
-        const __m256i low_ab = _mm256_unpacklo_epi8(four_of[0], four_of[1]);
-        const __m256i high_ab = _mm256_unpackhi_epi8(four_of[0], four_of[1]);
-        const __m256i low_cd = _mm256_unpacklo_epi8(four_of[2], four_of[3]);
-        const __m256i high_cd = _mm256_unpackhi_epi8(four_of[2], four_of[3]);
-        weights[0] = _mm256_unpacklo_epi16(low_ab, low_cd);
-        weights[1] = _mm256_unpackhi_epi16(low_ab, low_cd);
-        weights[2] = _mm256_unpacklo_epi16(high_ab, high_cd);
-        weights[3] = _mm256_unpackhi_epi16(high_ab, high_cd);
-#pragma GCC unroll 4
-        for (int t = 0; t < Tokens; ++t) {
-          const __m256i inputs = _mm256_set1_epi32(x[four][t]);
-#pragma GCC unroll 4
-          for (int part = 0; part < 4; ++part) {  // the weight's size times the input with its sign: fits int16
-            const __m256i pairs =
-                _mm256_maddubs_epi16(_mm256_abs_epi8(weights[part]), _mm256_sign_epi8(inputs, weights[part]));
-            const __m256i sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-            __m256i* to = at + t * (width / 8) + part;
-            _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), sum));
-          }
-        }
-      }
-    }
   }
 };
 

@@ -17,6 +17,11 @@ struct Avx512 : Columns512 {
   using X = float;
   using Q = int16_t;
   static constexpr int kShift = 0, kWeightShift = 0;
+  static constexpr int kTogether = 1;
+  using Multiplier = float;
+
+  static inline float multiplier(float x, float) { return x; }
+  static constexpr int64_t float_place(int64_t row) { return row % 2 * 16 + row / 2; }
 
   struct Floats {
     __m512 at[2];
@@ -124,6 +129,11 @@ struct Avx512 : Columns512 {
     return out;
   }
 
+  template <int Count, int Tokens>
+  static inline void add_floats(const uint16_t* const* channels, int64_t row, const float (&x)[Count][Tokens],
+                                float* sums, int64_t width) {
+    add_widened<Count, Tokens>(channels, row, x, sums, width);
+  }
   template <int Fours, int Tokens>
   static inline void add_bytes(const int8_t* const* channels, int64_t row, const int32_t (&x)[Fours][Tokens],
                                int32_t* sums, int64_t width) {

@@ -28,6 +28,8 @@ struct Avx512Bf16 : Columns512 {
   using Q = uint8_t;
   static constexpr int kShift = 128;  // vpdpbusd wants one unsigned side
   static constexpr int kWeightShift = 128;  // in the format columns, where a row's sum depends on the channels
+  static constexpr int kTogether = 2;
+  using Multiplier = uint32_t;
 
   struct Floats {
     __m512i at;
@@ -93,6 +95,44 @@ struct Avx512Bf16 : Columns512 {
   static inline int64_t total(const Total& total) {
     return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(total.at)),
                                                     _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(total.at, 1))));
+  }
+
+  // vdpbf16ps adds the upper product of a pair and then, rounded by itself, the lower one.
+  static inline uint32_t multiplier(float first, float second) {
+    uint32_t upper, lower;
+    memcpy(&upper, &first, 4);
+    memcpy(&lower, &second, 4);
+    return upper | lower >> 16;
+  }
+  static constexpr int64_t float_place(int64_t row) { return row % 8 / 4 * 16 + row / 8 * 4 + row % 4; }
+
+  template <int Count, int Tokens>
+  static inline void add_floats(const uint16_t* const* channels, int64_t row,
+                                const uint32_t (&x)[(Count + 1) / 2][Tokens], float* sums, int64_t width) {
+    __m512 low[Tokens], high[Tokens];
+#pragma GCC unroll 4
+    for (int t = 0; t < Tokens; ++t) {
+      low[t] = _mm512_load_ps(sums + t * width);
+      high[t] = _mm512_load_ps(sums + t * width + 16);
+    }
+#pragma GCC unroll 4
+    for (int pair = 0; pair < (Count + 1) / 2; ++pair) {
+      const __m512i first = _mm512_loadu_si512(channels[2 * pair] + row);
+      const __m512i second =
+          2 * pair + 1 < Count ? _mm512_loadu_si512(channels[2 * pair + 1] + row) : _mm512_setzero_si512();
+      const __m512i lower = _mm512_unpacklo_epi16(second, first), upper = _mm512_unpackhi_epi16(second, first);
+#pragma GCC unroll 4
+      for (int t = 0; t < Tokens; ++t) {
+        const __m512i inputs = _mm512_set1_epi32(int(x[pair][t]));
+        low[t] = _mm512_dpbf16_ps(low[t], (__m512bh)lower, (__m512bh)inputs);
+        high[t] = _mm512_dpbf16_ps(high[t], (__m512bh)upper, (__m512bh)inputs);
+      }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < Tokens; ++t) {
+      _mm512_store_ps(sums + t * width, low[t]);
+      _mm512_store_ps(sums + t * width + 16, high[t]);
+    }
   }
 
   template <int Fours, int Tokens>

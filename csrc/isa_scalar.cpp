@@ -161,13 +161,17 @@ struct Scalar {
   }
   static int64_t total(Total total) { return total; }
 
-  using Lanes = float;
-  static Lanes spread(float x) { return x; }
+  static constexpr int kTogether = 1, kFloatTokens = 4;
+  using Multiplier = float;
+  static float multiplier(float x, float) { return x; }
+  static constexpr int64_t float_place(int64_t row) { return row; }
 
-  template <int Count>
-  static void add_floats(const uint16_t* const* channels, int64_t row, const Lanes* x, float* sums) {
-    for (int i = 0; i < Count; ++i)
-      for (int at = 0; at < kFloatLine; ++at) sums[float_place<kVector>(at)] += to_float(channels[i][row + at]) * x[i];
+  template <int Count, int Tokens>
+  static void add_floats(const uint16_t* const* channels, int64_t row, const float (&x)[Count][Tokens], float* sums,
+                         int64_t width) {
+    for (int t = 0; t < Tokens; ++t)
+      for (int i = 0; i < Count; ++i)
+        for (int at = 0; at < 32; ++at) sums[t * width + at] += to_float(channels[i][row + at]) * x[i][t];
   }
   template <int Fours, int Tokens>
   static void add_bytes(const int8_t* const* channels, int64_t row, const int32_t (&x)[Fours][Tokens], int32_t* sums,
@@ -176,8 +180,8 @@ struct Scalar {
       for (int i = 0; i < 4 * Fours; ++i) {
         int8_t inputs[4];
         memcpy(inputs, &x[i / 4][t], 4);
-        for (int at = 0; at < kByteLine; ++at)
-          sums[t * width + byte_place<kVector>(at)] += int32_t(channels[i][row + at]) * inputs[i % 4];
+        for (int at = 0; at < 64; ++at)
+          sums[t * width + ByteColumns::place<Scalar>(at)] += int32_t(channels[i][row + at]) * inputs[i % 4];
       }
   }
 };

@@ -10,7 +10,9 @@ constexpr int64_t kGroup = 64;  // columns
 constexpr int64_t kScaleLanes = 16;  // of an int4 weight's or input's scales, which are read in whole vectors
 constexpr int kChannels = 8;               // input channels that are added at a time
 constexpr int64_t kMostTokens = 16;        // that share a tile's sums
-constexpr int64_t kMostSums = 4096;        // of a tile of the format columns, which stay in the first cache
+constexpr int64_t kMostRows = 8192, kMostSums = 16384;  // of a tile of the format columns, and their sums
+constexpr int64_t kMostLine = 128;                      // rows of a cache line in any encoding
+constexpr int kMostParts = 8;                           // ranges of its channels
 
 // Inputs as a kernel reads them: [tokens, stride], zeros behind the columns.
 struct Inputs {
@@ -19,11 +21,15 @@ struct Inputs {
   // Per token. int8: its scale, NaN where it is not finite; floats, for blocks: 1 where it is not finite, else 0.
   // int4: of each group of inputs, [tokens, group_stride].
   const float* scales;
-  // The format columns: what of x is not zero for all tokens; x has no other, int8 with zeros behind them to fours.
+  // The format columns: what of x is not zero for all tokens; x has no other.
   const int32_t* channels = nullptr;
   int64_t count = 0;              // of channels
   const int32_t* sums = nullptr;  // int8: of each token's inputs
-  int64_t tile_rows = 0;          // divisible by 64; tokens * tile_rows <= kMostSums
+  int64_t tile_rows = 0;          // whole lines, at most kMostRows; tokens * tile_rows <= kMostSums
+  int64_t parts = 1;                      // ranges of channels, whose sums are computed by themselves
+  int64_t begins[kMostParts + 1] = {};    // where each begins in the list, and the last ends
+  void* partial = nullptr;                // of several: [parts, tokens, rows], whole lines of rows
+  int32_t* done = nullptr;                // of each tile, how many ranges are there already
   int64_t group_stride = 0, shift_stride = 0;
   const int32_t* shifts = nullptr;  // int4: minus 8 times the inputs of each partial sum
 };
