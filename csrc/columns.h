@@ -10,19 +10,19 @@
 using sparity::kChannels;
 
 // The lines of channels that are read next, on their way into the second cache.
-template <class Value>
+template <class Value, int Count>
 struct Next {
-  const Value* channels[kChannels];
+  const Value* channels[Count];
   bool any;
 
   inline void fetch(int64_t row) const {
-#pragma GCC unroll 8
-    for (int i = 0; i < kChannels; ++i) __builtin_prefetch(channels[i] + row, 0, 2);
+#pragma GCC unroll 16
+    for (int i = 0; i < Count; ++i) __builtin_prefetch(channels[i] + row, 0, 2);
   }
 };
 
-// The channels of a range, up to `end` of the list, for a tile that begins at `row`.
-template <class Value>
+// The channels of a range, up to `end` of the list, for a tile that begins at `row`; `Count` at a time.
+template <class Value, int Count>
 struct Channels {
   const Value* first;
   int64_t rows, end;
@@ -32,12 +32,12 @@ struct Channels {
       : first(static_cast<const Value*>(weight.values) + row), rows(weight.rows), end(last), in(inputs) {}
 
   inline const Value* at(int64_t number) const { return first + in.channels[number] * rows; }
-  inline int in_group(int64_t group) const { return int(end - group < kChannels ? end - group : kChannels); }
-  inline Next<Value> behind(int64_t group) const {
-    Next<Value> next;
-    next.any = group + kChannels < end;
-    for (int i = 0; i < kChannels; ++i) {
-      const int64_t number = group + kChannels + i;
+  inline int in_group(int64_t group) const { return int(end - group < Count ? end - group : Count); }
+  inline Next<Value, Count> behind(int64_t group) const {
+    Next<Value, Count> next;
+    next.any = group + Count < end;
+    for (int i = 0; i < Count; ++i) {
+      const int64_t number = group + Count + i;
       next.channels[i] = at(number < end ? number : end - 1);
     }
     return next;

@@ -55,7 +55,7 @@ struct Columns512 {
     for (int t = 0; t < Tokens; ++t)
 #pragma GCC unroll 4
       for (int part = 0; part < 4; ++part) totals[t][part] = _mm512_load_si512(sums + t * width + 16 * part);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int four = 0; four < Fours; ++four) {
       __m512i weights[4];
       interleave(channels + 4 * four, row, weights);

@@ -5,6 +5,7 @@
 struct ByteColumns {
   using Sum = int32_t;
   static constexpr int64_t kLine = 64;
+  static constexpr int kAtOnce = 16;
 
   template <class Isa>
   static inline int64_t place(int64_t row) {
@@ -15,7 +16,7 @@ struct ByteColumns {
 
   template <class Isa, int Fours, int Tokens, bool Fetch>
   static inline void add_lines(const int8_t* const* channels, const int32_t (&x)[Fours][Tokens],
-                               const Next<int8_t>& next, int64_t rows, int32_t* sums, int64_t width) {
+                               const Next<int8_t, kAtOnce>& next, int64_t rows, int32_t* sums, int64_t width) {
     int64_t row = 0;
     for (; row + kLine <= rows; row += kLine) {
       if (Fetch) next.fetch(row);
@@ -33,10 +34,10 @@ struct ByteColumns {
   // `count` channels, filled up to fours with zero inputs; x: [Tokens, stride].
   template <class Isa, int Fours, int Tokens>
   static inline void add_some(const int8_t* const* channels, int count, const int8_t* x, int64_t stride,
-                              const Next<int8_t>& next, bool fetch, int64_t rows, int32_t* sums, int64_t width) {
+                              const Next<int8_t, kAtOnce>& next, bool fetch, int64_t rows, int32_t* sums, int64_t width) {
     int32_t inputs[Fours][Tokens] = {};
     for (int four = 0; four < Fours; ++four) {
-      const int left = count - 4 * four < 4 ? count - 4 * four : 4;
+      const int left = std::min(std::max(count - 4 * four, 0), 4);
       for (int t = 0; t < Tokens; ++t) memcpy(&inputs[four][t], x + t * stride + 4 * four, size_t(left));
     }
     if (fetch)
@@ -49,18 +50,20 @@ struct ByteColumns {
   static void add(const SparityMatrix& weight, const Inputs& in, int64_t part, int64_t token, int64_t tokens,
                   int64_t row, int64_t rows, int32_t* sums) {
     const int64_t end = in.begins[part + 1], width = whole_lines(rows, kLine);
-    const Channels<int8_t> source(weight, in, end, row);
-    for (int64_t group = in.begins[part]; group < end; group += kChannels) {
+    const Channels<int8_t, kAtOnce> source(weight, in, end, row);
+    for (int64_t group = in.begins[part]; group < end; group += kAtOnce) {
       const int8_t* x = static_cast<const int8_t*>(in.x) + token * in.stride + group;
-      const Next<int8_t> next = source.behind(group);
+      const Next<int8_t, kAtOnce> next = source.behind(group);
       const int all = source.in_group(group);
-      const int8_t* channels[kChannels];
-      for (int i = 0; i < kChannels; ++i) channels[i] = source.at(i < all ? group + i : end - 1);
+      const int8_t* channels[kAtOnce];
+      for (int i = 0; i < kAtOnce; ++i) channels[i] = source.at(i < all ? group + i : end - 1);
       const auto add_tokens = [&](auto count, int64_t t) __attribute__((always_inline)) {
         const bool fetch = next.any && t == 0;
         const int8_t* inputs = x + t * in.stride;
-        if (all > 4)
-          add_some<Isa, 2, count>(channels, all, inputs, in.stride, next, fetch, rows, sums + t * width, width);
+        if (all > 8)
+          add_some<Isa, 4, count>(channels, all, inputs, in.stride, next, fetch, rows, sums + t * width, width);
+        else if (all > 4)
+          add_some<Isa, 2, count>(channels, all, inputs, in.stride, next, false, rows, sums + t * width, width);
         else
           add_some<Isa, 1, count>(channels, all, inputs, in.stride, next, false, rows, sums + t * width, width);
       };

@@ -18,7 +18,7 @@ struct FloatColumns {
 
   template <class Isa, int Count, int Tokens, bool Fetch>
   static inline void add_lines(const uint16_t* const* channels, const Multipliers<Isa, Count, Tokens>& x,
-                               const Next<uint16_t>& next, int64_t rows, float* sums, int64_t width) {
+                               const Next<uint16_t, kChannels>& next, int64_t rows, float* sums, int64_t width) {
     int64_t row = 0;
     for (; row + kLine <= rows; row += kLine) {
       if (Fetch) next.fetch(row);
@@ -36,7 +36,7 @@ struct FloatColumns {
   // x: [Tokens, stride].
   template <class Isa, int Count, int Tokens>
   static inline void add_some(const uint16_t* const* channels, const float* x, int64_t stride,
-                              const Next<uint16_t>& next, bool fetch, int64_t rows, float* sums, int64_t width) {
+                              const Next<uint16_t, kChannels>& next, bool fetch, int64_t rows, float* sums, int64_t width) {
     Multipliers<Isa, Count, Tokens> inputs;
     for (int i = 0; i < Count; i += Isa::kTogether)
       for (int t = 0; t < Tokens; ++t) {
@@ -50,7 +50,7 @@ struct FloatColumns {
   }
 
   template <class Isa>
-  static inline void add_count(int count, const uint16_t* const* channels, const float* x, const Next<uint16_t>& next,
+  static inline void add_count(int count, const uint16_t* const* channels, const float* x, const Next<uint16_t, kChannels>& next,
                                bool fetch, int64_t rows, float* sums) {
     static_assert(kChannels == 8, "a case for each count");
     switch (count) {
@@ -67,7 +67,7 @@ struct FloatColumns {
 
   // A token's own channels of a group: its zeros meet no weight.
   template <class Isa>
-  static inline bool add_own(const uint16_t* const* group, int all, const float* x, const Next<uint16_t>& next,
+  static inline bool add_own(const uint16_t* const* group, int all, const float* x, const Next<uint16_t, kChannels>& next,
                              bool fetch, int64_t rows, float* sums) {
     const uint16_t* channels[kChannels];
     float inputs[kChannels];
@@ -97,10 +97,10 @@ struct FloatColumns {
   static void add_range(const SparityMatrix& weight, const Inputs& in, int64_t part, int64_t token, int64_t tokens,
                         int64_t row, int64_t rows, bool own, float* sums) {
     const int64_t end = in.begins[part + 1], width = whole_lines(rows, kLine);
-    const Channels<uint16_t> source(weight, in, end, row);
+    const Channels<uint16_t, kChannels> source(weight, in, end, row);
     for (int64_t group = in.begins[part]; group < end; group += kChannels) {
       const float* x = static_cast<const float*>(in.x) + token * in.stride + group;
-      const Next<uint16_t> next = source.behind(group);
+      const Next<uint16_t, kChannels> next = source.behind(group);
       const int all = source.in_group(group);
       const uint16_t* channels[kChannels];
       for (int i = 0; i < all; ++i) channels[i] = source.at(group + i);
