@@ -48,6 +48,7 @@ inline int64_t whole_lines(int64_t rows, int64_t line) { return (rows + line - 1
 
 #include "columns_bytes.h"
 #include "columns_floats.h"
+#include "columns_fours.h"
 
 // Sums as they were computed -> out [rows], in the order of rows.
 template <class Isa, class Kind>
@@ -113,7 +114,9 @@ void columns(const SparityMatrix& weight, const Inputs& in, const Outputs& out, 
     const int64_t last = to * kTileRows < weight.rows ? to * kTileRows : weight.rows;
     for (int64_t row = (from * kTileRows + size - 1) / size * size; row < last; row += size) {
       const int64_t rows = weight.rows - row < size ? weight.rows - row : size;
-      if (weight.scales)
+      if (weight.group)
+        columns_tile<Isa, FourColumns>(weight, in, out, tokens, part, row, rows);
+      else if (weight.scales)
         columns_tile<Isa, ByteColumns>(weight, in, out, tokens, part, row, rows);
       else
         columns_tile<Isa, FloatColumns>(weight, in, out, tokens, part, row, rows);

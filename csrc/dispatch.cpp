@@ -83,7 +83,7 @@ void share_out(int64_t units, int threads, const Work& work) {
 }
 
 bool supported(const SparityMatrix& weight) {
-  if (weight.group) return weight.format < SPARITY_BLOCK && weight.columns % weight.group == 0;
+  if (weight.group) return weight.format != SPARITY_BLOCK && weight.columns % weight.group == 0;
   if (weight.format == SPARITY_BLOCK) return !weight.scales && weight.block_width % 16 == 0;
   return !weight.scales || weight.columns < int64_t(1) << 17;  // beyond, int32 sums could overflow
 }

@@ -140,16 +140,17 @@ inline void tile_all_tokens(const SparityMatrix& weight, const Inputs& in, const
 }
 
 #include "block.h"
-#include "columns.h"
 #include "nibbles.h"
+
+#include "columns.h"
 
 #include "dense.h"
 
 template <class Isa>
 void gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
           int64_t end) {
-  if (weight.group) return fours<Isa>(weight, in, out, tokens, begin, end);
   if (weight.format == SPARITY_COLUMNS) return columns<Isa>(weight, in, out, tokens, begin, end);
+  if (weight.group) return fours<Isa>(weight, in, out, tokens, begin, end);
   for (int64_t unit = begin; unit < end; ++unit) {
     switch (weight.format) {
       case SPARITY_DENSE:

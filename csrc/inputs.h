@@ -40,13 +40,14 @@ int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to;
 // Which forms of an input some weight reads.
 struct Forms {
   bool floats = false, ints = false, blocks = false, channel_floats = false, channel_ints = false;
-  int32_t pairs = 0, fours = 0;  // int4: the groups, added up, of dense weights and of others
+  int32_t pairs = 0, fours = 0, channel_fours = 0;  // int4: the groups, added up, of dense weights, others and columns
   int64_t width = 0;  // of the widest weight, whose last blocks may reach beyond the columns
 
   void add(const SparityMatrix& weight) {
     width = std::max(width, weight.columns);
     if (weight.group) {
-      (weight.format == SPARITY_DENSE ? pairs : fours) |= weight.group;
+      const int32_t format = weight.format;
+      (format == SPARITY_DENSE ? pairs : format == SPARITY_COLUMNS ? channel_fours : fours) |= weight.group;
       return;
     }
     if (weight.format == SPARITY_COLUMNS) {
@@ -79,8 +80,9 @@ class Prepared {
     for (int i = 0; i < 3; ++i) {
       if (forms.pairs & 32 << i) nibbles_[i][1] = take_fours(32 << i);
       if (forms.fours & 32 << i) nibbles_[i][0] = take_fours(32 << i);
+      if (forms.channel_fours & 32 << i) channel_fours_[i] = take_channel_fours(32 << i);
     }
-    if (forms.channel_floats || forms.channel_ints) used_ = take<uint16_t>(columns);
+    if (forms.channel_floats || forms.channel_ints || forms.channel_fours) used_ = take<uint16_t>(columns);
     if (forms.channel_floats) {
       float_channels_ = take<int32_t>(columns);
       values_ = take<float>(tokens * stride_);
@@ -93,6 +95,7 @@ class Prepared {
   }
 
   sparity::Inputs fours(const SparityMatrix& weight) const {
+    if (weight.format == SPARITY_COLUMNS) return channel_fours_[weight.group / 64].made;
     const Fours& found = nibbles_[weight.group / 64][weight.format == SPARITY_DENSE];
     sparity::Inputs made = {found.x, fours_stride_, found.scales};
     made.group_stride = fours_stride_ / weight.group;
@@ -119,6 +122,8 @@ class Prepared {
         if (nibbles_[i][paired].x) fill_fours(x, nibbles_[i][paired], 32 << i, paired);
     if (forms_.channel_floats) fill_channel_floats(x);
     if (forms_.channel_ints) fill_channel_ints();
+    for (int i = 0; i < 3; ++i)
+      if (forms_.channel_fours & 32 << i) fill_channel_fours(x, channel_fours_[i], 32 << i);
   }
 
  private:
@@ -147,6 +152,58 @@ class Prepared {
     for (int64_t token = 0; token < tokens_; ++token)
       isa_.prepare_fours(x + token * columns_, columns_, fours_stride_, group, paired, to.x + token * fours_stride_,
                          to.scales + token * fours_stride_ / group, to.shifts + token * shift_stride());
+  }
+
+  struct ChannelFours {
+    int8_t *bytes, *used;  // of all channels, and of those in the list
+    float* scales;
+    int32_t *channels, *groups, *sums;
+    sparity::Inputs made;
+  };
+
+  ChannelFours take_channel_fours(int64_t group) {
+    const int64_t groups = columns_ / group;
+    ChannelFours to = {};
+    to.bytes = take<int8_t>(tokens_ * columns_);
+    to.used = take<int8_t>(tokens_ * stride_);
+    to.scales = take<float>(tokens_ * groups);
+    to.channels = take<int32_t>(columns_);
+    to.groups = take<int32_t>(groups + 1);
+    to.sums = take<int32_t>(tokens_ * groups);
+    return to;
+  }
+
+  void fill_channel_fours(const uint16_t* x, ChannelFours& to, int64_t group) {
+    const int64_t groups = columns_ / group;
+    for (int64_t token = 0; token < tokens_; ++token)
+      for (int64_t i = 0; i < groups; ++i) {
+        const int64_t at = token * columns_ + i * group;
+        isa_.quantize(x + at, group, to.bytes + at, to.scales + token * groups + i);
+        int32_t sum = 0;
+        for (int64_t j = 0; j < group; ++j) sum += to.bytes[at + j];
+        to.sums[token * groups + i] = sum;
+      }
+    const int64_t count = channels_of(to.bytes, int8_t(-1), to.channels);
+    for (int64_t i = 0; i <= groups; ++i)
+      to.groups[i] = int32_t(std::lower_bound(to.channels, to.channels + count, i * group) - to.channels);
+    gather(to.bytes, to.channels, count, to.used);
+    to.made = {to.used, stride_, to.scales, to.channels, count};
+    to.made.group_stride = groups;
+    to.made.shifts = to.sums;
+    to.made.groups = to.groups;
+  }
+
+  // `values` [tokens, columns] of the channels in a list -> out [tokens, stride].
+  template <class Value>
+  void gather(const Value* values, const int32_t* channels, int64_t count, Value* out) {
+    for (int64_t token = 0; token < tokens_; ++token) {
+      const Value* from = values + token * columns_;
+      Value* to = out + token * stride_;
+      if (count == columns_)
+        memcpy(to, from, size_t(count) * sizeof(Value));
+      else
+        for (int64_t i = 0; i < count; ++i) to[i] = from[channels[i]];
+    }
   }
 
   // The channels that some token uses: `bits` of x are not zero.
@@ -179,15 +236,10 @@ class Prepared {
 
   void fill_channel_ints() {
     const int64_t count = channels_of(bytes_, int8_t(-1), int_channels_);
+    gather(bytes_, int_channels_, count, fours_);
     for (int64_t token = 0; token < tokens_; ++token) {
-      int8_t* fours = fours_ + token * stride_;
       sums_[token] = 0;
-      const int8_t* from = bytes_ + token * columns_;
-      if (count == columns_)
-        memcpy(fours, from, size_t(count));
-      else
-        for (int64_t i = 0; i < count; ++i) fours[i] = from[int_channels_[i]];
-      for (int64_t i = 0; i < count; ++i) sums_[token] += fours[i];
+      for (int64_t i = 0; i < count; ++i) sums_[token] += fours_[token * stride_ + i];
     }
     channel_ints = {fours_, stride_, scales_, int_channels_, count, sums_};
   }
@@ -195,6 +247,7 @@ class Prepared {
   const sparity::Kernels& isa_;
   const Forms& forms_;
   int64_t tokens_, columns_, stride_, fours_stride_;
+  ChannelFours channel_fours_[3] = {};  // by group 32, 64, 128, as the next
   Fours nibbles_[3][2] = {};  // by group 32, 64, 128; the second in the order of dense weights
   uintptr_t begin_, at_;
   char *floats_ = nullptr, *ints_ = nullptr;
@@ -207,7 +260,7 @@ class Prepared {
 // Channels are cut into ranges by the shape alone, where one channel is too short to be read well by several threads.
 int64_t column_parts(const SparityMatrix& weight) {
   constexpr int64_t kLong = 16384, kLeast = 256;  // bytes of a channel, channels of a range
-  const int64_t bytes = weight.scales ? weight.rows : 2 * weight.rows;
+  const int64_t bytes = weight.group ? (weight.rows + 1) / 2 : weight.scales ? weight.rows : 2 * weight.rows;
   int64_t parts = 1;
   while (parts < sparity::kMostParts && parts * bytes < kLong && 2 * parts * kLeast <= weight.columns) parts *= 2;
   return parts;
@@ -216,7 +269,7 @@ int64_t column_parts(const SparityMatrix& weight) {
 // Rows of a tile in the format columns: long stretches of a channel, as many tiles as keep all threads at work.
 int64_t column_rows(const SparityMatrix& weight, int64_t tokens, int64_t parts, int threads) {
   const int64_t line = weight.group ? sparity::kMostLine : 64;
-  const int64_t share = tokens <= 2 ? 2 : tokens <= 4 ? 4 : tokens <= 8 ? 16 : 32;
+  const int64_t share = tokens <= 2 ? 2 : tokens <= 4 ? 4 : tokens <= 8 && !weight.scales ? 8 : weight.scales ? 16 : 32;
   const int64_t most = sparity::kMostSums / share;
   const int64_t tiles = round_up((weight.rows + most - 1) / most, threads / std::__gcd(int64_t(threads), parts));
   return std::max(line, std::min(most, round_up((weight.rows + tiles - 1) / tiles, line)));
@@ -236,7 +289,8 @@ uintptr_t prepare_parts(const SparityMatrix& weight, int64_t tokens, int threads
     const int64_t step = std::max(weight.group, sparity::kChannels);
     for (int64_t part = 0; part <= parts; ++part) {
       const int64_t column = std::min(round_up(weight.columns * part / parts, step), weight.columns);
-      in->begins[part] = std::lower_bound(in->channels, in->channels + in->count, column) - in->channels;
+      in->begins[part] = weight.group ? column / weight.group
+                                      : std::lower_bound(in->channels, in->channels + in->count, column) - in->channels;
     }
   }
   return uintptr_t(sums + round_up(tiles * 4, 64));
@@ -269,14 +323,13 @@ bool prepare(const sparity::Kernels& isa, const SparityMatrix* const* weights, i
       const bool ints = weights[j]->scales != nullptr;
       if (weights[j]->group) {
         inputs[j] = found.fours(*weights[j]);
-        continue;
-      }
-      if (weights[j]->format != SPARITY_COLUMNS) {
+      } else if (weights[j]->format != SPARITY_COLUMNS) {
         inputs[j] = ints ? found.ints : found.floats;
-        continue;
+      } else {
+        inputs[j] = ints ? found.channel_ints : found.channel_floats;
       }
-      inputs[j] = ints ? found.channel_ints : found.channel_floats;
-      memory += prepare_parts(*weights[j], tokens, threads, reinterpret_cast<uintptr_t>(memory), &inputs[j]);
+      if (weights[j]->format == SPARITY_COLUMNS)
+        memory += prepare_parts(*weights[j], tokens, threads, reinterpret_cast<uintptr_t>(memory), &inputs[j]);
     }
   }
   return true;

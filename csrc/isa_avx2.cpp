@@ -17,10 +17,12 @@ inline __m128i double_places(uint64_t places) {
 }
 
 #include "columns_avx2.h"
+#include "columns_fours_avx2.h"
 #include "nibbles_avx2.h"
 
 struct Avx2 : Columns256 {
   using Fours = Fours256;
+  using ColumnFours = ColumnFours256;
   using X = float;
   using Q = int16_t;
   static constexpr int kShift = 0, kWeightShift = 0;
@@ -173,7 +175,7 @@ void dense_tiles(const SparityMatrix& weight, const Inputs& in, const Outputs& o
 
 void avx2_gemv(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
                int64_t end) {
-  if (weight.group)
+  if (weight.group && weight.format != SPARITY_COLUMNS)
     fours<Avx2>(weight, in, out, tokens, begin, end);
   else if (weight.format == SPARITY_BITMASK)
     spread_tiles<MaskedRows>(weight, in, out, tokens, begin, end);

@@ -74,8 +74,31 @@ struct ScalarFours {
   static float sum(const Sum& sum) { return sum.at; }
 };
 
+struct ScalarColumnFours {
+  static constexpr int kTokens = 2;
+
+  static void order_zeros(const uint8_t* zeros, uint32_t* out) {
+    for (int i = 0; i < 128; ++i) out[i] = zeros[i];
+  }
+  template <int Tokens, bool Zeros>
+  static void add(const uint8_t* const* channels, int fours, int64_t at, const int32_t* x, const uint32_t* zeros,
+                  int32_t (*totals)[128]) {
+    memset(totals, 0, Tokens * sizeof *totals);
+    for (int i = 0; i < 4 * fours; ++i)
+      for (int t = 0; t < Tokens; ++t) {
+        int8_t inputs[4];
+        memcpy(inputs, x + i / 4 * Tokens + t, 4);
+        for (int row = 0; row < 128; ++row) {
+          const uint32_t code = uint32_t(channels[i][at + row / 2] >> 4 * (row % 2));
+          totals[t][row] += int32_t((code + (Zeros ? zeros[row] : 8)) & 15) * inputs[i % 4];
+        }
+      }
+  }
+};
+
 struct Scalar {
   using Fours = ScalarFours;
+  using ColumnFours = ScalarColumnFours;
   using X = float;
   using Q = int16_t;
   static constexpr int kShift = 0, kWeightShift = 0;

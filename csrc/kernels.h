@@ -31,7 +31,8 @@ struct Inputs {
   void* partial = nullptr;                // of several: [parts, tokens, rows], whole lines of rows
   int32_t* done = nullptr;                // of each tile, how many ranges are there already
   int64_t group_stride = 0, shift_stride = 0;
-  const int32_t* shifts = nullptr;  // int4: minus 8 times the inputs of each partial sum
+  const int32_t* shifts = nullptr;  // int4: minus 8 times the inputs of each partial sum; of columns, each group's inputs
+  const int32_t* groups = nullptr;  // int4, columns: where each group of channels begins in the list; `begins` are groups
 };
 
 struct Outputs {

@@ -32,7 +32,7 @@ typedef struct {
   int64_t kept;                  // values (blocks of them in the format block)
   int32_t format;
   const int32_t* row_sums;       // int8: [rows], from sparity_row_sums
-  const void* group_scales;      // int4: [rows, columns / group]
+  const void* group_scales;      // int4: [rows, columns / group]; columns: [columns / group, rows]
   const uint8_t* zeros;          // int4: zero points like group_scales; null = symmetric
   int32_t group, scale_type;     // int4: 32, 64 or 128, which divides columns
 } SparityMatrix;

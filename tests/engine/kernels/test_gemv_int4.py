@@ -14,7 +14,7 @@ from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.engine.kernels.prefill.cpu import prefill
 from sparity.formats import build_format, unpack
 
-FORMATS = ("dense", "bitmask", "two_of_four")
+FORMATS = ("dense", "bitmask", "two_of_four", "columns")
 GROUPS = (32, 64, 128)
 SHAPES = ((1, 128), (3, 32), (5, 96), (6, 192), (7, 384), (9, 4224))
 TOKENS = (1, 3, 7)

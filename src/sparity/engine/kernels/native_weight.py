@@ -17,7 +17,7 @@ from sparity.formats.storage.values import aligned
 TAKES = frozenset(  # (format, encoding)
     {
         *product(("dense", "bitmask", "two_of_four", "columns"), ("same", "int8")),
-        *product(("dense", "bitmask", "two_of_four"), ("int4",)),
+        *product(("dense", "bitmask", "two_of_four", "columns"), ("int4",)),
         ("block", "same"),
     }
 )
@@ -92,6 +92,10 @@ class NativeWeight:
         parts, matrix = self.packed.tensors, self._matrix
         matrix.group = self.packed.shape[1] // parts["scales"].shape[1]
         matrix.group_scales, matrix.zeros = address["scales"], address.get("zeros")
+        if format_of(self.packed).by_channel:  # kernels read a group's scales of many rows at a time
+            self._sides = [aligned(part.T.contiguous()) for part in self.packed.sides.values()]
+            pointers = dict(zip(self.packed.sides, (side.data_ptr() for side in self._sides), strict=True))
+            matrix.group_scales, matrix.zeros = pointers["scales"], pointers.get("zeros")
         matrix.scale_type = SCALE_TYPES[parts["scales"].dtype]
         if "offsets" in parts:
             matrix.kept = int(parts["offsets"][-1])
