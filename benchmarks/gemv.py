@@ -47,8 +47,13 @@ CASES = {  # name -> format, values, share of zeros among the weights; of column
     },
     **{f"columns bf16 {share} %": ("columns", "same", share / 100) for share in (0, 25, 50, 70)},
     **{f"columns int8 {share} %": ("columns", "int8", share / 100) for share in (0, 25, 50, 70)},
+    **{
+        f"columns int4 / {group} {share} %": ("columns", {"int4": {"group": group}}, share / 100)
+        for group in (32, 128)
+        for share in (0, 25, 50, 70)
+    },
 }
-DENSE, DENSE_INT8, TORCH, READ = "dense bf16", "dense int8", "PyTorch bf16", "memory, read only"
+DENSE, TORCH, READ = "dense bf16", "PyTorch bf16", "memory, read only"
 CACHE = 160 << 20  # bytes of weights per case
 
 
@@ -63,6 +68,11 @@ def weight(name, rows, columns, sparsity, generator):
         gone = gone.repeat_interleave(16, 0).repeat_interleave(16, 1)
         return dense.masked_fill_(gone[:rows, :columns], 0)
     return dense.masked_fill_(torch.rand(rows, columns, generator=generator) < sparsity, 0) if sparsity else dense
+
+
+def is_dense(case):
+    """What others are compared with."""
+    return case.startswith("dense ")
 
 
 def seconds(call, items, clock):
@@ -131,7 +141,7 @@ def measure(cases, sets, rows, columns, batch, rounds, clock):
             "bytes": size,
             "gigabytes_per_second": spread([size / one / 1e9 for one in taken]),
             "bound": sets[DENSE][1] / size,
-            **{f"over {other}": ratio(times[other], taken) for other in (DENSE, DENSE_INT8, TORCH)},
+            **{f"over {other}": ratio(times[other], taken) for other in (*filter(is_dense, times), TORCH)},
             "of memory speed": spread(
                 [size / one / (sets[READ][1] / read) for one, read in zip(taken, times[READ], strict=True)]
             ),
@@ -159,7 +169,7 @@ def main():
     clock = time.perf_counter if options.clock == "wall" else time.thread_time
     torch.set_num_threads(options.threads)
     results = {}
-    cases = {name: case for name, case in CASES.items() if options.only in name or name in (DENSE, DENSE_INT8)}
+    cases = {name: case for name, case in CASES.items() if options.only in name or is_dense(name)}
     for shape in options.shapes.split(","):
         rows, columns = map(int, shape.split("x"))
         sets = prepared(cases, rows, columns)

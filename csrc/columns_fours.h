@@ -59,7 +59,7 @@ struct FourColumns {
     alignas(64) int32_t totals[Tokens][kLine];
     alignas(64) uint32_t ordered[Zeros ? kLine : 1];
     uint8_t zeros[kLine] = {};
-    float scales[kLine] = {};
+    float scales[kLine + sparity::kScaleLanes] = {};
     const int64_t first = group * weight.rows + row;
     load_scales(weight, first, count, scales);
     if (Zeros) {

@@ -28,36 +28,49 @@ struct ColumnFours512 {
     return _mm512_and_si512(_mm512_add_epi8(codes, zeros), _mm512_set1_epi8(15));
   }
 
+  // All parts of lanes at once, or where that takes too many registers one after the other.
   template <int Tokens, bool Zeros>
   static inline void add(const uint8_t* const* channels, int fours, int64_t at, const int32_t* x, const uint32_t* zeros,
                          int32_t (*totals)[128]) {
+    constexpr int kParts = Tokens > 2 ? 1 : 2;
 #pragma GCC unroll 2
-    for (int upper = 0; upper < 2; ++upper) {
-      __m512i sums[Tokens][4], own[4];
+    for (int part = 0; part < 2; part += kParts) add_parts<kParts, Tokens, Zeros>(channels, fours, at, x, zeros, part, totals);
+  }
+
+  template <int Parts, int Tokens, bool Zeros>
+  static inline void add_parts(const uint8_t* const* channels, int fours, int64_t at, const int32_t* x,
+                               const uint32_t* zeros, int first, int32_t (*totals)[128]) {
+    __m512i sums[Parts][Tokens][4], own[Parts][4];
+#pragma GCC unroll 8
+    for (int i = 0; i < 4 * Parts; ++i) {
+      own[i / 4][i % 4] = Zeros ? _mm512_load_si512(zeros + 16 * (4 * first + i)) : _mm512_setzero_si512();
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        own[i] = Zeros ? _mm512_load_si512(zeros + 16 * (4 * upper + i)) : _mm512_setzero_si512();
-#pragma GCC unroll 4
-        for (int t = 0; t < Tokens; ++t) sums[t][i] = _mm512_setzero_si512();
-      }
-      for (int four = 0; four < fours; ++four) {
-        const __m512i a = _mm512_loadu_si512(channels[4 * four] + at), b = _mm512_loadu_si512(channels[4 * four + 1] + at);
-        const __m512i c = _mm512_loadu_si512(channels[4 * four + 2] + at);
-        const __m512i d = _mm512_loadu_si512(channels[4 * four + 3] + at);
+      for (int t = 0; t < Tokens; ++t) sums[i / 4][t][i % 4] = _mm512_setzero_si512();
+    }
+    for (int four = 0; four < fours; ++four) {
+      const __m512i a = _mm512_loadu_si512(channels[4 * four] + at), b = _mm512_loadu_si512(channels[4 * four + 1] + at);
+      const __m512i c = _mm512_loadu_si512(channels[4 * four + 2] + at);
+      const __m512i d = _mm512_loadu_si512(channels[4 * four + 3] + at);
+#pragma GCC unroll 2
+      for (int part = 0; part < Parts; ++part) {
+        const bool upper = first + part;
         const __m512i ab = upper ? _mm512_unpackhi_epi8(a, b) : _mm512_unpacklo_epi8(a, b);
         const __m512i cd = upper ? _mm512_unpackhi_epi8(c, d) : _mm512_unpacklo_epi8(c, d);
         const __m512i bytes[2] = {_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd)};
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
-          const __m512i codes = ready<Zeros>(i % 2 ? _mm512_srli_epi16(bytes[i / 2], 4) : bytes[i / 2], own[i]);
+          const __m512i nibbles = i % 2 ? _mm512_srli_epi16(bytes[i / 2], 4) : bytes[i / 2];
+          const __m512i codes = ready<Zeros>(nibbles, own[part][i]);
 #pragma GCC unroll 4
           for (int t = 0; t < Tokens; ++t)
-            sums[t][i] = _mm512_dpbusd_epi32(sums[t][i], codes, _mm512_set1_epi32(x[four * Tokens + t]));
+            sums[part][t][i] = _mm512_dpbusd_epi32(sums[part][t][i], codes, _mm512_set1_epi32(x[four * Tokens + t]));
         }
       }
-#pragma GCC unroll 4
-      for (int t = 0; t < Tokens; ++t) store(sums[t], totals[t] + 16 * upper);
     }
+#pragma GCC unroll 2
+    for (int part = 0; part < Parts; ++part)
+#pragma GCC unroll 4
+      for (int t = 0; t < Tokens; ++t) store(sums[part][t], totals[t] + 16 * (first + part));
   }
 
   // Half bytes of four bytes of each lane -> rows in their order, sixteen of every 32.

@@ -178,10 +178,10 @@ int sparity_unpack(const SparityMatrix* weight, int64_t begin, int64_t end, void
   if (weight->format != SPARITY_BITMASK && weight->format != SPARITY_TWO_OF_FOUR && !weight->group)
     return SPARITY_UNSUPPORTED;
   const Kernels& isa = kernels();
-  const int64_t element = weight->scales ? 1 : 2, tile_rows = sparity::kTileRows;
+  const int64_t element = weight->scales ? 1 : 2, tile_rows = weight->format == SPARITY_COLUMNS ? 128 : sparity::kTileRows;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = begin; row < end; row += tile_rows)
-    isa.unpack_tile(*weight, row / tile_rows, end - row < tile_rows ? end - row : tile_rows,
+    isa.unpack_tile(*weight, row / sparity::kTileRows, end - row < tile_rows ? end - row : tile_rows,
                     static_cast<char*>(out) + (row - begin) * weight->columns * element);
   return SPARITY_OK;
 }

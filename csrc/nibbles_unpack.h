@@ -30,24 +30,34 @@ inline void unpack_fours_from(const SparityMatrix& weight, int64_t tile, int64_t
   }
 }
 
-// Of the format columns: the rows' half bytes lie in each channel.
-inline void unpack_fours_columns(const SparityMatrix& weight, int64_t tile, int64_t rows, uint16_t* out) {
-  const int64_t across = (weight.rows + 1) / 2;
-  const auto* bytes = static_cast<const uint8_t*>(weight.values) + tile * kTileRows / 2;
-  for (int64_t column = 0; column < weight.columns; ++column) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t place = column / weight.group * weight.rows + tile * kTileRows + r;
-      const int zero = weight.zeros ? weight.zeros[place] : 8;
-      const int value = bytes[column * across + r / 2] >> 4 * (r % 2) & 15;
-      const float scale = scale_of(weight, place);
-      out[r * weight.columns + column] = to_bfloat16(float(((value + zero) & 15) - zero) * scale + 0.0f);
+// Rows [begin, end) of the format columns, at most kUnpacked of them: the rows' half bytes lie in each channel. begin is even.
+constexpr int64_t kUnpacked = 128;
+
+inline void unpack_fours_columns(const SparityMatrix& weight, int64_t begin, int64_t end, uint16_t* out) {
+  const int64_t across = (weight.rows + 1) / 2, rows = end - begin;
+  const auto* bytes = static_cast<const uint8_t*>(weight.values) + begin / 2;
+  float scales[kUnpacked + sparity::kScaleLanes];
+  uint16_t turned[32][kUnpacked + 2];
+  for (int64_t column = 0; column < weight.columns; column += 32) {
+    const int64_t first = column / weight.group * weight.rows + begin;
+    load_scales(weight, first, rows, scales);
+    for (int64_t i = 0; i < 32; ++i) {
+      const uint8_t* from = bytes + (column + i) * across;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int zero = weight.zeros ? weight.zeros[first + r] : 8;
+        const int value = from[r / 2] >> 4 * (r % 2);
+        turned[i][r] = to_bfloat16(float(((value + zero) & 15) - zero) * scales[r] + 0.0f);
+      }
     }
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < 32; ++i) out[r * weight.columns + column + i] = turned[i][r];
   }
 }
 
 template <class Isa>
 void unpack_fours(const SparityMatrix& weight, int64_t tile, int64_t rows, uint16_t* out) {
-  if (weight.format == SPARITY_COLUMNS) return unpack_fours_columns(weight, tile, rows, out);
+  if (weight.format == SPARITY_COLUMNS)
+    return unpack_fours_columns(weight, tile * kTileRows, tile * kTileRows + rows, out);
   if (weight.format == SPARITY_BITMASK)
     return unpack_fours_from<Isa, MaskedFours<Isa, kTileRows, 1>>(weight, tile, rows, out);
   if (weight.format == SPARITY_TWO_OF_FOUR)

@@ -12,14 +12,14 @@ from transformers.pytorch_utils import Conv1D
 
 from sparity.engine.decoding.model import disable_fast_path, enable_fast_path, has_fast_path
 from sparity.engine.kernels.fastest import fastest_format
-from sparity.engine.kernels.native_weight import TAKES
 from sparity.engine.kernels.smallest import smallest_format
+from sparity.engine.modules.by_channel import laid_out, pays, skip_before
 from sparity.engine.modules.embedding import FORMAT, PackedEmbedding, PackedHead
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import DenseLinear, PackedLinear
 from sparity.engine.modules.module_swap import Swap
 from sparity.engine.modules.packed_module import HoldsPacked
-from sparity.engine.modules.skips import InputSkip, output_skip_of, skip_of
+from sparity.engine.modules.skips import InputSkip
 from sparity.engine.saving import save_packed, save_plain
 from sparity.errors import InvalidInput, wrong_input
 from sparity.formats import Encoding, EncodingSpec, Format, Packed, build_encoding, build_format
@@ -27,8 +27,6 @@ from sparity.models.experts import ExpertNames, expert_matrices, experts_of
 from sparity.models.vocabulary import forget_ties, recall_ties, vocabulary_of
 
 Form = str | Mapping[str, Any]  # a name, or {name: {option: value}}
-BY_COLUMNS = 0.25  # the share of skipped channels from which weights by column are faster: docs/performance.md
-BY_COLUMNS_OF_BYTES = 0.4  # and of int8 weights
 
 
 @wrong_input()
@@ -43,10 +41,11 @@ def attach(
     `decoding.model` for what is faster and when.
 
     Args:
-        model: from transformers, on the CPU, in bfloat16. Layers that are packed already stay as they are.
+        model: from transformers, on the CPU, in bfloat16. Layers that are packed already stay as they are, but for the
+            layout of dense ones behind skipped channels.
         form: of the formats that can hold a matrix's zeros the "smallest", or the "fastest", which is timed (dense
             where dense is); or one format for all of them, by its name or as {name: {option: value}}. With both of the
-            first, a dense matrix behind skipped input channels, at least 25 % of them (40 % in int8), is laid out by
+            first, a dense matrix behind skipped input channels, at least 10 % of them (40 % in int4), is laid out by
             channel (`columns`).
         values: the encoding of the packed weights: "same", or one that quantises, such as "int8": then outputs change.
         embeddings: the encoding of the embedding and of the head, which stay one matrix where they are tied.
@@ -158,12 +157,19 @@ def _swaps(model: Any, form: Form, encoding: Encoding) -> Iterator[Swap]:
         return _swap(model, name, original, packed, own)
 
     for layer, places in _linear(model):
-        linear = _packed_linear(places[0], layer, form, encoding, _skip_before(model, places[0], layer))
+        linear = _packed_linear(places[0], layer, form, encoding, skip_before(model, places[0], layer))
         if linear is not None:
             if isinstance(layer, DenseLinear):
                 layer.release()  # what it holds ready would keep its weight in memory
             yield swap(places[0], layer, linear)
             yield from (swap(name, layer, linear.named(name)) for name in places[1:])
+    for name, layer in list(model.named_modules()):
+        if type(layer) is PackedLinear and form in ("smallest", "fastest"):
+            again = laid_out(model, name, layer, layer.packed)
+            if again is not layer.packed:
+                linear = layer.named(layer.matrix)
+                linear.give(again)
+                yield _swap(model, name, layer, linear, ())
     for name, stored in experts_of(model).items():
         experts = model.get_submodule(name)
         packed = None if _replaced(experts) else _packed_experts(experts, stored, form, encoding)
@@ -219,13 +225,6 @@ def _replaced(module: Any) -> bool:
     return "forward" in vars(module)
 
 
-def _skip_before(model: Any, name: str, layer: nn.Module) -> InputSkip | None:
-    """What makes inputs of a layer 0: in front of it, or, for the last of a gated MLP, behind the gate's function."""
-    mlp, _, leaf = name.rpartition(".")
-    function = getattr(model.get_submodule(mlp), "act_fn", None) if leaf == "down_proj" else None
-    return skip_of(layer) or (output_skip_of(function) if isinstance(function, nn.Module) else None)
-
-
 def _packed_linear(
     name: str, layer: Any, form: Form, encoding: Encoding, skip: InputSkip | None
 ) -> PackedLinear | None:
@@ -234,9 +233,7 @@ def _packed_linear(
     weight = layer.weight.detach()
     weight = weight.T if transposed else weight
     chosen = _chosen(weight, form, encoding)
-    least = BY_COLUMNS if encoding.exact else BY_COLUMNS_OF_BYTES
-    free = chosen.name == "dense" and form in ("smallest", "fastest") and ("columns", encoding.name) in TAKES
-    if free and skip and skip.tokens.sparsity >= least:
+    if chosen.name == "dense" and form in ("smallest", "fastest") and pays(encoding, skip):
         chosen = build_format("columns")  # the weights of a channel that is skipped are not read
     if chosen.name == "dense" and encoding.exact and not transposed:
         return None

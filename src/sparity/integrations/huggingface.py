@@ -22,6 +22,7 @@ from sparity.checkpoints import packed
 from sparity.checkpoints.packed import INDEX, METHOD, VERSION, StoredMatrix
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.decoding.model import enable_fast_path
+from sparity.engine.modules.by_channel import laid_out
 from sparity.engine.modules.experts import PackedExpert, PackedExperts
 from sparity.engine.modules.linear import PackedLinear
 from sparity.engine.saving import save_packed, unpacked_state
@@ -126,8 +127,9 @@ class SparityQuantizer(HfQuantizer):
             vars(model.config).pop("_is_quantized", None)
             save_with_runtime(model)
             return model
+        names = {module: name for name, module in model.named_modules()}
         for module, matrix in self._waiting:
-            module.give(matrix.packed())
+            module.give(laid_out(model, names[module], module, matrix.packed()))
         self._vocabulary.give()
         for experts in self._experts.values():
             experts.give(_read_experts(self._source, experts.names))

@@ -15,6 +15,7 @@ from sparity.engine.kernels import native
 from sparity.engine.modules.linear import PackedLinear
 from sparity.engine.modules.skips import tokens_of
 from sparity.errors import InvalidInput
+from sparity.formats import unpack
 from sparity.models.attached_runtime import input_sites
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
@@ -81,17 +82,33 @@ def test_every_scale_of_a_rule_runs_on_the_fast_path(model, method, options):
 @pytest.mark.parametrize(
     ("sparsity", "values", "by_columns"),
     [
-        (0.24, "same", False),
-        (0.25, "same", True),
-        (0.39, "int8", False),
-        (0.4, "int8", True),
-        (0.6, "int4", False),  # no kernel takes that
+        (0.09, "same", False),
+        (0.1, "same", True),
+        (0.09, "int8", False),
+        (0.1, "int8", True),
+        (0.39, "int4", False),
+        (0.4, "int4", True),
     ],
 )
 def test_weights_lie_by_column_where_enough_is_skipped(model, sparsity, values, by_columns):
     with sparity.with_activations(model, IDS, method="teal", sparsity=sparsity), sparity.attached(model, values=values):
         packed = [module.packed.format for module in model.modules() if isinstance(module, PackedLinear)]
     assert packed.count("columns") == (7 * len(model.model.layers) if by_columns else 0)
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_a_packed_model_is_laid_out_anew_behind_its_skips_with_the_same_weights(model, values):
+    with sparity.attached(model, values=values):
+        packed = {name: module.packed for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+        with sparity.with_activations(model, IDS, method="teal", sparsity=0.5):
+            with sparity.attached(model):
+                again = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+                assert {module.packed.format for module in again.values()} == {"columns"}
+                assert all(torch.equal(module.weight, unpack(packed[name])) for name, module in again.items())
+                _, others = steps(model)
+                assert others == 0
+            found = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
+    assert found == list(packed.values())
 
 
 def test_skips_that_come_and_go_are_noticed(model):

@@ -1,5 +1,6 @@
 """Weights by input channel: what is skipped changes no bit, and nothing else is skipped."""
 
+import dataclasses
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from sparity.engine.kernels.native_weight import NativeWeight
 from sparity.errors import InvalidInput
 from sparity.formats import build_format
 
-SHAPES = ((1, 1), (31, 9), (64, 7), (65, 130), (192, 576), (1000, 16), (2049, 24), (4100, 9))
+SHAPES = ((1, 1), (31, 9), (64, 7), (65, 130), (192, 576), (1000, 16), (2049, 24), (4100, 9), (70, 1100))
 SHARES = (0.0, 0.25, 0.5, 0.9, 1.0)
 
 
@@ -42,11 +43,12 @@ def test_zeros_among_the_inputs(isa, shape, share):
         assert torch.equal(run(whole, x), run(dense_int8, x))
 
 
-@pytest.mark.parametrize("values", ["same", "int8"])
-def test_bits_depend_on_neither_other_tokens_nor_threads(isa, values, monkeypatch):
-    """Each token has zeros of its own, so that the channels which any of them uses differ."""
-    weight = native_weight(3000, 50, values)
-    x = torch.cat([sparse_inputs(1, 50, share, seed) for seed, share in enumerate(SHARES * 4)])
+@pytest.mark.parametrize(("rows", "columns"), [(3000, 64), (200, 1152)])
+@pytest.mark.parametrize("values", ["same", "int8", "int4"])
+def test_bits_depend_on_neither_other_tokens_nor_threads(isa, values, rows, columns, monkeypatch):
+    """Each token has zeros of its own, so that the channels which any of them uses differ; several ranges of them."""
+    weight = native_weight(rows, columns, values)
+    x = torch.cat([sparse_inputs(1, columns, share, seed) for seed, share in enumerate(SHARES * 4)])
     alone = torch.cat([run(weight, row) for row in x.split(1)])
     for tokens in range(2, 21):
         assert torch.equal(run(weight, x[:tokens]), alone[:tokens])
@@ -67,14 +69,58 @@ def test_channels_without_their_zeros_give_the_same_bits(isa, values):
     assert torch.equal(run(NativeWeight(full), x), run(NativeWeight(cut), x[:, kept]))
 
 
-def test_every_instruction_set_gives_the_same_bits():
+@pytest.mark.parametrize("values", ["same", "int8", "int4", {"int4": {"group": 64, "symmetric": False}}], ids=str)
+def test_every_instruction_set_gives_the_same_bits(values):
     """A product of two bfloat16 is exact in float32, so that sums in one order are equal whether fused or not."""
-    weight, x = native_weight(700, 60), sparse_inputs(5, 60, 0.3)
+    weight, x = native_weight(300, 640, values), sparse_inputs(5, 640, 0.3)
     found = []
     for name in native.instruction_sets():
         with native.using(name):
             found.append(run(weight, x))
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_ranges_of_channels_are_summed_alone_and_then_added(isa):
+    """1024 channels of 8 rows are four ranges of 256; within one, channel after channel."""
+    dense, x = weight_for("dense", 8, 1024), sparse_inputs(1, 1024, 0.4)
+    total = torch.zeros(8)
+    for begin in range(0, 1024, 256):
+        part = torch.zeros(8)
+        for channel in range(begin, begin + 256):
+            part += dense[:, channel].float() * x[0, channel].float()
+        total += part
+    assert torch.equal(run(NativeWeight(build_format("columns").pack(dense)), x)[0], total)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_int4_groups_are_whole_numbers_scaled_and_added_in_order(isa, group, symmetric):
+    options = {"int4": {"group": group, "symmetric": symmetric, "scale_type": "float32"}}
+    packed = build_format("columns").pack(weight_for("dense", 131, 256), options)
+    x = sparse_inputs(3, 256, 0.5)
+    steps = build_format("columns").stored(packed).int()
+    if not symmetric:
+        zeros = packed.tensors["zeros"].int().repeat_interleave(group, 1)
+        steps = (steps + zeros) % 16 - zeros
+    quantized, scales = reference.quantize_groups(x, group)
+    total = torch.zeros(3, 131)
+    for place in range(256 // group):
+        inside = slice(place * group, (place + 1) * group)
+        sums = quantized[:, inside].int() @ steps[:, inside].T
+        total += sums.float() * (packed.tensors["scales"][:, place] * scales[:, place, None])
+    assert torch.equal(run(NativeWeight(packed), x), total)
+
+
+def test_int4_channels_that_are_left_out_are_not_read(isa):
+    """Other weights under channels that are zero for all tokens change nothing."""
+    weight, x = weight_for("dense", 300, 128), sparse_inputs(2, 128, 0.7)
+    packed = build_format("columns").pack(weight, "int4")
+    gone = (x == 0).all(0)
+    values = packed.tensors["values"].clone()
+    values[gone] = 0x77
+    other = dataclasses.replace(packed, tensors={**packed.tensors, "values": values})
+    assert gone.any()
+    assert torch.equal(run(NativeWeight(other), x), run(NativeWeight(packed), x))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

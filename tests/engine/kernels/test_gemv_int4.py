@@ -148,8 +148,8 @@ def test_unpacked_rows_are_those_of_the_format(isa, name, group):
 
 
 def test_what_the_library_does_not_take_is_refused():
-    columns = build_format("columns").pack(weight_for("columns", 8, 64), "int4")
-    assert native.unavailable() or declines(columns) == "no kernel for the format columns with int4 values"
+    blocks = build_format("block").pack(weight_for("block", 8, 64), "int4")
+    assert native.unavailable() or declines(blocks) == "no kernel for the format block with int4 values"
     weight = NativeWeight(packed_in("dense", (8, 64)))
     x, out = inputs(1, 64), torch.empty(1, 8)
     weight._matrix.columns = 80

@@ -66,6 +66,27 @@ def test_one_input_of_columns_takes_the_kernel_that_skips_whatever_a_full_input_
 
 
 @NATIVE
+@pytest.mark.parametrize(("used", "winner"), [(13, "gemv"), (64, "gemv"), (65, "prefill"), (130, "prefill")])
+def test_several_inputs_of_columns_take_the_kernel_as_far_as_the_channels_that_they_use_together(
+    used, winner, monkeypatch
+):
+    """A full call takes twice as long as prefill; half of the channels take as long."""
+    prepared, x = prepare(packed("columns"), Clock(gemv=2.0, prefill=1.0)), inputs(4, SHAPE[1])
+    x[:, used:] = 0
+    x[1, :used] = 0  # a channel that one token does not use counts all the same
+    assert prepared.choice(4).winner == "prefill"
+    called = []
+    monkeypatch.setattr(prepared, "_route", lambda name: lambda rows: called.append(name) or rows.new_zeros(4, 70))
+    monkeypatch.setattr(
+        prepared,
+        "_chosen",
+        {key: (found, prepared._route(found.winner)) for key, (found, _) in prepared._chosen.items()},
+    )
+    assert prepared(x).shape == (4, 70)
+    assert called == [winner]
+
+
+@NATIVE
 @pytest.mark.parametrize("name", ["dense", "bitmask"])
 @pytest.mark.parametrize("count", [1, 4, 5, 17, 128])
 def test_inputs_that_must_not_notice_each_other_take_one_kernel_whatever_is_faster(name, count):

@@ -47,8 +47,10 @@ class Prepared:
     def __call__(self, x: Tensor) -> Tensor:
         """`x` [..., columns] in the weight's type -> `[..., rows]`."""
         rows = x.reshape(-1, x.shape[-1])
-        out = self._decided(len(rows))[1](rows)
-        return out.reshape(*x.shape[:-1], self.packed.shape[0])
+        choice, route = self._decided(len(rows))
+        if choice.winner == PREFILL and self._skipping_pays(rows, choice):
+            route = self._route(GEMV)
+        return route(rows).reshape(*x.shape[:-1], self.packed.shape[0])
 
     def each_alone(self, x: Tensor) -> Tensor:
         """The same, and up to `MANY` inputs each give the bits that they give alone: by `gemv`, whatever is faster."""
@@ -61,6 +63,15 @@ class Prepared:
     def choice(self, batch: int) -> Choice:
         """What multiplies so many inputs (`gemv`, `prefill` or `pytorch`), and why; timed at the first call."""
         return self._decided(batch)[0]
+
+    def _skipping_pays(self, rows: Tensor, choice: Choice) -> bool:
+        """Whether, of full inputs, prefill is faster, but the channels that these inputs share are few enough."""
+        seconds = {candidate.name: candidate.seconds for candidate in choice.candidates}
+        gemv, prefill = seconds.get(GEMV), seconds.get(PREFILL)
+        if gemv is None or prefill is None or not format_of(self.packed).by_channel:
+            return False
+        used = int((rows != 0).any(0).sum())
+        return gemv * used < prefill * rows.shape[1]
 
     def _decided(self, batch: int) -> tuple[Choice, Route]:
         key = next((size for size in BATCHES if batch <= size), MANY), native.threads()

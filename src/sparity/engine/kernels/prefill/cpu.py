@@ -14,7 +14,10 @@ from sparity.formats import format_of
 from sparity.products.panels import linear, multiply, multiply_bytes, panel_rows, worthwhile
 
 UNPACKS = frozenset(  # (format, encoding): panel by panel
-    {*product(("bitmask", "two_of_four"), ("same", "int8")), *product(("dense", "bitmask", "two_of_four", "columns"), ("int4",))}
+    {
+        *product(("bitmask", "two_of_four"), ("same", "int8")),
+        *product(("dense", "bitmask", "two_of_four", "columns"), ("int4",)),
+    }
 )
 PANEL = 3 << 20  # bytes of unpacked weight at a time: still in the cache
 
