@@ -1,6 +1,7 @@
 // AVX2 and FMA: kept values are spread by table look-up, eight at a time.
 #include <immintrin.h>
 
+#include "attention_avx2.h"
 #include "decode.h"
 #include "gemv.h"
 #include "places.h"
@@ -197,3 +198,4 @@ constexpr sparity::Kernels avx2() {
 
 const sparity::Kernels sparity::avx2_kernels = avx2();
 const sparity::DecodeKernels sparity::avx2_decode = decode_kernels();
+const sparity::AttentionKernels sparity::avx2_attention = attention_kernels<Attention256>();

@@ -1,6 +1,7 @@
 // AVX-512 F, BW, DQ and VL, as in the first servers that had it: values are spread as 32-bit words, sixteen at a time.
 #include <immintrin.h>
 
+#include "attention_avx512.h"
 #include "decode.h"
 #include "gemv.h"
 #include "places.h"
@@ -153,3 +154,4 @@ struct Avx512 : Columns512 {
 
 const sparity::Kernels sparity::avx512_kernels = kernels<Avx512>();
 const sparity::DecodeKernels sparity::avx512_decode = decode_kernels();
+const sparity::AttentionKernels sparity::avx512_attention = attention_kernels<Attention512>();

@@ -1,6 +1,7 @@
 // AVX-512 with BF16 (dot products of pairs), VBMI, VBMI2 (values spread by mask) and VNNI (dot products of bytes).
 #include <immintrin.h>
 
+#include "attention_avx512.h"
 #include "gemv.h"
 
 namespace {
@@ -149,3 +150,4 @@ struct Avx512Bf16 : Columns512 {
 }  // namespace
 
 const sparity::Kernels sparity::avx512_bf16_kernels = kernels<Avx512Bf16>();
+const sparity::AttentionKernels sparity::avx512_bf16_attention = attention_kernels<Attention512>();

@@ -1,4 +1,5 @@
 // Plain C++: the slowest and the plainest; every other instruction set is tested against the same reference.
+#include "attention_scalar.h"
 #include "decode.h"
 #include "gemv.h"
 
@@ -213,3 +214,4 @@ struct Scalar {
 
 const sparity::Kernels sparity::scalar_kernels = kernels<Scalar>();
 const sparity::DecodeKernels sparity::scalar_decode = decode_kernels();
+const sparity::AttentionKernels sparity::scalar_attention = attention_kernels<AttentionPlain>();

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 8 };
+enum { SPARITY_ABI = 9 };
 enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3, SPARITY_COLUMNS = 4 };
 // The types of a group's scales.
 enum { SPARITY_FLOAT32 = 0, SPARITY_FLOAT16 = 1, SPARITY_BFLOAT16 = 2 };
@@ -172,6 +172,63 @@ typedef struct {
 } SparityStep;
 
 SPARITY_EXPORT int sparity_step(const SparityStep* step, const SparityBlock* blocks, int count, int threads);
+
+// ---- attention over what a cache holds, read in place
+
+// Tokens of a layer's cache, of each row and head as many as it holds: slots of buffers that all heads share.
+typedef struct {
+  const void *keys, *values;        // [slots, width] and [slots, value_width], or codes of them
+  const int64_t *starts, *lengths;  // [rows, kv_heads]: a head's first slot, and how many are its own
+  const int32_t* places;            // [slots]: of its token in the text, -1 = hidden; null = all are seen by all queries
+  const float* added;               // [slots]: to logits; null = 0
+  // Which of a head's pages are read, counted within it and rising: chosen[chosen_ends[pair - 1]] and on, up to
+  // chosen_ends[pair]; null = all are. A page is `page` slots, at most 1024, or of codes a group.
+  const int32_t* chosen;
+  const int64_t* chosen_ends;  // [rows, kv_heads]
+  int64_t page;
+  // Codes of 2, 4 or 8 bits, the lowest bits first, stand for code * step + minimum: of keys one for each channel of a
+  // group of tokens, of values for each token and so many `channels`. 0 bits: keys and values as they are.
+  int32_t bits, type;                           // SPARITY_FLOAT32 or SPARITY_BFLOAT16: of numbers, steps and minima
+  const void *key_steps, *key_minima;           // [groups, width]
+  const void *value_steps, *value_minima;       // [slots, value_width / channels]
+  const int64_t *group_starts, *group_lengths;  // [rows, kv_heads]: a head's first group, and how many
+  const int32_t* group_counts;                  // [groups]: slots of each, at most `page`
+  int64_t channels;
+} SparitySlots;
+
+// `fresh` queries of every row, the last of a text of `length` tokens: the one at place p sees slots of places 0 to p,
+// where `visible` is not 0, and of a window only those above p - window.
+typedef struct {
+  int64_t rows, kv_heads, group, fresh, width, value_width;  // group: query heads for each key and value head
+  int64_t length, window;                                    // window 0 = none
+  const uint8_t* visible;                                    // [rows, length]; null = all
+  const float* drains;                                       // [kv_heads * group]: a logit that pays for nothing; null
+  float scale, cap;                                          // logits become cap * tanh(logit / cap); 0 = they stay
+  int32_t type;                                              // of queries and results, float32 or bfloat16
+  int32_t count;                                             // of parts
+  const SparitySlots* parts;
+} SparityReading;
+
+// q [rows, kv_heads * group, fresh, width] -> out [rows, kv_heads * group, fresh, value_width], softmax over all parts
+// together; a query that sees nothing gives 0. The result is the same bits for every number of threads, and does not
+// depend on other rows and heads. Widths that the instruction set's vectors do not fill: SPARITY_UNSUPPORTED.
+SPARITY_EXPORT int sparity_attend_slots(const SparityReading* reading, const void* q, void* out, int threads);
+
+// Which pages are worth reading, by what is known of their keys: `low` and `high` are the least and the greatest number
+// of each channel; or, where `levels` is not 0, the minimum and the step of codes 0 to `levels`; or `low` is their mean
+// and `high` null. A page's worth to a query is the most that its product with such a key may be.
+typedef struct {
+  int64_t pairs, group, width;       // pairs: rows * kv_heads; group: query heads for each
+  const void *queries, *low, *high;  // [pairs, group, width], [pages, width]
+  const int64_t *starts, *lengths;   // [pairs]: a head's first page, and how many
+  int32_t type, mean;                // of all numbers; over the group the mean is taken, not the largest
+  float levels;
+  const int64_t *leading, *trailing;  // [pairs]: pages at both ends that come first
+  const int64_t* wanted;              // [pairs]: how many are chosen, of equal ones those further back
+} SparityJudging;
+
+// Chosen pages, rising, of one head after another; ends [pairs] counts them. Room for the sum of `wanted` is enough.
+SPARITY_EXPORT int sparity_choose_pages(const SparityJudging* judging, int32_t* chosen, int64_t* ends, int threads);
 
 // Reads memory as the kernels do and gives the sum of its 64-bit words: what benchmarks measure the kernels' speed by.
 SPARITY_EXPORT uint64_t sparity_read(const void* memory, int64_t bytes, int threads);

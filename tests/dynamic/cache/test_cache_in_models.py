@@ -8,7 +8,9 @@ import sparity
 from families import build, tiny_configs
 from masked_dense import called, calls_of, masked_logits, recording
 from sparity import registry
+from sparity.dynamic.cache.in_place import pages_of
 from sparity.dynamic.cache.layer import PolicyLayer
+from sparity.engine.kernels.attention.cpu import Chosen
 
 NAMES = registry.names("cache.policy")
 SMALL = {
@@ -121,7 +123,8 @@ def test_quest_reads_the_pages_it_chose_and_holds_everything(models, monkeypatch
         expected = sparity.select_cache(
             query, keys, values, policy="quest", keep=0.4, page=4, pages=1, sinks=2, recent=2
         )
-        mask = torch.zeros(2, 2, 9, dtype=torch.bool).scatter_(2, pages, True).repeat_interleave(4, 2)
+        chosen = torch.stack(pages_of(pages)).view(2, 2, -1) if isinstance(pages, Chosen) else pages
+        mask = torch.zeros(2, 2, 9, dtype=torch.bool).scatter_(2, chosen, True).repeat_interleave(4, 2)
         assert torch.equal(mask[..., : keys.shape[2]], expected)
 
 

@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 
 import sparity
 from masked_dense import called, calls_of
-from sparity.dynamic.cache.attention import Sight, attend
+from sparity.dynamic.cache.attention import attend
 from sparity.dynamic.cache.functions import policy_of
+from sparity.dynamic.cache.in_place import pages_of
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.quantised_store import QuantisedStore
 from sparity.dynamic.cache.reading import pages_read
+from sparity.dynamic.cache.sight import Sight
 from sparity.dynamic.cache.store import Store
+from sparity.engine.kernels.attention.cpu import Chosen
 from sparity.errors import InvalidInput
 
 SIZES = (24, 10, 1, 1, 1, 5, 1)
@@ -101,6 +104,7 @@ def test_attention_to_pages_is_attention_to_their_tokens(ragged, by):
     reader, sight = policy_of({"quest": {"page": 4, "pages": 1, "by": by}}), Sight(None, 2, 1, 30)
     chosen = pages_read(store, reader, query, [13, 13], (1, 2))
     found = attend(query, store, sight, 0.5, chosen)
+    each = pages_of(chosen) if isinstance(chosen, Chosen) else chosen if ragged else chosen.flatten(0, 1)
     for row in range(2):
         for head in range(2):
             own = held[2 * row + head].nonzero().flatten()
@@ -114,7 +118,7 @@ def test_attention_to_pages_is_attention_to_their_tokens(ragged, by):
             order = torch.stack(bounds).tolist()
             sure = {0, len(parts) - 1} | ({len(parts) - 2} if len(parts[-1]) == 1 else set())
             best = sorted(range(len(parts)), key=lambda i: (i in sure, order[i]), reverse=True)[:3]
-            assert chosen[2 * row + head if ragged else (row, head)].tolist() == sorted(best)
+            assert each[2 * row + head].tolist() == sorted(best)
             tokens = torch.cat([parts[i] for i in sorted(best)])
             for member in range(2):
                 weights = (keys[row, head, tokens] @ heads[member] * 0.5).softmax(0)

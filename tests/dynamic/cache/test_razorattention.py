@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 
 import sparity
 from masked_dense import called, calls_of
-from sparity.dynamic.cache.attention import Sight, attend
+from sparity.dynamic.cache.attention import attend
 from sparity.dynamic.cache.functions import policy_of
 from sparity.dynamic.cache.heads import _highest, head_scores, paid_back, repeated_tokens, retrieval_heads
 from sparity.dynamic.cache.seen import Seen
+from sparity.dynamic.cache.sight import Sight
 from sparity.dynamic.cache.stage import CacheStage
 from sparity.dynamic.cache.store import Store
 from sparity.errors import CorruptFile, InvalidInput

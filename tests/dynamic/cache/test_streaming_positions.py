@@ -7,8 +7,9 @@ import torch
 from transformers import DynamicCache
 
 import sparity
-from sparity.dynamic.cache.attention import Sight, attend
+from sparity.dynamic.cache.attention import attend
 from sparity.dynamic.cache.rotary import Rotary
+from sparity.dynamic.cache.sight import Sight
 from sparity.dynamic.cache.store import Store
 from sparity.errors import UnsupportedModel
 

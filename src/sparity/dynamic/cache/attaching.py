@@ -12,10 +12,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sparity.dynamic.cache.attention import Sight, attend
+from sparity.dynamic.cache.attending import attention
 from sparity.dynamic.cache.heads import retrieval_heads
-from sparity.dynamic.cache.layer import ATTRIBUTE, PolicyLayer
-from sparity.dynamic.cache.own_attention import own_attention
+from sparity.dynamic.cache.layer import PolicyLayer
 from sparity.dynamic.cache.policies.razorattention import RazorAttention
 from sparity.dynamic.cache.roles import Roles, roles, shares_of
 from sparity.dynamic.cache.run import Run, rotary_of
@@ -40,6 +39,7 @@ def cache(
     recent: int = RECENT,
     every: int = 1,
     decode: bool | None = None,
+    exact: bool = True,
     **options: Any,
 ) -> Iterator[Any]:
     """A model that keeps part of its key-value cache within the context, and is what it was afterwards.
@@ -60,6 +60,8 @@ def cache(
         recent: tokens at its end that stay, likewise. A share that comes to fewer than are protected keeps those.
         every: tokens between two evictions while decoding; so many more are held meanwhile.
         decode: whether tokens are evicted while decoding; None = if the policy was made to.
+        exact: whether a layer that holds and reads everything runs the model's own attention; False = new tokens run
+            compiled attention where there is any, which is faster and differs in rounding.
         options: the policy's.
 
     A prompt, and every later call that adds at least as many tokens as the policy observes, is read whole and evicted
@@ -92,15 +94,16 @@ def cache(
         recent=recent,
         every=every,
         decode=decode,
+        exact=exact,
     ) as attached:
         yield attached
 
 
-def _prepared(model: Any, policy: Any, keep: Any, options: Mapping[str, Any], **asked: Any) -> Any:
+def _prepared(model: Any, policy: Any, keep: Any, options: Mapping[str, Any], *, exact: bool, **asked: Any) -> Any:
     if options and not isinstance(policy, str):
         raise InvalidInput("give the policy's options by name, or with it as {name: options}, not both")
     policy = {policy: dict(options)} if isinstance(policy, str) else policy
-    return attached(model, run_of(model, roles(policy, keep, **asked), **asked))
+    return attached(model, run_of(model, roles(policy, keep, **asked), exact=exact, **asked))
 
 
 def run_of(
@@ -113,6 +116,7 @@ def run_of(
     recent: int,
     every: int,
     decode: bool | None,
+    exact: bool = True,
     **_: Any,
 ) -> Run:
     """A request as a run of a model.
@@ -126,6 +130,7 @@ def run_of(
         recent: see there.
         every: see there.
         decode: see there.
+        exact: see there.
 
     Raises:
         UnsupportedModel: the policy needs to know of the model what it does not say.
@@ -147,6 +152,7 @@ def run_of(
         found.reader,
         found.read_keep,
         retrieval,
+        exact,
     )
 
 
@@ -203,7 +209,7 @@ def _switch(model: Any, name: str) -> None:
     """Let a model attend by the implementation of a name, which is registered first if it is one of ours."""
     if name.startswith(PREFIX):
         before = name.removeprefix(PREFIX)
-        AttentionInterface.register(name, partial(_attention, before))
+        AttentionInterface.register(name, partial(attention, before))
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
     model.set_attn_implementation(name)
 
@@ -255,43 +261,3 @@ def _check_read(module: nn.Module, arguments: Any, named: dict[str, Any], output
     for layer in given.layers if isinstance(given, Cache) else ():
         if isinstance(layer, PolicyLayer):
             layer.check_read()
-
-
-def _attention(
-    before: str,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **named: Any,
-) -> tuple[Tensor, Any]:
-    """What the model's own attention gives, or where tokens were evicted what is held gives."""
-    layer: PolicyLayer | None = getattr(key, ATTRIBUTE, None)
-    own = partial(
-        own_attention(before, module),
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        scaling=scaling,
-        dropout=dropout,
-        **named,
-    )
-    if layer is None:
-        return own()
-    store, scale = layer.store, query.shape[-1] ** -0.5 if scaling is None else scaling
-    assert store is not None, "attention follows an update"
-    cap = named.get("softcap")
-    sight = Sight(attention_mask, query.shape[0], query.shape[2], layer.length, named.get("sliding_window"))
-    chosen = layer.chosen(query, sight)
-    if layer.partial or chosen is not None:
-        turn = layer.run.rotary if layer.run.policy.turns else None
-        found = attend(query, store, sight, scale, chosen, turn, **named), None
-    else:
-        found = own()
-    layer.read(module, query, sight, scale, cap)
-    return found

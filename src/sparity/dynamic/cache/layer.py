@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from sparity.dynamic.cache.attention import Sight
 from sparity.dynamic.cache.held import Held, Known, rows_apart
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.quantised_store import QuantisedStore
 from sparity.dynamic.cache.reading import Pages, pages_read
 from sparity.dynamic.cache.run import Run, output_weight_of
+from sparity.dynamic.cache.sight import Sight
 from sparity.dynamic.cache.store import Holding, Store
 from sparity.errors import InvalidInput, UnsupportedModel
 

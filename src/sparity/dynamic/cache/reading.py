@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
+from sparity.dynamic.cache.in_place import chosen_in_place
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.policies.quest import Quest
 from sparity.dynamic.cache.quantised_store import QuantisedStore
+from sparity.engine.kernels.attention.cpu import Chosen
 
 Paged = PagedStore | QuantisedStore
-Pages = Tensor | list[Tensor]  # int64 `[rows, kv_heads, pages]` of an even store, or one tensor for each head
+# int64 `[rows, kv_heads, pages]` of an even store, or one tensor for each head, or as the library takes them
+Pages = Tensor | list[Tensor] | Chosen
 
 
 def pages_read(store: Paged, reader: Quest, query: Tensor, budgets: list[int], protected: tuple[int, int]) -> Pages:
@@ -21,13 +24,15 @@ def pages_read(store: Paged, reader: Quest, query: Tensor, budgets: list[int], p
         budgets: of each row, how many tokens are read.
         protected: how many of the first and of the last tokens are read in any case.
     """
+    if (found := chosen_in_place(store, reader, query, budgets, protected)) is not None:
+        return found
     grouped = query.detach().float().reshape(store.rows, store.heads, -1, query.shape[-1])
     if isinstance(store, PagedStore) and store.even is not None and len(set(budgets)) == 1:
         bounds = reader.bounds(grouped, *store.facts())
         kept = _kept(store.ends(0, 0), protected).to(bounds.device)
         chosen = reader.chosen(bounds, kept.expand(bounds.shape), budgets[0], store.even)
         return chosen.nonzero()[:, -1].view(store.rows, store.heads, -1)
-    found = []
+    apart = []
     for row in range(store.rows):
         for head in range(store.heads):
             bounds = reader.bounds(grouped[row, head], *store.facts(row, head))
@@ -35,8 +40,8 @@ def pages_read(store: Paged, reader: Quest, query: Tensor, budgets: list[int], p
             tokens = int(store.lengths[row * store.heads + head]) - beside
             kept = _kept(store.ends(row, head), (protected[0], max(protected[1] - beside, 0))).to(bounds.device)
             chosen = reader.chosen(bounds, kept, max(budgets[row] - beside, 0), tokens)
-            found.append(chosen.nonzero().flatten())
-    return found
+            apart.append(chosen.nonzero().flatten())
+    return apart
 
 
 def _kept(ends: Tensor, protected: tuple[int, int]) -> Tensor:

@@ -35,6 +35,7 @@ class Run:
         reader: which pages of it a query reads; None = everything.
         read_keep: the share of the text's tokens that it reads, or their number.
         retrieval: of each layer the heads that look far back, bool `[kv_heads]`; None = unknown.
+        exact: whether a layer that holds and reads everything gives the bits of the model's own attention.
         open: whether the model's attention still knows the cache.
         whole: whether single tokens read everything that is held, whatever the reader chooses.
     """
@@ -50,6 +51,7 @@ class Run:
     reader: Quest | None = None
     read_keep: float = 1.0
     retrieval: Sequence[Tensor] | None = None
+    exact: bool = True
     open: bool = field(default=True)
     whole: bool = False
 
@@ -64,6 +66,16 @@ class Run:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Run":
         return self  # copies of a cache belong to the same model
+
+    def rounds(self, length: int) -> bool:
+        """Whether attention to all of a text may differ in rounding from the model's own.
+
+        That is so where it was asked for, and in a model that reads only a part of the text in other layers.
+        """
+        if self.reader is None or self.whole:
+            return not self.exact
+        read = max(self.read_budget(length), self.reader.pages * self.reader.page)
+        return read < length or not self.exact
 
     @property
     def layers(self) -> int:

@@ -54,6 +54,9 @@ class CacheStage(RuntimeStage):
     decode: bool | None = Field(
         None, description="whether tokens are evicted while decoding; default: if the policy was made to"
     )
+    exact: bool = Field(
+        True, description="whether a layer that holds and reads everything gives the bits of the model's own attention"
+    )
 
     @property
     def asked(self) -> Roles:
@@ -131,7 +134,15 @@ class CacheStage(RuntimeStage):
     @contextmanager
     def _attached(self, model: Any, keep: Sequence[float], heads: Sequence[Tensor] | None) -> Iterator[None]:
         found = run_of(
-            model, self.asked, keep, heads, sinks=self.sinks, recent=self.recent, every=self.every, decode=self.decode
+            model,
+            self.asked,
+            keep,
+            heads,
+            sinks=self.sinks,
+            recent=self.recent,
+            every=self.every,
+            decode=self.decode,
+            exact=self.exact,
         )
         with attached(model, found):
             yield

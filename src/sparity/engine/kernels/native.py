@@ -17,7 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 8
+ABI = 9
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -207,6 +207,8 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_silu": (None, (pointer, long, pointer, whole)),
         "sparity_skip": (whole, (pointer, pointer, pointer, long, long, pointer, whole)),
         "sparity_attend": (whole, (pointer, pointer, pointer, pointer, pointer, whole)),
+        "sparity_attend_slots": (whole, (pointer, pointer, pointer, whole)),
+        "sparity_choose_pages": (whole, (pointer, pointer, pointer, whole)),
         "sparity_step": (whole, (pointer, pointer, whole, whole)),
         "sparity_read": (ctypes.c_uint64, (pointer, long, whole)),
         "sparity_allocate": (pointer, (long,)),

@@ -1,0 +1,55 @@
+"""The attention function of a model whose cache has a policy."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparity.dynamic.cache.attention import REFUSED, attend
+from sparity.dynamic.cache.in_place import attend_in_place
+from sparity.dynamic.cache.layer import ATTRIBUTE, PolicyLayer
+from sparity.dynamic.cache.own_attention import own_attention
+from sparity.dynamic.cache.sight import Sight
+
+
+def attention(
+    before: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **named: Any,
+) -> tuple[Tensor, Any]:
+    """What the model's own attention gives, or where tokens were evicted what is held gives."""
+    layer: PolicyLayer | None = getattr(key, ATTRIBUTE, None)
+    own = partial(
+        own_attention(before, module),
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=scaling,
+        dropout=dropout,
+        **named,
+    )
+    if layer is None:
+        return own()
+    store, scale = layer.store, query.shape[-1] ** -0.5 if scaling is None else scaling
+    assert store is not None, "attention follows an update"
+    cap = named.get("softcap")
+    sight = Sight(attention_mask, query.shape[0], query.shape[2], layer.length, named.get("sliding_window"))
+    chosen = layer.chosen(query, sight)
+    if layer.partial or chosen is not None:
+        turn = layer.run.rotary if layer.run.policy.turns else None
+        found = attend(query, store, sight, scale, chosen, turn, **named), None
+    else:
+        read = None
+        if layer.run.rounds(layer.length) and not any(named.get(name) is not None for name in REFUSED):
+            read = attend_in_place(query, store, sight, scale, softcap=cap, s_aux=named.get("s_aux"))
+        found = own() if read is None else (read, None)
+    layer.read(module, query, sight, scale, cap)
+    return found
