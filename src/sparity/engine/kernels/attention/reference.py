@@ -63,7 +63,7 @@ def attend_slots(
 
 def choose_pages(worth: Tensor, leading: int, trailing: int, wanted: int) -> Tensor:
     """The `wanted` pages of a head, rising, by `worth` [pages]; pages at both ends first, of equal ones the later."""
-    order = sorted(
-        range(len(worth)), key=lambda page: (leading <= page < len(worth) - trailing, -float(worth[page]), -page)
-    )
+    inner = range(leading, len(worth) - trailing)
+    size = [float(each) if page in inner else torch.inf for page, each in enumerate(worth)]
+    order = sorted(range(len(worth)), key=lambda page: (-size[page], -page))
     return torch.tensor(sorted(order[:wanted]))
