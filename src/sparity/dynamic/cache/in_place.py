@@ -78,7 +78,7 @@ def chosen_in_place(
         starts, pages = store.starts // store.page, -(-store.lengths // store.page)
         low, high = (store.mean, None) if reader.by == "mean" else (store.low, store.high)
         first = torch.full_like(pages, -(-protected[0] // store.page))
-        last = pages - (store.lengths - protected[1]).clamp_min(0) // store.page
+        last = pages - (store.lengths - protected[1]).clamp_min(0) // store.page if protected[1] else 0 * pages
         tokens, beside = store.lengths, torch.zeros_like(pages)
     else:
         groups = store.groups
