@@ -193,7 +193,7 @@ inline void finish_logits(const Slice& slice, int64_t slot, int64_t count, float
 
 // Logits become e^(logit - highest).
 inline void weigh(float* logits, int64_t count, float& highest, float& total) {
-  float best = -INFINITY, sum = 0;
+  float best = -INFINITY;
   for (int64_t at = 0; at < count; ++at) best = logits[at] > best ? logits[at] : best;
   for (int64_t at = 0; at < count; ++at) {
     const float weight = exponential(logits[at] - best);
@@ -203,7 +203,8 @@ inline void weigh(float* logits, int64_t count, float& highest, float& total) {
   int64_t at = 0;
   for (; at + 16 <= count; at += 16)
     for (int i = 0; i < 16; ++i) parts[i] += logits[at + i];
-  for (; at < count; ++at) sum += logits[at];
+  for (int i = 0; at + i < count; ++i) parts[i] += logits[at + i];  // so that slots that are not seen change no bit
+  float sum = 0;
   for (int i = 0; i < 16; ++i) sum += parts[i];
   highest = best;
   total = sum;

@@ -170,6 +170,17 @@ def test_threads_and_other_rows_change_no_bit(isa, dtype):
     assert torch.equal(cpu.attend_slots(case.q[1:], [alone], case.scale, 5001), found[0][1:])
 
 
+def test_several_tokens_give_the_bits_of_single_ones(isa):
+    case, single = Case([1030, 40], group=3, fresh=5, length=1035), []
+    case.places[case.starts[1] :][:40] += 990
+    found = cpu.attend_slots(case.q, [case.slots(places=case.places)], case.scale, 1030)
+    for at in range(5):
+        lengths = case.lengths - 4 + at
+        slots = Slots(case.keys, case.values, case.starts, lengths, case.places)
+        single.append(cpu.attend_slots(case.q[:, :, at : at + 1], [slots], case.scale, 1026 + at))
+    assert torch.equal(found, torch.cat(single, 2))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_instruction_sets_agree(dtype):
     case, found = Case([900, 1100], group=4, width=128, dtype=dtype), []
