@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import sparity
+from sparity.dynamic.cache.attaching import RUN
 from sparity.dynamic.cache.stage import CacheStage
 from sparity.errors import CorruptFile, InvalidInput, UnsupportedModel
 from sparity.models.attached_runtime import input_sites
@@ -146,6 +147,13 @@ def test_data_that_does_not_fit_stops_the_load(saved, family_models):
             pass
         assert "fetch the folder again" in str(error.value)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_stage_says_whether_whole_layers_may_round(exact, saved):
+    model, data = sparity.load(saved, runtime=False), load_file(saved / FILE)
+    with CacheStage.model_validate(OPTIONS | {"exact": exact}).attach(model, input_sites(model), data):
+        assert getattr(model, RUN).rounds(40) is not exact
 
 
 def test_a_block_alone_has_no_cache(saved, family_models):
