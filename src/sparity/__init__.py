@@ -21,6 +21,7 @@ _HOMES = {
     "attention_blocks": "sparity.dynamic.attention.functions",
     "cache": "sparity.dynamic.cache.attaching",
     "cache_budgets": "sparity.dynamic.cache.budgets",
+    "calibrate_cache": "sparity.dynamic.cache.calibrating",
     "cut": "sparity.static.structure.functions",
     "fit_activations": "sparity.dynamic.activations.functions",
     "load": "sparity.models.loading",
@@ -49,6 +50,7 @@ __all__ = [
     "attention_blocks",
     "cache",
     "cache_budgets",
+    "calibrate_cache",
     "cut",
     "fit_activations",
     "load",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from sparity.dynamic.attention.functions import attention_blocks
     from sparity.dynamic.cache.attaching import cache
     from sparity.dynamic.cache.budgets import cache_budgets
+    from sparity.dynamic.cache.calibrating import calibrate_cache
     from sparity.dynamic.cache.functions import score_cache, select_cache
     from sparity.dynamic.cache.quantised import quantize_cache
     from sparity.engine.attach import attach, attached

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learned import told
 
 import sparity
 from sparity import registry
@@ -25,6 +26,7 @@ SMALL = {  # options that fit 40 tokens
     "kivi": {"residual": 8},
     "razorattention": {"window": 6, "compensate": False},
     "expected_attention": {"future": 16},
+    "kvzap": {"window": 4},
 }
 every_policy = pytest.mark.parametrize("name", NAMES)
 
@@ -36,7 +38,11 @@ def layer(seed=0, tokens=40, batch=2, heads=4, kv_heads=2, dtype=torch.float32):
 
 
 def select(name, states, keep=0.5, **options):
-    return sparity.select_cache(*states, policy=name, keep=keep, **SMALL.get(name, {}), **options)
+    return sparity.select_cache(*states, policy=name, keep=keep, **SMALL.get(name, {}), **told(name, states), **options)
+
+
+def score(name, states):
+    return sparity.score_cache(*states, policy=name, **SMALL.get(name, {}), **told(name, states))
 
 
 @every_policy
@@ -48,10 +54,10 @@ def test_masks_and_scores_have_the_shape_of_the_cache_are_deterministic_and_chan
     assert mask.dtype == torch.bool
     assert mask.shape == (2, 2, 40)
     assert torch.equal(mask, select(name, states))
-    score = sparity.score_cache(*states, policy=name, **SMALL.get(name, {}))
-    assert score.dtype == torch.float32
-    assert score.shape == mask.shape
-    assert bool(score.isfinite().all())
+    scores = score(name, states)
+    assert scores.dtype == torch.float32
+    assert scores.shape == mask.shape
+    assert bool(scores.isfinite().all())
     assert all(torch.equal(*pair) for pair in zip(before, states, strict=True))
 
 
@@ -104,10 +110,10 @@ def test_protected_tokens_always_stay_and_are_counted(name):
 @pytest.mark.parametrize("name", [name for name in UNIFORM if name != "criticalkv"])  # whose first stage goes by others
 def test_tokens_that_stay_score_no_lower_than_those_that_go(name):
     states = layer()
-    mask, score = select(name, states), sparity.score_cache(*states, policy=name, **SMALL.get(name, {}))
+    mask, scores = select(name, states), score(name, states)
     if name == "h2o":  # whose last tokens stay whatever they score
-        mask, score = mask[..., :30], score[..., :30]
-    lowest, highest = score.masked_fill(~mask, torch.inf).amin(-1), score.masked_fill(mask, -torch.inf).amax(-1)
+        mask, scores = mask[..., :30], scores[..., :30]
+    lowest, highest = scores.masked_fill(~mask, torch.inf).amin(-1), scores.masked_fill(mask, -torch.inf).amax(-1)
     assert bool((lowest >= highest).all())
 
 
@@ -160,11 +166,8 @@ def test_fewer_tokens_than_are_protected_are_refused(name):
 @every_policy
 def test_the_last_queries_suffice_where_only_they_are_read(name):
     queries, keys, values = layer()
-    if name in ("h2o", "expected_attention"):
-        assert not torch.equal(
-            sparity.score_cache(queries[:, :, -8:], keys, values, policy=name),
-            sparity.score_cache(queries, keys, values, policy=name),
-        )
+    if name in ("h2o", "expected_attention", "kvzip", "kvzap"):
+        assert not torch.equal(score(name, [queries[:, :, -8:], keys, values]), score(name, [queries, keys, values]))
         return
     assert torch.equal(select(name, [queries[:, :, -8:], keys, values]), select(name, [queries, keys, values]))
 

@@ -15,6 +15,7 @@ WITH_EXAMPLES = (
     "attention_blocks",
     "cache",
     "cache_budgets",
+    "calibrate_cache",
     "cut",
     "fit_activations",
     "load",

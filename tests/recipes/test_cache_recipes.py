@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from learned import learned_of
 
 import sparity
 from sparity import registry
@@ -29,6 +30,8 @@ KEPT = {  # recipe -> what each head of a block holds of a prompt of 300 tokens,
     "knorm": (75, 76),
     "lagkv": (75, 79),
     "expected_attention": (75, 79),
+    "kvzip": (75, 79),  # on average over heads and blocks
+    "kvzap": (75, 76),  # on average over heads
     "random": (75, 76),
     "keep_all": (300, 304),
     "drop_all": (20, 20),
@@ -57,7 +60,9 @@ def model():
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_policy_holds_what_its_recipe_states(path, model):
     stage = Recipe.read(path).stages[0]
-    with sparity.cache(model, stage.policy, stage.keep, sinks=stage.sinks, recent=stage.recent, decode=stage.decode):
+    more = learned_of(model, path.stem)
+    options = {"sinks": stage.sinks, "recent": stage.recent, "decode": stage.decode, **more}
+    with sparity.cache(model, stage.policy, stage.keep, **options):
         assert held_by(model) == pytest.approx(KEPT[path.stem], abs=1 if path.stem == "pyramidkv" else 1e-4)
 
 

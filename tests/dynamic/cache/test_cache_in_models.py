@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from learned import learned_of
 from transformers import GptOssConfig
 
 import sparity
@@ -13,6 +14,7 @@ from sparity.dynamic.cache.layer import PolicyLayer
 from sparity.engine.kernels.attention.cpu import Chosen
 
 NAMES = registry.names("cache.policy")
+LEARNING = [name for name in NAMES if registry.get("cache.policy", name).reads_text] + ["kvzip"]
 SMALL = {
     "snapkv": {"window": 4},
     "pyramidkv": {"window": 4},
@@ -24,6 +26,8 @@ SMALL = {
     "kivi": {"bits": 4, "group": 4, "residual": 64},
     "razorattention": {"window": 6, "compensate": False},
     "expected_attention": {"future": 8},
+    "kvzip": {"sinks": 2},
+    "kvzap": {"window": 4},
 }
 SIZES = (24, 10, 1, 1, 1, 5, 1)  # a prompt, a second piece, decoding, a short second turn, decoding
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "opt", "gpt_neox", "gpt2", "gpt_oss")
@@ -42,8 +46,13 @@ def models():
     return {name: build(configs[name]) for name in FAMILIES}
 
 
+def choosing_at_once(name):
+    """Whether a policy keeps as many tokens as it is asked for, by what it sees of a prompt and its layer alone."""
+    return registry.get("cache.policy", name).counts and not registry.get("cache.policy", name).rereads
+
+
 def with_policy(model, name, keep=0.4, **options):
-    own = SMALL.get(name, {})
+    own = {**SMALL.get(name, {}), **learned_of(model, name)}
     return sparity.cache(model, name, keep, **{"sinks": 2, "recent": 2, **own, **options})
 
 
@@ -78,6 +87,12 @@ def test_what_was_evicted_counts_as_if_it_were_masked(name, pads, models, monkey
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["adakv", "h2o"])
 def test_what_was_evicted_counts_as_if_it_were_masked_in_every_family(family, name, models, monkeypatch):
+    check_masked(models[family], name, (0, 7), monkeypatch)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "opt", "gpt_neox"])
+@pytest.mark.parametrize("name", LEARNING)
+def test_what_was_evicted_by_what_was_learned_counts_as_if_it_were_masked(family, name, models, monkeypatch):
     check_masked(models[family], name, (0, 7), monkeypatch)
 
 
@@ -128,7 +143,7 @@ def test_quest_reads_the_pages_it_chose_and_holds_everything(models, monkeypatch
         assert torch.equal(mask[..., : keys.shape[2]], expected)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if registry.get("cache.policy", name).counts])
+@pytest.mark.parametrize("name", [name for name in NAMES if choosing_at_once(name)])
 def test_a_prompt_leaves_what_select_cache_keeps(name, models):
     model, calls = models["llama"], calls_of((0, 0), 30)
     seen, dense = {}, called(model, calls)
@@ -151,6 +166,9 @@ def test_a_prompt_leaves_what_select_cache_keeps(name, models):
         extra = {}
         if name == "criticalkv":
             extra["output_weight"] = module.o_proj.weight.T.reshape(4, 8, 32)
+        if "hidden" in layer.run.policy.told:
+            extra["hidden"] = named["hidden_states"].detach()
+        extra |= layer.run.learned[index]
         fields = registry.get("cache.policy", name).__dataclass_fields__
         extra |= {key: count for key, count in (("sinks", first), ("recent", last)) if key not in fields or count}
         own = SMALL.get(name, {})

@@ -3,23 +3,25 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from inspect import signature
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparity.dynamic.cache.attending import attention
-from sparity.dynamic.cache.heads import retrieval_heads
+from sparity.dynamic.cache.converting import before_call, layers_of
 from sparity.dynamic.cache.layer import PolicyLayer
-from sparity.dynamic.cache.policies.razorattention import RazorAttention
+from sparity.dynamic.cache.learned import Learned, Sizes, Study, key_sites, misfit
+from sparity.dynamic.cache.policies.base import Policy
+from sparity.dynamic.cache.rereading import read_again
 from sparity.dynamic.cache.roles import Roles, roles, shares_of
 from sparity.dynamic.cache.run import Run, rotary_of
 from sparity.errors import InvalidInput, UnsupportedModel, wrong_input
 from sparity.models import Decoder
+from sparity.models.attached_runtime import input_sites
 
 PREFIX = "sparity_cache_"  # before the name of the attention that runs where nothing was evicted
 RUN = "sparity_cache_run"  # of a model at whose attention a policy is at work
@@ -40,6 +42,7 @@ def cache(
     every: int = 1,
     decode: bool | None = None,
     exact: bool = True,
+    learned: Learned | None = None,
     **options: Any,
 ) -> Iterator[Any]:
     """A model that keeps part of its key-value cache within the context, and is what it was afterwards.
@@ -62,6 +65,7 @@ def cache(
         decode: whether tokens are evicted while decoding; None = if the policy was made to.
         exact: whether a layer that holds and reads everything runs the model's own attention; False = new tokens run
             compiled attention where there is any, which is faster and differs in rounding.
+        learned: what `sparity.calibrate_cache` found of this model, for policies that learn from text.
         options: the policy's.
 
     A prompt, and every later call that adds at least as many tokens as the policy observes, is read whole and evicted
@@ -95,22 +99,32 @@ def cache(
         every=every,
         decode=decode,
         exact=exact,
+        learned=learned,
     ) as attached:
         yield attached
 
 
-def _prepared(model: Any, policy: Any, keep: Any, options: Mapping[str, Any], *, exact: bool, **asked: Any) -> Any:
+def _prepared(
+    model: Any,
+    policy: Any,
+    keep: Any,
+    options: Mapping[str, Any],
+    *,
+    exact: bool,
+    learned: Learned | None,
+    **asked: Any,
+) -> Any:
     if options and not isinstance(policy, str):
         raise InvalidInput("give the policy's options by name, or with it as {name: options}, not both")
     policy = {policy: dict(options)} if isinstance(policy, str) else policy
-    return attached(model, run_of(model, roles(policy, keep, **asked), exact=exact, **asked))
+    return attached(model, run_of(model, roles(policy, keep, **asked), None, learned, exact=exact, **asked))
 
 
 def run_of(
     model: Any,
     found: Roles,
     keep: Sequence[float] | None = None,
-    retrieval: Sequence[Tensor] | None = None,
+    learned: Learned | None = None,
     *,
     sinks: int,
     recent: int,
@@ -125,7 +139,7 @@ def run_of(
         model: that it is of.
         found: the request.
         keep: each layer's share, where they differ.
-        retrieval: each layer's retrieval heads, bool `[kv_heads]`; None = they are found where the policy asks.
+        learned: what the policy is to know of each layer; None = it is found, where that needs no text.
         sinks: and all others, see `cache`.
         recent: see there.
         every: see there.
@@ -133,13 +147,15 @@ def run_of(
         exact: see there.
 
     Raises:
+        InvalidInput: what is learned is missing, or of another model or policy.
         UnsupportedModel: the policy needs to know of the model what it does not say.
     """
     policy = found.policy
     keep = shares_of(found, model.config.get_text_config(decoder=True).num_hidden_layers) if keep is None else keep
     decode = policy.evicts_while_decoding if decode is None else decode
-    if retrieval is None and isinstance(policy, RazorAttention):
-        retrieval = retrieval_heads(Decoder.open(model), policy, list(layers_of(model)))
+    if learned is None and policy.learns and not policy.reads_text:
+        learned = policy.learn(Study(Decoder.open(model), list(layers_of(model))))
+    check_learned(policy, learned or [{} for _ in keep], model.config.get_text_config(decoder=True))
     return Run(
         policy,
         keep,
@@ -151,9 +167,28 @@ def run_of(
         found.codec,
         found.reader,
         found.read_keep,
-        retrieval,
+        learned or [{} for _ in keep],
         exact,
     )
+
+
+def check_learned(policy: Policy, learned: Learned, config: Any) -> None:
+    """Refuse what does not fit a policy or a model; raises `InvalidInput`."""
+    sizes = Sizes.of(config)
+    if policy.reads_text and not any(learned):
+        raise InvalidInput(
+            f"{policy.name} learns from text: give learned=sparity.calibrate_cache(model, ids, policy={policy.name!r})"
+            ", or run it as a recipe's stage with calibration text"
+        )
+    if len(learned) != int(config.num_hidden_layers):
+        raise InvalidInput(f"`learned` is of {len(learned)} blocks, and the model has {config.num_hidden_layers}")
+    for index, each in enumerate(learned):
+        if {*each} != policy.learns:
+            had, wanted = ", ".join(sorted(each)) or "nothing", ", ".join(sorted(policy.learns)) or "nothing"
+            raise InvalidInput(f"{policy.name} is to know {wanted} of each block, and `learned` holds {had}")
+        for name, tensor in each.items():
+            if wrong := misfit(name, tensor, sizes):
+                raise InvalidInput(f"`learned`, block {index}: {name} is {wrong}: of another model?")
 
 
 @contextmanager
@@ -173,9 +208,14 @@ def attached(model: Any, run: Run) -> Iterator[Any]:
         _switch(model, PREFIX + before)
         closing.callback(_switch, model, before)
         for module in {id(each): each for each in (model, base)}.values():
-            handle = module.register_forward_pre_hook(partial(_convert, model, run), with_kwargs=True)
+            handle = module.register_forward_pre_hook(partial(before_call, model, run), with_kwargs=True)
             closing.callback(handle.remove)
+            if run.policy.rereads:
+                closing.callback(module.register_forward_hook(partial(read_again, run), with_kwargs=True).remove)
         closing.callback(base.register_forward_hook(_check_read, with_kwargs=True).remove)
+        if "hidden" in run.policy.told:
+            for index, site in enumerate(key_sites(input_sites(model))):
+                closing.enter_context(site.watch(partial(run.hidden.__setitem__, index)))
         yield model
 
 
@@ -199,12 +239,6 @@ def check_model(model: Any) -> None:
         )
 
 
-def layers_of(model: Any) -> Sequence[bool]:
-    """Of each layer whether its cache holds the whole text, so that a policy can choose from it."""
-    made = DynamicCache(config=model.config.get_text_config(decoder=True))
-    return [type(layer) is DynamicLayer for layer in made.layers]
-
-
 def _switch(model: Any, name: str) -> None:
     """Let a model attend by the implementation of a name, which is registered first if it is one of ours."""
     if name.startswith(PREFIX):
@@ -212,47 +246,6 @@ def _switch(model: Any, name: str) -> None:
         AttentionInterface.register(name, partial(attention, before))
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
     model.set_attn_implementation(name)
-
-
-def _convert(model: Any, run: Run, module: nn.Module, arguments: Any, named: dict[str, Any]) -> Any:
-    """Before a call: its cache gets layers with the policy."""
-    if len(arguments) > 1:  # a cache may be given by its place
-        named = {**signature(module.forward).bind_partial(*arguments).arguments, **named}
-        arguments = ()
-    given = named.get("past_key_values")
-    if given is None:
-        wanted = named.get("use_cache")
-        if not (getattr(model.config, "use_cache", True) if wanted is None else wanted) or _without_cache(module):
-            return None
-        given = DynamicCache(config=model.config.get_text_config(decoder=True))
-    convert(given, run, len(layers_of(model)))
-    return arguments, {**named, "past_key_values": given}
-
-
-def _without_cache(module: Any) -> bool:
-    return bool(getattr(module, "gradient_checkpointing", False) and module.training)
-
-
-def convert(given: Any, run: Run, layers: int) -> None:
-    """Give a cache's ordinary layers the policy, in place; one that has it stays.
-
-    Raises:
-        InvalidInput: a cache of another kind, or of another run.
-    """
-    if type(given) is not DynamicCache or given.offloading:
-        kind = "an offloaded cache" if getattr(given, "offloading", False) else f"a {type(given).__name__}"
-        raise InvalidInput(
-            f"a policy works in transformers' DynamicCache, not in {kind}: leave `cache_implementation` out"
-        )
-    if given.layer_class_to_replicate is DynamicLayer:
-        given.layers += [DynamicLayer() for _ in range(layers - len(given.layers))]
-    for index, layer in enumerate(given.layers):
-        if isinstance(layer, PolicyLayer):
-            if layer.run is not run and (layer.length or layer.run.open):
-                raise InvalidInput("this cache was filled under another policy: begin with an empty one")
-            layer.run = run
-        elif isinstance(layer, DynamicLayer) and type(layer).__name__ in ("DynamicLayer", "GrowingLayer"):
-            given.layers[index] = PolicyLayer.of(layer, run, index)
 
 
 def _check_read(module: nn.Module, arguments: Any, named: dict[str, Any], output: Any) -> None:

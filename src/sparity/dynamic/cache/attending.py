@@ -51,5 +51,8 @@ def attention(
         if layer.run.rounds(layer.length) and not any(named.get(name) is not None for name in REFUSED):
             read = attend_in_place(query, store, sight, scale, softcap=cap, s_aux=named.get("s_aux"))
         found = own() if read is None else (read, None)
-    layer.read(module, query, sight, scale, cap)
+    if layer.run.reading is not None:
+        layer.run.reading.see(layer, module, query, scale, cap)
+    else:
+        layer.read(module, query, sight, scale, cap)
     return found

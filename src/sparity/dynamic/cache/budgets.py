@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, layers_of, run_of
+from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, run_of
+from sparity.dynamic.cache.converting import layers_of
 from sparity.dynamic.cache.policies.base import Policy
 from sparity.dynamic.cache.roles import Spec, roles
 from sparity.errors import InvalidInput, wrong_input

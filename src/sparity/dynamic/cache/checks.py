@@ -37,3 +37,12 @@ def check_heads(queries: Tensor, keys: Tensor) -> None:
         )
     if queries.shape[2] > keys.shape[2]:
         raise InvalidInput(f"there are {queries.shape[2]} queries and only {keys.shape[2]} keys")
+
+
+def check_right(real: Tensor) -> None:
+    """Refuse padding on the right, bool `[rows, tokens]`; raises `InvalidInput`."""
+    if not bool(real[:, -1].all()):
+        raise InvalidInput(
+            "padding on the right: the last token of every row must be a real one where tokens are evicted or "
+            'quantised; pad on the left (tokenizer.padding_side = "left")'
+        )

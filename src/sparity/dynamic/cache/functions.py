@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.dynamic.cache.checks import check_heads, check_states
+from sparity.dynamic.cache.learned import WORDS, Sizes, misfit
 from sparity.dynamic.cache.policies.base import Policy
 from sparity.dynamic.cache.seen import Seen
 from sparity.errors import InvalidInput, wrong_input
@@ -29,7 +30,8 @@ def select_cache(queries: Tensor, keys: Tensor, values: Tensor, *, policy: str, 
         options: the policy's, and `sinks` and `recent` (tokens at the start and at the end that stay, and that `keep`
             counts; the policy's own by default), `scaling` (of logits; default `width ** -0.5`), `softcap`, and
             `output_weight` (`[heads, value_width, hidden]`, for policies that weigh values by what they do) and
-            `retrieval` (bool `[kv_heads]`, for policies of heads that keep everything).
+            `hidden` (`[batch, new, hidden]`, what the projection of keys read), and what a policy learns of a model
+            beforehand (`sparity.calibrate_cache`): `retrieval`, `gate`, `centres`, `spans`.
 
     Returns:
         bool `[batch, kv_heads, tokens]`, True where a token stays. Query heads that share keys choose once.
@@ -157,7 +159,7 @@ def _read(
     own = {field.name for field in dataclasses.fields(registry.get(KIND, name))}
     common = {
         key: options[key]
-        for key in ("sinks", "recent", "scaling", "softcap", "output_weight", "retrieval")
+        for key in ("sinks", "recent", "scaling", "softcap", "output_weight", "hidden", *WORDS)
         if key in options and key not in own
     }
     built = policy_of({name: {key: value for key, value in options.items() if key not in common}})
@@ -169,13 +171,19 @@ def _read(
     wanted = (queries.shape[1], values.shape[-1])
     if weight is not None and (not isinstance(weight, Tensor) or weight.ndim != 3 or weight.shape[:2] != wanted):
         raise InvalidInput(f"output_weight must be [heads, value_width, hidden] = [{wanted[0]}, {wanted[1]}, hidden]")
-    retrieval = common.get("retrieval")
-    if retrieval is not None and (
-        not isinstance(retrieval, Tensor) or retrieval.dtype != torch.bool or retrieval.shape != keys.shape[1:2]
-    ):
-        raise InvalidInput(
-            f"retrieval must be bool [kv_heads] = [{keys.shape[1]}], True for heads that keep everything"
-        )
+    hidden, learned = common.get("hidden"), {key: common[key] for key in WORDS if common.get(key) is not None}
+    read = (queries.shape[0], queries.shape[2])
+    if hidden is not None and (not isinstance(hidden, Tensor) or hidden.ndim != 3 or hidden.shape[:2] != read):
+        raise InvalidInput(f"hidden must be [batch, new, hidden] = [{read[0]}, {read[1]}, hidden]")
+    if missing := built.learns - {*learned} - {"retrieval"}:
+        first = min(missing)
+        raise InvalidInput(f"{built.name} needs {first}: {WORDS[first]}, as sparity.calibrate_cache finds it")
+    if "hidden" in built.told and hidden is None:
+        raise InvalidInput(f"{built.name} reads hidden states: give hidden=[batch, new, hidden], with the queries")
+    sizes = Sizes(queries.shape[1], keys.shape[1], keys.shape[-1], 0 if hidden is None else hidden.shape[-1])
+    for key, tensor in learned.items():
+        if wrong := misfit(key, tensor, sizes):
+            raise InvalidInput(f"{key} must be {WORDS[key]}; it is {wrong}")
     seen = Seen(
         queries.detach(),
         keys.detach(),
@@ -183,6 +191,7 @@ def _read(
         queries.shape[-1] ** -0.5 if scaling is None else float(scaling),
         common.get("softcap"),
         output_weight=weight,
-        retrieval=retrieval,
+        learned=learned,
+        hidden=hidden,
     )
     return built, common.get("sinks"), common.get("recent"), seen

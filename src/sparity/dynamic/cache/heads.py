@@ -1,31 +1,24 @@
 """Which heads of a model look far back: found on random tokens that are repeated (arXiv:2407.15891)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from sparity.calibration import walk
-from sparity.dynamic.cache.own_attention import own_attention
-from sparity.dynamic.cache.policies.razorattention import RazorAttention
 from sparity.dynamic.cache.seen import Seen
+from sparity.dynamic.cache.watching import watched
 from sparity.errors import InvalidInput
 from sparity.models import Decoder
 
-PREFIX = "sparity_watched_"  # before the name of the attention that is watched
 
-
-def retrieval_heads(decoder: Decoder, policy: RazorAttention, whole: list[bool]) -> list[Tensor]:
+def retrieval_heads(decoder: Decoder, policy: Any, whole: Sequence[bool]) -> list[Tensor]:
     """Of each block which KV heads are retrieval heads, bool `[kv_heads]`; none of blocks that do not see everything.
 
     Args:
         decoder: the model.
-        policy: how they are found.
+        policy: how they are found, a `RazorAttention`.
         whole: of each block whether it sees the whole text.
 
     Raises:
@@ -33,11 +26,11 @@ def retrieval_heads(decoder: Decoder, policy: RazorAttention, whole: list[bool])
     """
     echo, induction, groups = head_scores(decoder, policy)
     counted = torch.tensor(whole)
-    chosen = _highest(echo, counted, policy.echo) | _highest(induction, counted, policy.induction)
+    chosen = highest_heads(echo, counted, policy.echo) | highest_heads(induction, counted, policy.induction)
     return [row.view(-1, group).any(-1) for row, group in zip(chosen, groups, strict=True)]
 
 
-def head_scores(decoder: Decoder, policy: RazorAttention) -> tuple[Tensor, Tensor, list[int]]:
+def head_scores(decoder: Decoder, policy: Any) -> tuple[Tensor, Tensor, list[int]]:
     """Echo and induction of every query head, float32 `[blocks, heads]`, and how many of a block's share keys.
 
     The mean over the tokens of all repetitions but the first of what a head pays to earlier copies of its token, and
@@ -49,7 +42,8 @@ def head_scores(decoder: Decoder, policy: RazorAttention) -> tuple[Tensor, Tenso
     ids = repeated_tokens(decoder.config, policy)
     found, groups = list[Tensor](), list[int]()
 
-    def watch(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> None:
+    def watch(module: nn.Module, states: tuple[Tensor, Tensor, Tensor], scaling: float, softcap: float | None) -> None:
+        query, key = states[:2]
         groups.append(query.shape[1] // key.shape[1])
         found.append(paid_back(Seen(query, key, key, scaling, softcap), ids.shape[1] // policy.repeats))
 
@@ -76,7 +70,7 @@ def paid_back(seen: Seen, period: int) -> Tensor:
     return (total / (tokens - period)).float()
 
 
-def repeated_tokens(config: Any, policy: RazorAttention) -> Tensor:
+def repeated_tokens(config: Any, policy: Any) -> Tensor:
     """Different random tokens, repeated, int64 `[1, tokens * repeats]`, as many as fit the model.
 
     Raises:
@@ -93,29 +87,7 @@ def repeated_tokens(config: Any, policy: RazorAttention) -> Tensor:
     return drawn.repeat(policy.repeats)[None]
 
 
-@contextmanager
-def watched(model: Any, watch: Callable[[Tensor, Tensor, float, float | None], None]) -> Iterator[None]:
-    """Tell `watch` the queries, keys, scaling and bound of logits of every call of attention."""
-    before = model.config._attn_implementation
-    name = PREFIX + before
-    AttentionInterface.register(name, partial(_watched, watch, before))
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def _watched(
-    watch: Any, before: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **named: Any
-) -> Any:
-    scaling = named.get("scaling")
-    watch(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, named.get("softcap"))
-    return own_attention(before, module)(module, query, key, value, mask, **named)
-
-
-def _highest(scores: Tensor, counted: Tensor, share: float) -> Tensor:
+def highest_heads(scores: Tensor, counted: Tensor, share: float) -> Tensor:
     """The highest share of all heads of the blocks that count, bool `[blocks, heads]`; at least one of them if any."""
     order = scores.masked_fill(~counted[:, None], -torch.inf)
     many = int(counted.sum()) * scores.shape[1]

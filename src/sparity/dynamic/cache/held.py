@@ -1,6 +1,7 @@
 """What a policy is shown of a layer, row by row without padding, and what its choice means for the slots."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ class Known:
     softcap: float | None
     output_weight: Tensor | None
     rotary: Rotary | None
-    retrieval: Tensor | None = None
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+    hidden: Tensor | None = None
 
 
 def rows_apart(store: Holding, real: Tensor) -> list[list[int]]:
@@ -78,18 +80,22 @@ class Held:
             mass,
             known.output_weight,
             known.rotary,
-            known.retrieval,
+            known.learned,
             int(self.real.sum()),
+            None if known.hidden is None else known.hidden[rows][:, query.shape[2] - new :],
         )
 
     def accumulate(self, policy: Policy) -> None:
         """Add what the new queries paid, once."""
         mass = policy.score(self.seen)
-        self.seen = replace(self.seen, mass=mass, queries=self.seen.queries[:, :, :0])
+        self.seen = replace(self.seen, mass=mass, queries=self.seen.queries[:, :, :0], hidden=None)
         for number, row in enumerate(self.rows):
-            full = torch.zeros(self.held.shape[1:], device=mass.device)
-            full[self.held[number].to(mass.device)] = mass[number].flatten()
-            self.store.set_mass(row, full)
+            full = mass[number]
+            if self.absent is None:
+                full = torch.zeros(self.held.shape[1:], device=mass.device)
+                full[self.held[number].to(mass.device)] = mass[number].flatten()
+            lengths = self.store.lengths[row * self.store.heads :][: self.store.heads]
+            self.store.set_mass(row, [each[len(each) - int(own) :] for each, own in zip(full, lengths, strict=True)])
 
     def kept(self, policy: Policy, budget: int, protected: tuple[int, int]) -> list[Tensor]:
         """The slots that stay, bool `[slots]` of each head of each row, on the CPU; padding goes.

@@ -1,11 +1,13 @@
 """One layer of a cache whose tokens a policy chooses; transformers sees the length of the text, not what is held."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from sparity.dynamic.cache.checks import check_right
 from sparity.dynamic.cache.held import Held, Known, rows_apart
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.quantised_store import QuantisedStore
@@ -145,30 +147,33 @@ class PolicyLayer(CacheLayerMixin):
         decoding = new < self.run.least and self.length > new
         self.decoded += new if decoding else 0
         self._evict(module, query, sight, scaling, softcap, decoding)
-        if not decoding:
+        if not decoding and self.run.pending is None:
             self._quantise(sight, self.length)
 
     def _evict(
         self, module: nn.Module, query: Tensor, sight: Sight, scaling: float, softcap: float | None, decoding: bool
     ) -> None:
         """See `read`."""
-        policy, store = self.run.policy, self.store
+        policy, store, scored = self.run.policy, self.store, self.run.policy.scores_all
         assert store is not None, "attention follows an update"
         due = not decoding or (self.run.decode and self.decoded >= self.run.every)
-        if not due and not policy.accumulates:
+        if not due and not scored:
             return
         real = sight.real()
         budgets = [self.run.budget(self.index, int(count)) for count in real.sum(1)]
         due = due and self._exceeds(budgets, real)
         if due:
             check_right(real)
-        if not due and not policy.accumulates:
+        if due and policy.rereads:
+            self.run.pending = real
+        if policy.rereads or (not due and not scored):
             return
-        weight = output_weight_of(module, query.shape[1]) if "output_weight" in policy.told else None
-        masks, heads = [], None if self.run.retrieval is None else self.run.retrieval[self.index]
+        weight, masks = output_weight_of(module, query.shape[1]) if "output_weight" in policy.told else None, []
+        hidden = self.run.hidden_of(self.index, query)
+        known = Known(scaling, softcap, weight, self.run.rotary, self.run.learned[self.index], hidden)
         for rows in rows_apart(store, real):
-            held = Held(store, rows, real, query, Known(scaling, softcap, weight, self.run.rotary, heads))
-            if policy.accumulates:
+            held = Held(store, rows, real, query, known)
+            if scored:
                 held.accumulate(policy)
             if due:
                 masks += held.kept(policy, budgets[rows[0]], self.run.protected(budgets[rows[0]]))
@@ -176,8 +181,13 @@ class PolicyLayer(CacheLayerMixin):
             if policy.merges:
                 assert isinstance(store, Store), "what is merged is stored as it is"
                 masks = store.merge(masks, real)
-            store.keep(masks)
-            self.evicted_at, self.decoded, self.partial = self.length, 0, True
+            self.keep(masks)
+
+    def keep(self, masks: Sequence[Tensor]) -> None:
+        """Keep of every head, row by row, the slots that its mask `[slots]` names; the rest is evicted."""
+        assert self.store is not None, "tokens are held"
+        self.store.keep(masks)
+        self.evicted_at, self.decoded, self.partial = self.length, 0, True
 
     def _quantise(self, sight: Sight, length: int) -> None:
         """Quantise what is no longer among the last tokens of a text of `length`, without padding."""
@@ -196,6 +206,8 @@ class PolicyLayer(CacheLayerMixin):
         None = everything is read: of several new tokens, of the first layers, and of what fits.
         """
         store, reader, new = self.store, self.run.reader, query.shape[2]
+        if self.run.reading is not None:
+            return None
         self._quantise(sight, self.length - new)
         if reader is None or self.run.whole or new > 1 or not isinstance(store, PagedStore | QuantisedStore):
             return None
@@ -283,12 +295,3 @@ class PolicyLayer(CacheLayerMixin):
         if not self.partial:  # padding is held too
             held = real.sum(1) * self.store.heads
         return any(int(count) > budget * self.store.heads for count, budget in zip(held, budgets, strict=True))
-
-
-def check_right(real: Tensor) -> None:
-    """Refuse padding on the right, bool `[rows, tokens]`; raises `InvalidInput`."""
-    if not bool(real[:, -1].all()):
-        raise InvalidInput(
-            "padding on the right: the last token of every row must be a real one where tokens are evicted or "
-            'quantised; pad on the left (tokenizer.padding_side = "left")'
-        )

@@ -170,13 +170,13 @@ class QuantisedStore:
             return None
         return torch.cat([self.packed.buffers["mass"][self.packed.cut(row, head)], recent])
 
-    def set_mass(self, row: int, mass: Tensor) -> None:
+    def set_mass(self, row: int, mass: Tensor | Sequence[Tensor]) -> None:
         """See `Holding`."""
         for head in range(self.heads):
             cut = self.packed.cut(row, head)
             many = cut.stop - cut.start
-            self.packed.writable("mass")[cut] = mass[head, :many]
-            self.recent.writable("mass")[self.recent.cut(row, head)] = mass[head, many:]
+            self.packed.writable("mass")[cut] = mass[head][:many]
+            self.recent.writable("mass")[self.recent.cut(row, head)] = mass[head][many:]
 
     def keep(self, masks: Sequence[Tensor]) -> None:
         """See `Holding`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparity.dynamic.cache.learned import Learned
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.policies.base import Policy, kept_of
 from sparity.dynamic.cache.policies.kivi import Kivi
@@ -34,9 +35,12 @@ class Run:
         codec: how what stays is stored; None = as it is.
         reader: which pages of it a query reads; None = everything.
         read_keep: the share of the text's tokens that it reads, or their number.
-        retrieval: of each layer the heads that look far back, bool `[kv_heads]`; None = unknown.
+        learned: what was found of each layer before, by name.
         exact: whether a layer that holds and reads everything gives the bits of the model's own attention.
         open: whether the model's attention still knows the cache.
+        hidden: layer -> what its projection of keys reads in the present call, `[tokens, hidden]`, if the policy asks.
+        pending: a prompt waits to be read again: bool `[rows, tokens]`, what of it is no padding.
+        reading: what is read again at present.
         whole: whether single tokens read everything that is held, whatever the reader chooses.
     """
 
@@ -50,10 +54,13 @@ class Run:
     codec: Kivi | None = None
     reader: Quest | None = None
     read_keep: float = 1.0
-    retrieval: Sequence[Tensor] | None = None
+    learned: Learned = ()
     exact: bool = True
     open: bool = field(default=True)
     whole: bool = False
+    pending: Tensor | None = None
+    reading: Any = None
+    hidden: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @contextmanager
     def dense(self) -> Iterator[None]:
@@ -66,6 +73,11 @@ class Run:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Run":
         return self  # copies of a cache belong to the same model
+
+    def hidden_of(self, layer: int, query: Tensor) -> Tensor | None:
+        """What a layer's projection of keys read for `query` [rows, heads, new, width]: `[rows, new, hidden]`."""
+        found = self.hidden.pop(layer, None)
+        return None if found is None else found.reshape(query.shape[0], query.shape[2], -1)
 
     def rounds(self, length: int) -> bool:
         """Whether attention to all of a text may differ in rounding from the model's own.
@@ -99,7 +111,7 @@ class Run:
 
     def store_of(self, keys: Tensor, values: Tensor, first: int, layer: int) -> Holding:
         """What holds a layer's tokens; see `Store`."""
-        mass = self.policy.accumulates
+        mass = self.policy.scores_all
         if self.codec is not None:
             codec = self.codec
             return QuantisedStore(keys, values, first, mass, codec.bits, codec.group, codec.residual)

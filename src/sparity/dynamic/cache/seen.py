@@ -1,7 +1,7 @@
 """What a policy sees of one layer, and the attention that the last queries pay in it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -29,8 +29,9 @@ class Seen:
         mass: float32 `[batch, kv_heads, tokens]`, what the policy accumulated before these queries; 0 for new tokens.
         output_weight: `[heads, value_width, hidden]`, each head's part of the output projection; None = unknown.
         rotary: how positions turn queries and keys; None = they do not, or it is not known.
-        retrieval: bool `[kv_heads]`, heads that look far back; None = unknown.
+        learned: what was found of the model before, by name (`learned.py`).
         length: tokens of the text so far, those included that are gone; the last query's position is one less.
+        hidden: `[batch, new, hidden]`, what the projection of keys read for these queries' tokens; None = unknown.
     """
 
     queries: Tensor
@@ -42,8 +43,14 @@ class Seen:
     mass: Tensor | None = None
     output_weight: Tensor | None = None
     rotary: Rotary | None = None
-    retrieval: Tensor | None = None
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
     length: int | None = None
+    hidden: Tensor | None = None
+
+    @property
+    def retrieval(self) -> Tensor | None:
+        """bool `[kv_heads]`, heads that look far back; None = unknown."""
+        return self.learned.get("retrieval")
 
     @property
     def tokens(self) -> int:

@@ -3,7 +3,8 @@
 Weights stay; what is saved beside them is how much of the text each block's cache keeps.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, ClassVar
 
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 from sparity.calibration.evidence import BlockEvidence
 from sparity.checkpoints.runtime_data import AGAIN
-from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, layers_of, run_of
-from sparity.dynamic.cache.heads import retrieval_heads
-from sparity.dynamic.cache.policies.razorattention import RazorAttention
+from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, run_of
+from sparity.dynamic.cache.converting import layers_of
+from sparity.dynamic.cache.learned import KEYS, Learned, Sizes, Study, key_sites, misfit, shape_of
 from sparity.dynamic.cache.roles import Roles, roles, shares_of
 from sparity.dynamic.cache.run import rotary_of
 from sparity.errors import CorruptFile, InvalidInput
@@ -25,8 +26,6 @@ from sparity.sections import Number, Spec, Whole
 from sparity.stages import Change, Decision, Needs, RuntimeStage
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
 from sparity.stages.kinds import RuntimeFit
-
-KEYS = ("k", "qkv")  # roles of the projection of keys
 
 
 @register("stage", "cache")
@@ -93,13 +92,28 @@ class CacheStage(RuntimeStage):
         return super().relies_on | {"tokens"}
 
     def needs(self) -> Needs:
-        """Nothing is read."""
-        return Needs()
+        """Nothing is read, but what a policy learns from text."""
+        return Needs(text=self.refines)
+
+    @property
+    def refines(self) -> bool:
+        """See `RuntimeStage.refines`."""
+        return self.asked.policy.reads_text
+
+    def refine(
+        self, model: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor], tokens: Tensor
+    ) -> Mapping[str, Tensor]:
+        """See `RuntimeStage.refine`: with what the policy learns, `KEY.NAME` of every block."""
+        study = Study(Decoder.open(model), list(layers_of(model)), tokens)
+        names = [_key_projection([site]).name for site in key_sites(sites)]
+        found = self.asked.policy.learn(study)
+        more = ((f"{key}.{name}", each[name]) for key, each in zip(names, found, strict=True) for name in each)
+        return {**data, **{name: tensor.contiguous() for name, tensor in more}}
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
         """What each block's cache keeps: `{"keep": {key projection: share or number}}`, 1 behind a sliding window.
 
-        For policies that ask also `{"retrieval": {key projection: [KV head: 0 or 1]}}`.
+        What a policy learns without text also, `{"retrieval": {key projection: [KV head: 0 or 1]}}`.
         """
         found = self.asked
         check_model(model.skeleton)
@@ -108,36 +122,40 @@ class CacheStage(RuntimeStage):
         names = [_key_projection(model.sites(index)).name for index in range(len(model))]
         shares = zip(names, shares_of(found, len(model)), whole, strict=True)
         decision = {"keep": {name: keep if sees else 1.0 for name, keep, sees in shares}}
-        if not isinstance(found.policy, RazorAttention):
+        if found.policy.reads_text or not found.policy.learns:
             return decision
-        heads = retrieval_heads(model, found.policy, whole)
-        return decision | {"retrieval": {name: each.int().tolist() for name, each in zip(names, heads, strict=True)}}
+        learned = dict(zip(names, found.policy.learn(Study(model, whole)), strict=True))
+        return decision | {
+            kind: {name: (each[kind] * 1).tolist() for name, each in learned.items()}
+            for kind in sorted(found.policy.learns)
+        }
 
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
-        """`KEY.keep`, float64 `[]`, and where the policy asks `KEY.retrieval`, bool `[kv_heads]`; weights stay."""
+        """`KEY.keep`, float64 `[]`, and what the policy learns without text, `KEY.NAME`; weights stay."""
         name = _key_projection(evidence.block.sites).name
         keep = torch.tensor(float(decision["keep"][name]), dtype=torch.float64)
         changes = (Change.of(self.name, each, evidence.block.index) for each in evidence.block.projections)
         tensors = {f"{name}.keep": keep}
-        if "retrieval" in decision:
-            tensors[f"{name}.retrieval"] = torch.tensor(decision["retrieval"][name], dtype=torch.bool)
+        for kind in decision.keys() - {"keep"}:
+            dtype = torch.bool if kind == "retrieval" else torch.float32
+            tensors[f"{name}.{kind}"] = torch.tensor(decision[kind][name], dtype=dtype)
         return RuntimeFit(tensors, tuple(changes))
 
     def attach(self, module: nn.Module, sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> Any:
         """See `RuntimeStage.attach`; a block alone has no cache."""
         if not hasattr(module, "config") or not hasattr(module, "base_model"):
             return nullcontext()
-        heads = _heads_of(sites, data, module) if "retrieval" in self.asked.policy.told else None
-        keep = {name: tensor for name, tensor in data.items() if heads is None or not name.endswith(".retrieval")}
-        return self._attached(module, _keep_of(sites, keep), heads)
+        learns = self.asked.policy.learns
+        keep = {name: tensor for name, tensor in data.items() if name.rpartition(".")[2] not in learns}
+        return self._attached(module, _keep_of(sites, keep), _learned_of(sites, data, module, learns))
 
     @contextmanager
-    def _attached(self, model: Any, keep: Sequence[float], heads: Sequence[Tensor] | None) -> Iterator[None]:
+    def _attached(self, model: Any, keep: Sequence[float], learned: Learned) -> Iterator[None]:
         found = run_of(
             model,
             self.asked,
             keep,
-            heads,
+            learned,
             sinks=self.sinks,
             recent=self.recent,
             every=self.every,
@@ -155,7 +173,10 @@ class CacheStage(RuntimeStage):
                 rows, columns = projection.weight.shape
                 shape = (rows, columns)
                 changes.append(Change(self.name, projection.name, projection.role, index, shape, shape, zeros=0.0))
-        return Estimate(changes=tuple(changes), runtime_bytes=8 * len(model))
+        sizes = Sizes.of(model.config)
+        shapes = [shape_of(name, sizes) for name in self.asked.policy.learns]
+        learned = sum(math.prod(shape) * (1 if len(shape) == 1 else 4) for shape in shapes)  # a bool, or float32
+        return Estimate(changes=tuple(changes), runtime_bytes=(8 + learned) * len(model))
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
         """Blocks whose recorded share is another than was asked for."""
@@ -195,19 +216,16 @@ def _keep_of(sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> list[flo
     return [float(data[name]) for name in names]
 
 
-def _heads_of(sites: Sequence[InputSite], data: Mapping[str, Tensor], model: Any) -> list[Tensor]:
-    """The retrieval heads of each block, in their order.
+def _learned_of(sites: Sequence[InputSite], data: Mapping[str, Tensor], model: Any, names: Set[str]) -> Learned:
+    """What the policy learned of each block, in their order.
 
     Raises:
         CorruptFile: the data does not fit the blocks.
     """
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    found = []
-    for name in [f"{each.name}.retrieval" for site in sites for each in site.projections if each.role in KEYS]:
-        kinds = data.get(name)
-        if kinds is None or kinds.dtype != torch.bool or kinds.shape != (heads,):
-            what = "missing" if kinds is None else f"{kinds.dtype} {list(kinds.shape)}"
-            raise CorruptFile(f"cache: {name} is {what}, not bool [{heads}]: of another model, or damaged; {AGAIN}")
-        found.append(kinds)
+    sizes, found = Sizes.of(model.config.get_text_config(decoder=True)), []
+    for key in (each.name for site in sites for each in site.projections if each.role in KEYS):
+        for name in sorted(names):
+            if wrong := "missing" if f"{key}.{name}" not in data else misfit(name, data[f"{key}.{name}"], sizes):
+                raise CorruptFile(f"cache: {key}.{name} is {wrong}: of another model, or damaged; {AGAIN}")
+        found.append({name: data[f"{key}.{name}"] for name in names})
     return found

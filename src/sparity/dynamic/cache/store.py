@@ -65,8 +65,8 @@ class Holding(Protocol):
         """What a policy accumulated of one head, `[tokens]`."""
 
     @abstractmethod
-    def set_mass(self, row: int, mass: Tensor) -> None:
-        """What a policy accumulated of a row whose heads hold the same number, `[heads, tokens]`."""
+    def set_mass(self, row: int, mass: Tensor | Sequence[Tensor]) -> None:
+        """What a policy accumulated of a row, `[tokens]` of each head."""
 
     @abstractmethod
     def keep(self, masks: Sequence[Tensor]) -> None:
@@ -187,7 +187,7 @@ class Store(Slots):
         """See `Holding`."""
         return self.buffers["mass"][self.cut(row, head)] if "mass" in self.buffers else None
 
-    def set_mass(self, row: int, mass: Tensor) -> None:
+    def set_mass(self, row: int, mass: Tensor | Sequence[Tensor]) -> None:
         """See `Holding`."""
         for head in range(self.heads):
             self.buffers["mass"][self.cut(row, head)] = mass[head]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sparity.dynamic.cache.attaching import RUN, layers_of
+from sparity.dynamic.cache.attaching import RUN
+from sparity.dynamic.cache.converting import layers_of
 from sparity.dynamic.cache.policies.keep_all import KeepAll
 from sparity.engine.decoding import model as decoding
 from sparity.engine.modules.skips import tokens_of

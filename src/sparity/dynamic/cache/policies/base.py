@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sparity.dynamic.cache.learned import Learned, Study
 from sparity.dynamic.cache.seen import Seen
 
 ROUNDING = 1e-9  # of a share of a whole number
@@ -17,6 +18,10 @@ class Policy(ABC):
     Attributes:
         ragged: heads of one layer may keep different numbers of tokens.
         accumulates: scores of one call are the `mass` that the next one begins with, so every call is scored.
+        remembers: a token's score is found when it is new and kept with it, as its `mass`.
+        rereads: after a prompt the model reads it again, and its scores are found then.
+        learns: what must be known of the model before, of `retrieval`, `gate`, `centres` and `spans` (`learned.py`).
+        reads_text: that is found on text.
         evicts_while_decoding: it was made to evict at every token; others evict when a prompt has been read.
         counts: it keeps exactly the tokens that it is asked for; those that do not are controls or keep whole pages.
         drops: tokens that it does not keep are gone; one that does not drop only chooses which pages are read.
@@ -26,6 +31,10 @@ class Policy(ABC):
     name: ClassVar[str]
     ragged: ClassVar[bool] = False
     accumulates: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    rereads: ClassVar[bool] = False
+    learns: ClassVar[frozenset[str]] = frozenset()
+    reads_text: ClassVar[bool] = False
     evicts_while_decoding: ClassVar[bool] = False
     counts: ClassVar[bool] = True
     drops: ClassVar[bool] = True
@@ -38,7 +47,7 @@ class Policy(ABC):
 
     @property
     def told(self) -> frozenset[str]:
-        """What it is to be told of a layer in a run, of `output_weight`, `rotary` and `retrieval`."""
+        """What it is to be told of a layer in a run, of `output_weight`, `rotary` and `hidden`."""
         return frozenset()
 
     @property
@@ -75,6 +84,23 @@ class Policy(ABC):
             layers: that the model has.
         """
         return kept_of(tokens, keep)
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether the tokens of every call are scored, and scores held with them."""
+        return self.accumulates or self.remembers
+
+    def learn(self, study: Study) -> Learned:
+        """What it `learns`, of each block by name.
+
+        Args:
+            study: the model, and text where it `reads_text`.
+
+        Raises:
+            InvalidInput: text or model are too small for it.
+            UnsupportedModel: the model lacks what it rests on.
+        """
+        return [{} for _ in study.whole]
 
     @abstractmethod
     def score(self, seen: Seen) -> Tensor:

@@ -6,6 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sparity.dynamic.cache.heads import retrieval_heads
+from sparity.dynamic.cache.learned import Learned, Study
 from sparity.dynamic.cache.policies.base import Policy, kept_of
 from sparity.dynamic.cache.seen import Seen
 from sparity.registry import register
@@ -40,11 +42,11 @@ class RazorAttention(Policy):
     seed: int = 0
     ragged: ClassVar[bool] = True
     counts: ClassVar[bool] = False
+    learns: ClassVar[frozenset[str]] = frozenset({"retrieval"})
 
-    @property
-    def told(self) -> frozenset[str]:
-        """See `Policy.told`."""
-        return frozenset({"retrieval"})
+    def learn(self, study: Study) -> Learned:
+        """See `Policy.learn`."""
+        return [{"retrieval": heads} for heads in retrieval_heads(study.decoder, self, study.whole)]
 
     @property
     def merges(self) -> bool:
