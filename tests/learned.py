@@ -29,4 +29,7 @@ def told(name, states):
     if "gate" in built.learns:
         weights = keys.double().mean((0, 2)).float()
         found["gate"] = torch.cat([weights, weights[:, :1]], 1)
+    if "centres" in built.learns:
+        centres = keys.double().mean((0, 2)).float().repeat_interleave(queries.shape[1] // keys.shape[1], 0)
+        found |= {"centres": centres, "spans": 1 + centres[:, :4].abs() + centres[:, 4:].abs()}
     return found

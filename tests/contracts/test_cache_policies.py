@@ -27,6 +27,8 @@ SMALL = {  # options that fit 40 tokens
     "razorattention": {"window": 6, "compensate": False},
     "expected_attention": {"future": 16},
     "kvzap": {"window": 4},
+    "duoattention": {"sinks": 2, "window": 6},
+    "triattention": {"window": 4},
 }
 every_policy = pytest.mark.parametrize("name", NAMES)
 

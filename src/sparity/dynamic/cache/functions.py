@@ -125,6 +125,11 @@ def check(policy: Policy) -> None:
         "beta": 1,
         "tokens": 8,
         "repeats": 2,
+        "chunk": 1,
+        "lead": 0,
+        "length": 2,
+        "furthest": 1,
+        "ridge": 1e-9,
     }
     least |= {"group": 1, "residual": 0} if policy.stores else {}
     for option, lowest in least.items():
@@ -135,7 +140,7 @@ def check(policy: Policy) -> None:
         raise InvalidInput(f'policy "{policy.name}", option "bits": {vars(policy)["bits"]} must be 2, 4 or 8')
     if getattr(policy, "kernel", 1) % 2 == 0:
         raise InvalidInput(f'policy "{policy.name}", option "kernel": {vars(policy)["kernel"]} must be odd')
-    for option in ("floor", "first", "echo", "induction"):
+    for option in ("floor", "first", "echo", "induction", "heads"):
         value = getattr(policy, option, 0)
         if not 0 <= value <= 1:
             raise InvalidInput(f'policy "{policy.name}", option "{option}": {value} must lie in [0, 1]')

@@ -134,9 +134,20 @@ def rotary_of(model: Any, policy: Policy) -> Rotary | None:
     config = model.config.get_text_config(decoder=True)
     if "rotary" not in policy.told:
         return None
-    found = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "rotary_emb"]
-    if not found and policy.turns:
+    found = model_rotary(model)
+    if found is None and policy.turns:
         raise UnsupportedModel(f'"{config.model_type}" has no rotary positions: {policy.name} cannot count them anew')
+    return found
+
+
+def model_rotary(model: Any) -> Rotary | None:
+    """The rotary frequencies of a model, or None where it has none.
+
+    Raises:
+        UnsupportedModel: it has more than one set of them, or such that depend on the length.
+    """
+    config = model.config.get_text_config(decoder=True)
+    found = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "rotary_emb"]
     if not found:
         return None
     kind = getattr(found[0], "rope_type", "default")

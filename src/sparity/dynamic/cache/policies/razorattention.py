@@ -63,14 +63,23 @@ class RazorAttention(Policy):
 
     def score(self, seen: Seen) -> Tensor:
         """See `Policy.score`: a token's place from 0 to 1; 1 for the first ones and in retrieval heads."""
-        places = torch.linspace(0, 1, seen.tokens, device=seen.keys.device)
-        scores = places.expand(seen.keys.shape[:3]).clone()
-        scores[..., : self.sinks] = 1
-        return scores if seen.retrieval is None else scores.masked_fill(seen.retrieval[:, None].to(scores.device), 1)
+        return by_place(seen, self.sinks)
 
     def select(self, seen: Seen, budget: int, protected: Tensor) -> Tensor:
         """See `Policy.select`."""
-        chosen = super().select(seen, budget, protected)
-        if seen.retrieval is not None:
-            chosen = chosen | seen.retrieval[:, None].to(chosen.device)
-        return chosen if seen.present is None else chosen & seen.present
+        return with_retrieval(super().select(seen, budget, protected), seen)
+
+
+def by_place(seen: Seen, sinks: int) -> Tensor:
+    """A token's place among those that are held, from 0 to 1; 1 for the first `sinks` and in retrieval heads."""
+    places = torch.linspace(0, 1, seen.tokens, device=seen.keys.device)
+    scores = places.expand(seen.keys.shape[:3]).clone()
+    scores[..., :sinks] = 1
+    return scores if seen.retrieval is None else scores.masked_fill(seen.retrieval[:, None].to(scores.device), 1)
+
+
+def with_retrieval(chosen: Tensor, seen: Seen) -> Tensor:
+    """`chosen` [batch, kv_heads, tokens] with all tokens of the retrieval heads."""
+    if seen.retrieval is not None:
+        chosen = chosen | seen.retrieval[:, None].to(chosen.device)
+    return chosen if seen.present is None else chosen & seen.present
