@@ -10,7 +10,7 @@ from sparity.dynamic.cache.centres import centres_of, spans_of
 from sparity.dynamic.cache.learned import Learned, Study
 from sparity.dynamic.cache.policies.base import Policy
 from sparity.dynamic.cache.rotary import Rotary, turned
-from sparity.dynamic.cache.seen import Reduce, Seen, cut, reduced
+from sparity.dynamic.cache.seen import Reduce, Seen, cut, reduced, with_window
 from sparity.registry import register
 
 
@@ -51,7 +51,7 @@ class TriAttention(Policy):
         return 0, self.window
 
     def score(self, seen: Seen) -> Tensor:
-        """See `Policy.score`."""
+        """See `Policy.score`; the window's tokens score as high as the highest before."""
         device, kv_heads = seen.keys.device, seen.keys.shape[1]
         centres, spans = (seen.learned[name].to(device) for name in ("centres", "spans"))
         group, pairs = len(centres) // kv_heads, spans.shape[-1]
@@ -68,7 +68,7 @@ class TriAttention(Policy):
         scores = scores.view(keys.shape[0], kv_heads, group, -1)
         if self.normalise:
             scores = standardised(scores, seen.present)
-        return reduced(scores, self.group, 2)
+        return with_window(reduced(scores, self.group, 2)[..., : max(seen.tokens - self.window, 0)], seen.tokens)
 
     def distances(self, device: torch.device) -> Tensor:
         """1, 2, 4, ... up to `furthest`."""
