@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learned import learned_of
 
 import sparity
 from masked_dense import called
@@ -70,6 +71,21 @@ def test_each_block_keeps_its_share_in_a_context_and_when_it_was_saved(model, tm
     assert CacheStage.model_validate(options).words == "streaming_llm, 30 % to 100 % of the cache"
 
 
+def test_what_a_policy_learned_is_used_while_costs_are_measured(model):
+    options = {
+        "policy": {"kvzap": {"window": 2}},
+        "sinks": 1,
+        "recent": 1,
+        "keep": 0.4,
+        "ahead": 8,
+        "levels": (2, 4, 6),
+    }
+    learned = learned_of(model, "kvzap")["learned"]
+    found = sparity.cache_budgets(model, IDS, learned=learned, **options)
+    assert sum(found) <= 3 * 0.4 + 1e-9
+    assert {round(share, 6) for share in found} <= {0.2, 0.4, 0.6}
+
+
 def test_blocks_with_a_sliding_window_count_for_nothing(family_models):
     found = sparity.cache_budgets(family_models["gemma2"], IDS, keep=0.5, ahead=8, levels=(2, 4), **STREAM)
     assert found[0] == found[2] == 1.0
@@ -80,6 +96,8 @@ def test_what_cannot_be_met_is_refused(model, family_models, tmp_path):
     for options, words in (
         ({"policy": "pyramidkv"}, "does not keep the share"),
         ({"policy": "quest"}, "does not keep the share"),
+        ({"policy": "kvzip"}, "does not keep the share"),
+        ({"policy": {"kvzap": {"window": 2}}}, "kvzap learns from text"),
         ({"keep": 1.0}, r"must lie in \(0, 1\)"),
         ({"levels": (1, 2)}, "be whole numbers with 4"),
         ({"ahead": 43}, "texts of more than 44 tokens"),

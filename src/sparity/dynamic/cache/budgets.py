@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, run_of
 from sparity.dynamic.cache.converting import layers_of
+from sparity.dynamic.cache.learned import Learned
 from sparity.dynamic.cache.policies.base import Policy
 from sparity.dynamic.cache.roles import Spec, roles
 from sparity.errors import InvalidInput, wrong_input
@@ -27,6 +28,7 @@ def cache_budgets(
     levels: Sequence[int] = (1, 2, 4, 6, 8),
     sinks: int = SINKS,
     recent: int = RECENT,
+    learned: Learned | None = None,
 ) -> list[float]:
     """Shares of the cache for each block, of which the mean is `keep` at most.
 
@@ -43,6 +45,7 @@ def cache_budgets(
         levels: shares that are tried, in quarters of `keep`; 4 must be one of them. None is above 1.
         sinks: see `sparity.cache`.
         recent: see there.
+        learned: see there.
 
     Returns:
         A share per block for `sparity.cache(model, policy, keep=...)` and the stage `cache`; 1 for blocks whose cache
@@ -60,7 +63,8 @@ def cache_budgets(
     """
     found = roles(policy, keep, sinks=sinks, recent=recent)
     check_model(model)
-    if type(found.policy).budget is not Policy.budget or found.codec or found.reader:
+    own = type(found.policy).budget is not Policy.budget or found.policy.rereads  # blocks share one budget there
+    if own or found.codec or found.reader:
         raise InvalidInput(
             f"{found.policy.name} does not keep the share that it is asked for: budgets cannot be measured"
         )
@@ -76,8 +80,9 @@ def cache_budgets(
     units = sorted({min(int(level), int(PARTS / keep)) for level in levels})
     dense, costs = _logits(model, ids, ahead), list[list[float]]()
     for index, sees in enumerate(whole):
-        shares = [[unit * keep / PARTS if i == index else 1.0 for i in range(len(whole))] for unit in units if sees]
-        costs += [[_cost(model, found, each, dense, ids, ahead, sinks, recent) for each in shares]] if sees else []
+        shares = [[unit * keep / PARTS if i == index else 1.0 for i in range(len(whole))] for unit in units]
+        if sees:
+            costs.append([_cost(model, found, each, learned, dense, ids, ahead, sinks, recent) for each in shares])
     chosen = iter(cheapest(costs, units, PARTS * len(costs)))
     return [next(chosen) * keep / PARTS if sees else 1.0 for sees in whole]
 
@@ -100,10 +105,18 @@ def cheapest(costs: Sequence[Sequence[float]], units: Sequence[int], most: int) 
 
 
 def _cost(
-    model: Any, found: Any, keep: list[float], dense: Tensor, ids: Tensor, ahead: int, sinks: int, recent: int
+    model: Any,
+    found: Any,
+    keep: list[float],
+    learned: Learned | None,
+    dense: Tensor,
+    ids: Tensor,
+    ahead: int,
+    sinks: int,
+    recent: int,
 ) -> float:
     """KL from the whole cache, in nats per token, where blocks keep these shares."""
-    run = run_of(model, found, keep, sinks=sinks, recent=recent, every=1, decode=False)
+    run = run_of(model, found, keep, learned, sinks=sinks, recent=recent, every=1, decode=False)
     with attached(model, run):
         sparse = _logits(model, ids, ahead)
     return float((dense.exp() * (dense - sparse)).sum(-1).mean())

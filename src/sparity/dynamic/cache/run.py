@@ -77,7 +77,7 @@ class Run:
     def hidden_of(self, layer: int, query: Tensor) -> Tensor | None:
         """What a layer's projection of keys read for `query` [rows, heads, new, width]: `[rows, new, hidden]`."""
         found = self.hidden.pop(layer, None)
-        return None if found is None else found.reshape(query.shape[0], query.shape[2], -1)
+        return None if found is None else found.detach().reshape(query.shape[0], query.shape[2], -1)
 
     def rounds(self, length: int) -> bool:
         """Whether attention to all of a text may differ in rounding from the model's own.

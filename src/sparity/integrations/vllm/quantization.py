@@ -70,7 +70,7 @@ class PackedConfig(QuantizationConfig):
             if any(name.startswith(f"{prefix}.") for name in source.matrices):
                 what = "experts" if f"{prefix}.weight" not in source.matrices else "embeddings"
                 raise InvalidInput(
-                    f"{self.folder}: {prefix} has packed {what}, which are not read in vLLM: pack the model without them"
+                    f"{self.folder}: {prefix} has packed {what}, which are not read in vLLM: pack without them"
                 )
             return None
         names = stored.names_of(source, prefix, self.packed_modules_mapping)
