@@ -10,8 +10,10 @@ from sparity.cli.options import Force, Json, Quiet
 
 def convert(
     source: Annotated[str, typer.Argument(help="A Hugging Face folder or name.", show_default=False)],
-    target: Annotated[str, typer.Argument(help="The folder of the result.", show_default=False)],
-    to: Annotated[str, typer.Option(help="packed or plain; auto: plain from packed, else packed.")] = "auto",
+    target: Annotated[str, typer.Argument(help="The folder of the result, or a file NAME.gguf.", show_default=False)],
+    to: Annotated[
+        str, typer.Option(help="packed, plain or gguf; auto: as TARGET ends, plain from packed, else packed.")
+    ] = "auto",
     values: Annotated[str, typer.Option(help="Of packed matrices: an encoding (sparity methods encoding).")] = "same",
     embeddings: Annotated[str, typer.Option(help="Of the embedding and the head: an encoding.")] = "same",
     prefer: Annotated[
@@ -29,6 +31,8 @@ def convert(
     through it; --embeddings does the same to the embedding and the head. With --prefer speed the formats are timed on
     this machine, and a matrix that is fastest dense stays dense. The layouts sparse-bitmask and sparse-24-bitmask of
     compressed-tensors are read too.
+
+    A Llama is written as a GGUF file for llama.cpp; one whose blocks differ in size as architecture deci.
     """
     with console.errors_in_one_line():
         from sparity.checkpoints.weight_files import weight_bytes
@@ -36,6 +40,7 @@ def convert(
         from sparity.formats import Encoding, build_encoding
         from sparity.measure.show.numbers import size
         from sparity.models import transformers as hf
+        from sparity.models.gguf_export import export_gguf
         from sparity.pipeline.run.format_choices import dense_words
         from sparity.pipeline.run.packing import convert as run
         from sparity.pipeline.run.result_folder import named_folder
@@ -50,11 +55,15 @@ def convert(
         asked = encoding("values", values), encoding("embeddings", embeddings)
         if prefer not in ("memory", "speed"):
             raise InvalidInput(f"--prefer {prefer}: memory or speed")
-        if to not in ("auto", "packed", "plain"):
-            raise InvalidInput(f"--to {to}: packed, plain or auto")
-        place = named_folder(target)
-        layout = run(source, place, asked[0], force, None if to == "auto" else to, prefer, asked[1])  # type: ignore[arg-type]
-        before, after, reason = weight_bytes(hf.locate(source)), weight_bytes(place), dense_words(place)
+        if to not in ("auto", "packed", "plain", "gguf"):
+            raise InvalidInput(f"--to {to}: packed, plain, gguf or auto")
+        place, before = named_folder(target), weight_bytes(hf.locate(source))
+        if to == "gguf" or (to == "auto" and place.suffix == ".gguf"):
+            export_gguf(source, place, force)
+            layout, after, reason = "gguf", place.stat().st_size, None
+        else:
+            layout = run(source, place, asked[0], force, None if to == "auto" else to, prefer, asked[1])  # type: ignore[arg-type]
+            after, reason = weight_bytes(place), dense_words(place)
     if json:
         console.print_json(
             {"target": str(place), "layout": layout, "bytes_before": before, "bytes_after": after, "note": reason}

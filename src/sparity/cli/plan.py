@@ -26,6 +26,10 @@ def plan(
     ] = False,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, for --roofline.")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once, for --roofline.")] = 1,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Also whether the result loads there, and what it gains: transformers, llama.cpp or vllm."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check a recipe; show shapes, sizes and time of each stage, memory and disk. What does not fit is an error."""
@@ -33,17 +37,23 @@ def plan(
         from sparity.pipeline.run.job import prepare
         from sparity.pipeline.run.plan import plan as predict
         from sparity.pipeline.run.roofline import rooflines
+        from sparity.pipeline.run.targets import check_target, outlook
         from sparity.recipe import Recipe
 
+        check_target(target)
         job = prepare(Recipe.read(recipe, overrides), model, device)
         found = predict(job)
         roofs = rooflines(job, found, prompt, batch) if roofline else ()
+        seen = outlook(job, found, target) if target else None
     if json:
         totals = {"peak_memory": found.peak_memory, "seconds": found.seconds, "output_bytes": found.output_bytes}
         gains = [{**dataclasses.asdict(one), "gains": one.gains, "real": one.real} for one in roofs]
-        console.print_json({**dataclasses.asdict(found), **totals, "roofline": gains})
+        there = {"target": {**dataclasses.asdict(seen), "gain": seen.gain}} if seen else {}
+        console.print_json({**dataclasses.asdict(found), **totals, "roofline": gains, **there})
     else:
         _show(found)
+        if seen:
+            console.out.print(f"\n{seen.words}", soft_wrap=True)
         if roofs:
             from sparity.measure.show.table_roofline import print_rooflines
 

@@ -21,6 +21,7 @@ from sparity.models.dimensions import Dimension
 from sparity.models.families.base import Family, family_of
 from sparity.models.finite import cast, cast_finite
 from sparity.models.packed_layers import check_packed
+from sparity.models.ragged import block_config
 from sparity.models.size_check import check_sizes
 from sparity.models.stored_names import StoredNames
 from sparity.models.vocabulary import vocabulary_of
@@ -83,12 +84,12 @@ class Decoder:
     def sites(self, index: int) -> tuple[InputSite, ...]:
         """The input sites of a block with their projections' names and shapes, no weights in memory."""
         name = self.block_name(index)
-        return self.family.sites(self.skeleton.get_submodule(name), name, self.config)
+        return self.family.sites(self.skeleton.get_submodule(name), name, block_config(self.config, index))
 
     def dimensions(self, index: int) -> tuple[Dimension, ...]:
         """What can be cut out of a block, no weights in memory."""
         name = self.block_name(index)
-        return self.family.dimensions(self.skeleton.get_submodule(name), name, self.config)
+        return self.family.dimensions(self.skeleton.get_submodule(name), name, block_config(self.config, index))
 
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:
@@ -97,7 +98,7 @@ class Decoder:
         module = copy.deepcopy(self.skeleton.get_submodule(name))
         self._fill(module, f"{name}.")
         module.to(self.device)
-        block = Block(index, name, module, self.family.sites(module, name, self.config))
+        block = Block(index, name, module, self.family.sites(module, name, block_config(self.config, index)))
         try:
             yield block
         finally:
@@ -285,7 +286,7 @@ def _family(skeleton: nn.Module) -> Family:
     try:
         for index in range(max(1, len(list(skeleton.get_submodule(family.blocks).children())))):
             name = f"{family.blocks}.{index}"
-            family.sites(skeleton.get_submodule(name), name, config)
+            family.sites(skeleton.get_submodule(name), name, block_config(config, index))
     except AttributeError as error:
         raise UnsupportedModel(
             f'the architecture "{config.model_type}" is not supported: it is neither one of '

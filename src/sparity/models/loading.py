@@ -12,6 +12,7 @@ from sparity.errors import CorruptFile, InvalidInput, SparityError, wrong_input
 from sparity.models import transformers as hf
 from sparity.models.attached_runtime import without_runtime
 from sparity.models.families.base import family_of
+from sparity.models.ragged import is_ragged
 from sparity.models.size_check import check_sizes
 from sparity.models.stored_names import check_kinds
 
@@ -45,8 +46,6 @@ def load_plain(path: str | Path, device: str, dtype: Any) -> Any:
 
 
 def _load(path: str | Path, device: str, dtype: Any, runtime: bool, packed: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-
     folder = hf.locate(path)
     config, source = hf.read_config(folder), CheckpointSource(folder)
     check_sizes(folder, config, source.shapes())
@@ -71,7 +70,10 @@ def _load(path: str | Path, device: str, dtype: Any, runtime: bool, packed: bool
             else:
                 if not runtime and runtime_of(folder):
                     options["config"] = without_runtime(config)
-                model, found = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+                if is_ragged(config):
+                    options.setdefault("config", config)
+                kind = hf.model_kind(options.get("config", config))
+                model, found = kind.from_pretrained(folder, trust_remote_code=False, **options)
     except SparityError:
         raise
     except Exception as error:  # a wrong value of the configuration can break transformers anywhere

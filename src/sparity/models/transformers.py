@@ -16,6 +16,7 @@ from sparity.checkpoints import legacy_sparse
 from sparity.checkpoints.packed import QUANTIZATION_KEYS
 from sparity.errors import InvalidInput, UnsupportedModel
 from sparity.files import expand, read_json_object
+from sparity.models.ragged import hush, is_ragged, plain_config, ragged_kind
 
 FETCHED = (  # of a repository; names in capitals are those of licences and the like
     "*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.spm", "bpe.codes", "*[Ll]icen[cs]e*",
@@ -80,6 +81,7 @@ def read_config(folder: Path) -> Any:
     layout = legacy_sparse.layout_of(folder)
     read_json_object(path)  # numbers that are none would go on into everything that is computed and written
     try:
+        hush()
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a wrong value can break transformers anywhere
         raise UnsupportedModel(f"{path}: {first_words(error)}") from error
@@ -190,6 +192,9 @@ def _built(config: Any, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
+        if is_ragged(config):
+            ragged: nn.Module = model_kind(config)._from_config(config, dtype=dtype)
+            return ragged.eval()
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # a wrong value can break transformers anywhere
         raise UnsupportedModel(
@@ -197,6 +202,26 @@ def _built(config: Any, dtype: torch.dtype) -> nn.Module:
             f'"{config.model_type}": {first_words(error)}'
         ) from error
     return model.eval()
+
+
+def model_kind(config: Any) -> Any:
+    """What builds and loads models of a configuration; of blocks of different sizes too, which transformers does not.
+
+    Raises:
+        UnsupportedModel: transformers cannot build such a model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not is_ragged(config):
+        return AutoModelForCausalLM
+    outline = outline_model(plain_config(config))
+    (blocks,) = (path for path, module in outline.named_modules() if _is_blocks(module, config))
+    kind: Any = type(outline)
+    return ragged_kind(kind, blocks)
+
+
+def _is_blocks(module: nn.Module, config: Any) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
 
 
 def named_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -172,6 +172,11 @@ class Stage(Section, ABC):
         """The model that the stage leaves, in shapes only where they change."""
         return model.resized(self.sizes(model, decision))
 
+    @property
+    def ragged(self) -> bool:
+        """Whether blocks may get sizes of their own, which `after` then knows on average."""
+        return False
+
     @abstractmethod
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """Predict the stage's work and result from shapes; no weight is read."""

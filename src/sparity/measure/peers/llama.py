@@ -96,10 +96,10 @@ class Llama:
 
 
 class GgufModel:
-    """A GGUF file that llama.cpp runs, with batch 1 and a key-value cache in float16."""
+    """A GGUF file that llama.cpp runs, with batch 1 and a key-value cache in float16; for `exact` logits in float32."""
 
-    def __init__(self, llama: Llama, path: Path, context: int, threads: int) -> None:
-        self._llama, self.path, self._context, self._threads = llama, path, context, threads
+    def __init__(self, llama: Llama, path: Path, context: int, threads: int, exact: bool = False) -> None:
+        self._llama, self.path, self._context, self._threads, self._exact = llama, path, context, threads, exact
         self._model = llama.ask("load", path=str(path), context=context, threads=threads, every_logit=False)
         self._reader: int | None = None  # another copy, which gives all logits and is slower for it
 
@@ -124,7 +124,12 @@ class GgufModel:
         """After each of `ids` [tokens], at most the context -> [tokens, vocabulary], float32."""
         if self._reader is None:
             self._reader = self._llama.ask(
-                "load", path=str(self.path), context=self._context, threads=self._threads, every_logit=True
+                "load",
+                path=str(self.path),
+                context=self._context,
+                threads=self._threads,
+                every_logit=True,
+                exact=self._exact,
             )
         with tempfile.TemporaryDirectory(prefix="sparity-logits-") as folder:
             place = Path(folder) / "logits.npy"

@@ -30,8 +30,9 @@ def version() -> str:
     return str(_package().__version__)
 
 
-def load(path: str, context: int, threads: int, every_logit: bool) -> int:
-    """Read a GGUF file into memory; what is answered names it in other questions."""
+def load(path: str, context: int, threads: int, every_logit: bool, exact: bool = False) -> int:
+    """Read a GGUF file into memory; what is answered names it in other questions. `exact` keeps float32 keys."""
+    cache = {"type_k": 0, "type_v": 0} if exact else {}  # of ggml's types
     _opened.append(
         _package().Llama(
             path,
@@ -42,6 +43,7 @@ def load(path: str, context: int, threads: int, every_logit: bool) -> int:
             logits_all=every_logit,
             use_mmap=False,
             verbose=False,
+            **cache,
         )
     )
     return len(_opened) - 1

@@ -10,6 +10,7 @@ from sparity.models.cuts.depth import depth_changes
 from sparity.models.cuts.experts import COUNTS, top_k
 from sparity.models.cuts.hidden import declines_hidden
 from sparity.models.dimensions import DEPTH, EXPERTS, HIDDEN, QUERY_HEADS
+from sparity.models.ragged import is_ragged
 
 
 def outlined(model: Decoder, sizes: Mapping[str, int], changes: Mapping[str, Any]) -> Decoder:
@@ -24,6 +25,8 @@ def outlined(model: Decoder, sizes: Mapping[str, int], changes: Mapping[str, Any
         InvalidInput: sizes that no configuration of the model's kind can state, or that the model cannot have.
     """
     config, depth = model.config, len(model)
+    if sizes and is_ragged(config):
+        model.config_changes([dict(sizes)] * depth)  # refuses it
     known = [_offered(model, index) for index in range(depth)]
     blocks = [{name: size for name, size in sizes.items() if name in names} for names in known]
     missing = [name for name in sizes if name not in (HIDDEN, DEPTH, EXPERTS) and not any(name in b for b in blocks)]

@@ -17,8 +17,15 @@ from sparity.models.cuts.kept_units import ATTENTION, Kept
 from sparity.models.cutting import cut_block
 from sparity.models.dimensions import DEPTH, EXPERTS, HIDDEN, Dimension, check_kept
 from sparity.models.families.base import Family, family_of
-
-SIZES = ("num_attention_heads", "num_key_value_heads")  # of a block, which its modules read while they run
+from sparity.models.ragged import (
+    block_config,
+    held_config,
+    is_ragged,
+    keep_config,
+    plain_config,
+    ragged_config,
+    stated_sizes,
+)
 
 
 def cut_model(model: nn.Module, kept: Mapping[str, Any] | Kept) -> nn.Module:
@@ -37,7 +44,7 @@ def cut_model(model: nn.Module, kept: Mapping[str, Any] | Kept) -> nn.Module:
     blocks = blocks_of(smaller, family)
     for index, block in enumerate(blocks):
         if wanted.blocks[index]:
-            blocks[index] = cut_block(block, wanted.blocks[index], family, config, check=False)
+            blocks[index] = cut_block(block, wanted.blocks[index], family, block_config(config, index), check=False)
         if wanted.attention is not None and index not in wanted.attention.tolist():
             silence_attention(blocks[index])
     changes = _stated(family, config, [{name: len(u) for name, u in block.items()} for block in wanted.blocks])
@@ -52,7 +59,7 @@ def cut_model(model: nn.Module, kept: Mapping[str, Any] | Kept) -> nn.Module:
 
 def with_config(model: nn.Module, family: Family, changes: Mapping[str, Any]) -> None:
     """Write attributes into the configuration of a model and of its parts."""
-    _share_config(model, family, hf.resized_config(model.config, changes, check=False))
+    _share_config(model, family, hf.resized_config(model.config, changes, check=False), set(changes))
 
 
 def _check(wanted: Kept, config: Any, total: int) -> None:
@@ -101,7 +108,15 @@ def stock_problem(model: nn.Module) -> str | None:
 
     Attention that was silenced is zeros in a shape that every loader knows.
     """
-    config: Any = model.config
+    return _unsaid(model, plain_config(model.config))
+
+
+def ragged_problem(model: nn.Module) -> str | None:
+    """As `stock_problem`, where blocks may have the sizes that the configuration gives each of its own."""
+    return _unsaid(model, model.config)
+
+
+def _unsaid(model: nn.Module, config: Any) -> str | None:
     try:
         hf.resized_config(config, {"hidden_size": config.hidden_size})
         outline = hf.outline_model(config)
@@ -130,15 +145,18 @@ def _stated(family: Family, config: Any, sizes: list[dict[str, int]]) -> dict[st
     return changes
 
 
-def _share_config(model: nn.Module, family: Family, config: Any) -> None:
-    """Give the model its new configuration; a block whose sizes it does not state keeps its own."""
-    blocks = {module for block in model.get_submodule(family.blocks).children() for module in block.modules()}
-    ragged = any(
-        getattr(module.config, name, None) != getattr(config, name, None)
-        for module in blocks
-        if "config" in module.__dict__
-        for name in SIZES
-    )
-    for module in model.modules():
-        if "config" in module.__dict__ and not (ragged and module in blocks):
-            module.config = config
+def _share_config(model: nn.Module, family: Family, config: Any, agreed: set[str]) -> None:
+    """Give the model its new configuration, which states what is `agreed` for all blocks.
+
+    Where blocks differ in another size, it says so, and each block has its own.
+    """
+    blocks = list(model.get_submodule(family.blocks).children())
+    differing = [name for name in stated_sizes(config) if name not in agreed]
+    sizes = [{name: getattr(own_config(block, config), name) for name in differing} for block in blocks]
+    config = ragged_config(config, sizes)
+    if is_ragged(config):
+        for index, block in enumerate(blocks):
+            keep_config(block, held_config(config, index), ())
+        keep_config(model, config, blocks)
+        return
+    keep_config(model, config, ())

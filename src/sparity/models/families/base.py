@@ -21,6 +21,7 @@ from sparity.models.dimensions import (
     head_dimension,
     query_head_dimension,
 )
+from sparity.models.ragged import is_ragged
 from sparity.models.transformers import resized_config
 
 SiteRoles = tuple[tuple[str, str], ...]  # the (role, path) pairs that read one input
@@ -122,6 +123,11 @@ class Family(ABC):
             )
         if not any(sizes):
             return {}
+        if is_ragged(config):
+            raise InvalidInput(
+                "the blocks of this model have different sizes already: put all that cuts channels, heads or blocks "
+                "before the stage that makes them differ"
+            )
         return self._changes(config, [self._widths(config, index, block) for index, block in enumerate(sizes)])
 
     def resize_block(self, config: Any, index: int, sizes: Mapping[str, int], check: bool = True) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparity.models import Decoder
+from sparity.models.ragged import is_ragged
 from sparity.stages import Decision, Stage
 from sparity.stages.order import passes
 
@@ -52,6 +53,18 @@ class PlannedPass:
     def words(self) -> str:
         """Its stages in a few words."""
         return ", ".join(planned.stage.name for planned in self.stages)
+
+
+def fitted(planned: PlannedPass, model: Decoder) -> PlannedPass:
+    """A pass for the model that it really finds, where a stage before left blocks of different sizes."""
+    if not is_ragged(model.config):
+        return planned
+    stages = []
+    for each in planned.stages:
+        draft = each.stage.decide(model, None)
+        stages.append(replace(each, model=model, draft=draft))
+        model = each.stage.after(model, draft)
+    return replace(planned, stages=tuple(stages))
 
 
 def plan_passes(stages: Sequence[Stage], model: Decoder, layer_loss: bool) -> tuple[PlannedPass, ...]:

@@ -28,7 +28,7 @@ from sparity.pipeline.run.model_pass import run_training
 from sparity.pipeline.run.packing import is_packed, pack_in_place, realised_zeros
 from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.pipeline.run.passes import Setting, run_blocks
-from sparity.pipeline.run.planned import PlannedPass
+from sparity.pipeline.run.planned import PlannedPass, fitted
 from sparity.pipeline.run.progress import Progress, Silence
 from sparity.pipeline.run.reshape_pass import run_reshaping
 from sparity.pipeline.run.result_folder import output_folder, refuse_to_replace, working_places
@@ -200,6 +200,7 @@ def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool, group: 
         decoder = job.decoder
         if previous is not None:
             decoder = Decoder.open(previous, job.device, job.decoder.dtype)
+            planned = fitted(planned, decoder)
         setting = Setting(
             opened=Opened(decoder, job.tokens, job.batch, group),
             store=job.store if planned.number == 1 else None,

@@ -1,7 +1,7 @@
 """Whole parts of a model removed by a published method: a smaller stock model."""
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from sparity import registry
 from sparity.errors import InvalidInput
 from sparity.models import Decoder
 from sparity.models.cuts.outline import outlined
-from sparity.models.cuts.whole import stock_problem
+from sparity.models.cuts.whole import ragged_problem, stock_problem
 from sparity.registry import register
 from sparity.sections import Number, Spec
 from sparity.stages import Change, Decision, Needs, Reshaped, ShapeStage
@@ -25,13 +25,17 @@ class Structure(ShapeStage):
 
     The whole model is in memory while it works. What comes out is an ordinary model of the same architecture with one
     size for every block, which stock transformers opens; a method or option whose result no configuration can say is
-    refused.
+    refused. With `shapes: ragged` blocks may differ: `sparity.load` opens the result, and llama.cpp as `deci`.
     """
 
     preserves: ClassVar[frozenset[Property]] = frozenset()
 
     method: Spec = Field("minitron", description="what is removed, and how it is chosen; `sparity methods` lists all")
     sparsity: Number = Field(0.25, ge=0, lt=1, description="share to remove, in [0, 1); of what, the method says")
+
+    shapes: Literal["uniform", "ragged"] = Field(
+        "uniform", description="whether all blocks have the same sizes, or each may have its own"
+    )
 
     @property
     def words(self) -> str:
@@ -45,17 +49,24 @@ class Structure(ShapeStage):
         dimension = getattr(built, "dimension", None)
         return built.name if dimension is None else f"{built.name}, {dimension}"
 
+    @property
+    def ragged(self) -> bool:
+        """See `Stage.ragged`."""
+        return self.shapes == "ragged" and self.sparsity > 0
+
     def needs(self) -> Needs:
         """See `Stage.needs`."""
         return Needs(text=self._built().needs_text and self.sparsity > 0)
 
     def decide(self, model: Decoder, evidence: object) -> Decision:
-        """How many units of each dimension stay: `{"sizes": {dimension: number}}`.
+        """How many units of each dimension stay, on average where blocks differ: `{"sizes": {dimension: number}}`.
 
         Raises:
             InvalidInput: sizes that the model cannot have, or that its configuration cannot say.
         """
-        decision: Decision = {"sizes": self._built().sizes(model, self.sparsity) if self.sparsity else {}}
+        built = self._built()
+        sizes = built.sizes_on_average if self.ragged else built.sizes
+        decision: Decision = {"sizes": sizes(model, self.sparsity) if self.sparsity else {}}
         self.after(model, decision)
         return decision
 
@@ -70,8 +81,9 @@ class Structure(ShapeStage):
         if not self.sparsity:
             return Reshaped(model, {})
         found = self._built().restructure(Subject(model, tokens), self.sparsity)
-        if problem := stock_problem(found.model):
-            raise InvalidInput(f"structure ({self.how}): no stock configuration can say the result: {problem}")
+        problem = ragged_problem(found.model) if self.ragged else stock_problem(found.model)
+        if problem:
+            raise InvalidInput(f"structure ({self.how}): no configuration can say the result: {problem}")
         return Reshaped(found.model, found.kept)
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:

@@ -49,6 +49,10 @@ class Method(ABC):
         """
         return {}
 
+    def sizes_on_average(self, decoder: Decoder, sparsity: float) -> dict[str, int]:
+        """As `sizes`, about, where blocks will differ."""
+        return self.sizes(decoder, sparsity)
+
     @abstractmethod
     def sizes(self, decoder: Decoder, sparsity: float) -> dict[str, int]:
         """Dimension -> how many units every block, or the model, will have; no weight is read.

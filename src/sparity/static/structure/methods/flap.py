@@ -1,6 +1,6 @@
 """FLAP: parts whose inputs vary least, and a bias for what they gave on average (An et al. 2024, arXiv:2312.11983)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -57,10 +57,14 @@ class FLAP(Method):
         if self.structure != "UL-UM":
             raise InvalidInput(
                 "flap lets blocks have different sizes, which no stock configuration can say: set `structure: UL-UM` "
-                "for equal ones (sparity.restructure gives the others in memory)"
+                "for equal ones, or `shapes: ragged` of the stage"
             )
         heads = next(d.name for d in decoder.dimensions(0) if d.name != CHANNELS)
         return {name: ranked_sizes(name, decoder, sparsity)[name] for name in (CHANNELS, heads)}
+
+    def sizes_on_average(self, decoder: Decoder, sparsity: float) -> dict[str, int]:
+        """See `Method.sizes_on_average`."""
+        return replace(self, structure="UL-UM").sizes(decoder, sparsity)
 
     def config_changes(self, decoder: Decoder) -> dict[str, Any]:
         """See `Method.config_changes`."""

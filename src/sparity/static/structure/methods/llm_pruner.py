@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -75,9 +75,13 @@ class LLMPruner(Method):
         if any(self._spared(len(decoder))):
             raise InvalidInput(
                 "llm_pruner spares the first and last blocks, so that blocks differ, which no stock configuration can "
-                "say: set `keep_first: 0` and `keep_last: 0` (sparity.restructure gives the others in memory)"
+                "say: set `keep_first: 0` and `keep_last: 0`, or `shapes: ragged` of the stage"
             )
         return {each.name: _left(each, sparsity) for each in decoder.dimensions(0)}
+
+    def sizes_on_average(self, decoder: Decoder, sparsity: float) -> dict[str, int]:
+        """See `Method.sizes_on_average`."""
+        return replace(self, keep_first=0, keep_last=0).sizes(decoder, sparsity)
 
     def _spared(self, depth: int) -> tuple[int, int]:
         """How many blocks at either end stay whole: of 32 the first 4 and the last 2."""
