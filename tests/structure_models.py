@@ -7,7 +7,11 @@ import torch
 from families import build, tiny_configs
 
 TOKENS = torch.randint(0, 97, (3, 16), generator=torch.Generator().manual_seed(5))
-OPTIONS = {"laco": {"merge": 2, "threshold": -1.0}, "flap": {"structure": "UL-UM", "bias": False}}
+OPTIONS = {
+    "laco": {"merge": 2, "threshold": -1.0},
+    "flap": {"structure": "UL-UM", "bias": False},
+    "bonsai": {"masks": 8, "step": 0.25},
+}
 OF_EXPERTS = ("frequency", "reap", "naee", "ream")
 
 
