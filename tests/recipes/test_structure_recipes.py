@@ -19,6 +19,7 @@ SIX_EXPERTS = {"num_local_experts": 6}
 SIZES = {  # recipe -> what the configuration then says
     "magnitude": {"intermediate_size": 384},
     "minitron": {"intermediate_size": 384},
+    "bonsai": {"intermediate_size": 384},
     "flap": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4, "mlp_bias": True},
     "llm_pruner": {"intermediate_size": 307, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 32},
     "two_ssp": {"intermediate_size": 368},
