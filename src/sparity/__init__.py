@@ -37,6 +37,7 @@ _HOMES = {
     "sensitivity": "sparity.pipeline.studies.sensitivity",
     "structure_scores": "sparity.static.structure.functions",
     "sweep": "sparity.pipeline.studies.sweeping",
+    "tune": "sparity.pipeline.studies.tuning.study",
     "with_activations": "sparity.dynamic.activations.functions",
     "with_attention_blocks": "sparity.dynamic.attention.attaching",
 }
@@ -66,6 +67,7 @@ __all__ = [
     "sensitivity",
     "structure_scores",
     "sweep",
+    "tune",
     "with_activations",
     "with_attention_blocks",
 ]
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from sparity.pipeline.run.runner import Result, run
     from sparity.pipeline.studies.sensitivity import sensitivity
     from sparity.pipeline.studies.sweeping import sweep
+    from sparity.pipeline.studies.tuning.study import tune
     from sparity.quality.perplexity import perplexity
     from sparity.recipe import Recipe
     from sparity.registry import register

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sparity import registry
+from sparity.checkpoints.stored_as import StoredAs, known_encoding
 from sparity.errors import InvalidInput, suggestion, wrong_input
 from sparity.measure.tasks.names import is_task, own_tasks
 from sparity.measure.tasks.section import TaskLimit, Tasks
@@ -151,11 +152,6 @@ class Accept(Section):
         return {**rest, "tasks": {**rest.get("tasks", {}), **named}} if named else given
 
 
-def _known_encoding(spec: Spec) -> Spec:
-    registry.build("encoding", spec)
-    return spec
-
-
 def _encodings(schema: dict[str, Any]) -> None:
     """Name the encodings in the JSON schema of a key that takes one."""
     schema["anyOf"][0]["enum"] = registry.names("encoding")
@@ -168,12 +164,12 @@ class Output(Section):
     format: Literal["plain", "packed"] = Field(
         "plain", description="zeros stored, loads anywhere; or only what is kept"
     )
-    values: Annotated[Spec, AfterValidator(_known_encoding)] = Field(
+    values: Annotated[Spec, AfterValidator(known_encoding)] = Field(
         "same",
         description="of packed matrices: as they are, or an encoding that quantises",
         json_schema_extra=_encodings,
     )
-    embeddings: Annotated[Spec, AfterValidator(_known_encoding)] = Field(
+    embeddings: Annotated[Spec, AfterValidator(known_encoding)] = Field(
         "same",
         description="of the embedding and the head: as they are, or an encoding that quantises",
         json_schema_extra=_encodings,
@@ -181,11 +177,14 @@ class Output(Section):
     prefer: Literal["memory", "speed"] = Field(
         "memory", description="of packed matrices: the smallest format, or the fastest on this machine"
     )
+    matrices: dict[str, StoredAs] = Field(
+        default_factory=dict, description="glob of packed matrices -> {format, values} in place of these"
+    )
 
     @model_validator(mode="after")
     def _of_packed_matrices(self) -> "Output":
-        for key in ("values", "embeddings", "prefer"):
-            if getattr(self, key) != type(self).model_fields[key].default and self.format != "packed":
+        for key in ("values", "embeddings", "prefer", "matrices"):
+            if getattr(self, key) not in (type(self).model_fields[key].default, {}) and self.format != "packed":
                 raise ValueError(f"`{key}: {getattr(self, key)}` needs `format: packed`")
         return self
 

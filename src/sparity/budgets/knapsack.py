@@ -16,6 +16,7 @@ from sparity.budgets.base import (
     no_worse_than_uniform,
     shift_to_sparsity,
 )
+from sparity.budgets.optimum.multiple_choice import multiple_choice
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.files import expand, read_json_object
 from sparity.registry import register
@@ -124,26 +125,13 @@ def _choose(
     saved: Saved,
 ) -> list[float]:
     """A sparsity for each group."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    loss = np.array(losses, dtype=np.float64)  # [groups, candidates]
-    if not np.isfinite(loss).all():
+    if not np.isfinite(np.array(losses, dtype=np.float64)).all():
         raise NumericalError("a measured loss is NaN or infinite: measure at a smaller spread")
-    gain = np.array([[sum(saved(site, each) for site in group.sites) for each in candidates] for group in groups])
-    scale = max(abs(goal), float(np.abs(gain).max()), 1e-30)
-    solved = milp(
-        loss.ravel() / max(float(np.abs(loss).max()), 1e-30),
-        integrality=np.ones(loss.size),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0, "time_limit": 60.0},
-        constraints=[
-            LinearConstraint(np.kron(np.eye(len(groups)), np.ones(len(candidates))), 1, 1),  # one sparsity each
-            LinearConstraint(gain.ravel()[None] / scale, goal / scale - 1e-12, np.inf),
-        ],
-    )
-    if solved.x is None:
+    gains = [[sum(saved(site, each) for site in group.sites) for each in candidates] for group in groups]
+    picks = multiple_choice(losses, gains, goal)
+    if picks is None:
         raise InvalidInput(f"no choice of the sparsities {[round(each, 3) for each in candidates]} gives up enough")
-    return [candidates[int(pick)] for pick in solved.x.reshape(loss.shape).argmax(1)]
+    return [candidates[pick] for pick in picks]
 
 
 def _from_table(path: str, sites: Sequence[Site]) -> tuple[list[SiteGroup], list[float], list[list[float]]]:

@@ -29,6 +29,7 @@ from sparity.cli.schema import schema
 from sparity.cli.sensitivity import sensitivity
 from sparity.cli.serve import serve
 from sparity.cli.sweep import sweep
+from sparity.cli.tune import tune
 from sparity.cli.verify import verify
 from sparity.visible import one_line
 
@@ -38,6 +39,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "plan": plan,
     "sensitivity": sensitivity,
     "sweep": sweep,
+    "tune": tune,
     "eval": evaluate,
     "bench": bench,
     "compare": compare,
@@ -55,7 +57,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 SEVERAL = ("run", "prune")  # what processes started by torchrun can do together
 OPENING = (  # a model
-    *("prune", "run", "plan", "sensitivity", "sweep"),
+    *("prune", "run", "plan", "sensitivity", "sweep", "tune"),
     *("eval", "bench", "compare", "generate", "serve", "convert", "doctor"),
 )
 

@@ -69,11 +69,11 @@ def _part(decoder: Decoder, kind: Kind, name: str, block: int | None, role: str,
         role=role,
         projections=tuple(projection.name for projection in found),
         parameters=sum(projection.weight.numel() for projection in found),
-        flops=sum(2 * projection.weight.numel() * _visited(decoder, projection) for projection in found),
+        flops=sum(2 * projection.weight.numel() * visited(decoder, projection) for projection in found),
     )
 
 
-def _visited(decoder: Decoder, projection: Projection) -> float:
+def visited(decoder: Decoder, projection: Projection) -> float:
     """The share of tokens that pass through a projection: all, or those that a router sends to an expert."""
     if projection.expert is None:
         return 1.0

@@ -69,13 +69,38 @@ def left_out(model: Decoder, globs: Collection[str]) -> frozenset[str]:
     Raises:
         InvalidInput: one matches none.
     """
-    names, found = [projection.name for _, projection in projections(model)], set[str]()
-    for glob in globs:
-        matched = {name for name in names if fnmatchcase(name, glob)}
-        if not matched:
-            raise InvalidInput(f'dense: "{glob}" matches no projection{suggestion(glob, names)}')
-        found |= matched
-    return frozenset(found)
+    return frozenset[str]().union(*(matched(model, glob, "dense") for glob in globs))
+
+
+def matched(model: Decoder, glob: str, option: str) -> set[str]:
+    """The projections that a glob matches, which an option of a stage gives.
+
+    Raises:
+        InvalidInput: it matches none.
+    """
+    names = [projection.name for _, projection in projections(model)]
+    found = {name for name in names if fnmatchcase(name, glob)}
+    if not found:
+        raise InvalidInput(f'{option}: "{glob}" matches no projection{suggestion(glob, names)}')
+    return found
+
+
+def globs_of(chosen: Collection[str], names: Sequence[str]) -> list[str]:
+    """The shortest list of globs that says which of `names` are chosen: one for a role that is chosen in all blocks.
+
+    In the order of `names`. A glob has `*` for every number of a name.
+    """
+    wanted, found = frozenset(chosen), dict[str, None]()
+    globs = {glob: frozenset(n for n in names if fnmatchcase(n, glob)) for glob in map(_without_numbers, names)}
+    for name in names:
+        if name in wanted:
+            glob = _without_numbers(name)
+            found[glob if globs[glob] <= wanted else name] = None
+    return list(found)
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def sites_of(model: Decoder, milliseconds: Callable[[Projection, float], float] | None = None) -> list[Site]:

@@ -96,7 +96,7 @@ class Applied:
         known = {name: self.kept.get((name, share)) for name, share in here.items()}
         new = {name: here[name] for name, found in known.items() if found is None}
         if new:
-            stage.edit(self._decoder, self._known(_with_sites_of(block, new)), {"sparsity": new})
+            stage.edit(self._decoder, self._known(with_sites_of(block, new)), {"sparsity": new})
             made = {name: projections[name].weight.clone() for name in new}
             if any(made[name].shape != before[name].shape for name in new):
                 raise InvalidInput(f"{stage.name} changes shapes: its parts cannot be measured one by one")
@@ -112,7 +112,7 @@ class Applied:
                 projection.write(before[name])
 
 
-def _with_sites_of(block: Block, names: Collection[str]) -> Block:
+def with_sites_of(block: Block, names: Collection[str]) -> Block:
     """The block with those input sites only that hold one of the projections: what is known of others is not read."""
     sites = tuple(site for site in block.sites if any(projection.name in names for projection in site.projections))
     return replace(block, sites=sites)

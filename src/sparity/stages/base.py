@@ -6,9 +6,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from sparity.calibration.evidence import BlockEvidence, Order
+from sparity.errors import InvalidInput
 from sparity.models import Block, Decoder
 from sparity.sections import Section
 from sparity.stages.change import Change
@@ -163,6 +164,15 @@ class Stage(Section, ABC):
             InvalidInput: the stage does not fit the model.
         """
         return {}
+
+    @classmethod
+    def joined(cls, model: Decoder, each: Mapping[str, Self]) -> Sequence[Self]:
+        """As few stages as possible that do to every projection of `each` what its own stage would, and nothing else.
+
+        Raises:
+            InvalidInput: the stage cannot be given to some projections alone.
+        """
+        raise InvalidInput(f"{cls.name} cannot be given to some projections alone: leave it out of the choices")
 
     def sizes(self, model: Decoder, decision: Decision) -> Sequence[Mapping[str, int]]:
         """Of each block the dimensions that the stage changes with their new sizes."""

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
@@ -51,18 +51,26 @@ class Memory(Protocol):
         """What `remember` kept, or None."""
 
 
+class Applies(Protocol):
+    """Changes some projections of a block for a while."""
+
+    def on(self, block: Block, changed: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """The block, within the context, with what a decision says of its projections."""
+
+
 class Trials:
     """Measures decisions `{"sparsity": {projection: share}}`, each once: what was measured is kept in the folder.
 
-    `known` gives the evidence of a block of the model as it is; without it nothing is known but the weights. A trial
-    starts at the first block that it changes, from that block's own inputs; these and the model's own predictions lie
-    in files of the folder.
+    What `Applies` something but is no stage says itself what a decision's values mean; those that count as False change
+    nothing. `known` gives the evidence of a block of the model as it is; without it nothing is known but the weights.
+    A trial starts at the first block that it changes, from that block's own inputs; these and the model's own
+    predictions lie in files of the folder.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        stage: Stage,
+        stage: Stage | Applies,
         folder: Memory,
         tokens: Tensor,
         batch: int = 1,
@@ -70,7 +78,7 @@ class Trials:
     ) -> None:
         self._decoder, self._folder = decoder, folder
         self._tokens, self._batch = tokens, batch  # [samples, length]
-        self.applied = Applied(decoder, stage, known or no_evidence)
+        self.applied: Applies = Applied(decoder, stage, known or no_evidence) if isinstance(stage, Stage) else stage
         self._known: dict[str, list[float]] = {}
         self._errors: dict[int, dict[str, float]] = {}  # by block, where they were asked for
         blocks = range(len(decoder))
@@ -210,8 +218,8 @@ class Trials:
         yield self._blocks[index]
 
 
-def _changed(decision: Decision) -> dict[str, float]:
-    return {name: share for name, share in sorted(decision["sparsity"].items()) if share > 0}
+def _changed(decision: Decision) -> dict[str, Any]:
+    return {name: share for name, share in sorted(decision["sparsity"].items()) if share}
 
 
 def _key(measured: list[object]) -> str:

@@ -6,7 +6,7 @@ What a run fits is one small set of tensors per place; the weights stay. On the 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from sparity.sections import Number, Spec, Whole
 from sparity.stages import Change, Decision, Needs, RuntimeStage
 from sparity.stages.allocation import allocation_of, build_budget, files_of, with_budget
 from sparity.stages.base import Estimate, ModelEvidence, Workload
+from sparity.stages.joining import alike, shares_of
 from sparity.stages.kernel_time import milliseconds
 from sparity.stages.kinds import RuntimeFit
 
@@ -42,6 +43,7 @@ class Activations(RuntimeStage):
         0.4, description="share of the work that is skipped, in [0, 1): of the weights that a token need not read"
     )
     budget: Spec = Field("uniform", description="how the sparsity is shared out among places")
+    overrides: dict[str, Number] = Field(default_factory=dict, description="glob of places -> its own sparsity")
     sites: Where | Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
         description="all (inputs of all projections), hidden (inputs of the MLP's last one), gate_output (what the "
@@ -102,26 +104,37 @@ class Activations(RuntimeStage):
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
         """The share of every place: `{"sparsity": {place: share of its channels to skip}}`."""
         method, sites, budget, healing = self.chosen, list[Site](), build_budget(self.budget), self.healing
-        for index in range(len(model)):
-            for place in self._places(model.skeleton, model.sites(index)):
-                if place.kind not in method.takes:
-                    raise InvalidInput(
-                        f"activations: {method.name} works at {' or '.join(method.takes)}, not at {place.kind} "
-                        f"({place.name}): leave `sites` out"
-                    )
-                if healing is not None and place.kind not in healing.takes:
-                    raise InvalidInput(
-                        f"activations: heal {healing.name} works behind {' or '.join(healing.takes)}, not behind "
-                        f"{place.kind} ({place.name}): choose another heal, or leave `heal` out"
-                    )
-                if budget.measures and method.sees_together(place):
-                    raise InvalidInput(
-                        f"activations: {method.name} sees {place.name} together with what comes before it, which "
-                        f"budget {budget.name} cannot measure block by block: choose uniform, or a law of depth"
-                    )
-                size = float(place.cost)
-                sites.append(Site(place.name, size, index, 0.0, size * model.dtype.itemsize, _clock(place), mask=False))
-        return {"sparsity": allocation_of(budget, sites, evidence, self.sparsity)}
+        for index, place in self._places_of(model):
+            if place.kind not in method.takes:
+                raise InvalidInput(
+                    f"activations: {method.name} works at {' or '.join(method.takes)}, not at {place.kind} "
+                    f"({place.name}): leave `sites` out"
+                )
+            if healing is not None and place.kind not in healing.takes:
+                raise InvalidInput(
+                    f"activations: heal {healing.name} works behind {' or '.join(healing.takes)}, not behind "
+                    f"{place.kind} ({place.name}): choose another heal, or leave `heal` out"
+                )
+            if budget.measures and method.sees_together(place):
+                raise InvalidInput(
+                    f"activations: {method.name} sees {place.name} together with what comes before it, which "
+                    f"budget {budget.name} cannot measure block by block: choose uniform, or a law of depth"
+                )
+            size = float(place.cost)
+            sites.append(Site(place.name, size, index, 0.0, size * model.dtype.itemsize, _clock(place), mask=False))
+        return {"sparsity": allocation_of(budget, sites, evidence, self.sparsity, self.overrides)}
+
+    @classmethod
+    def joined(cls, model: Decoder, each: Mapping[str, Self]) -> Sequence[Self]:
+        """See `Stage.joined`: one for each method and so on; every place's share is an override."""
+        found = list[Self]()
+        for options, members in alike(each):
+            places = next(iter(members.values()))._places_of(model)
+            shares = {place.name: members[place.name].sparsity for _, place in places if place.name in members}
+            found.append(
+                cls(**{**options, **shares_of(shares, {place.name: float(place.cost) for _, place in places})})
+            )
+        return found
 
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
         """`PLACE.NAME` of the places that are chosen, NAME as the method says."""
@@ -202,12 +215,11 @@ class Activations(RuntimeStage):
         """See `Stage.estimate`."""
         allocation, method, changes, total = decision["sparsity"], self.chosen, list[Change](), 0
         healing = self.healing
-        for index in range(len(model)):
-            for place in self._places(model.skeleton, model.sites(index)):
-                share = allocation.get(place.name, 0.0)
-                changes += self._changes(place, index, share, share, weighed=False)
-                total += data_bytes(method, place, share)
-                total += healing.nbytes(spot_of(place)) if healing is not None and share else 0  # at most
+        for index, place in self._places_of(model):
+            share = allocation.get(place.name, 0.0)
+            changes += self._changes(place, index, share, share, weighed=False)
+            total += data_bytes(method, place, share)
+            total += healing.nbytes(spot_of(place)) if healing is not None and share else 0  # at most
         return Estimate(changes=tuple(changes), runtime_bytes=total)
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
@@ -217,7 +229,7 @@ class Activations(RuntimeStage):
             share = allocation.get(place.name)
             if not isinstance(share, int | float) or not 0 <= share < 1:
                 problems.append(f"{place.name}: recorded to skip {share} of its channels, which is no share")
-            elif self.budget == "uniform" and share != self.sparsity:
+            elif self.budget == "uniform" and not self.overrides and share != self.sparsity:
                 problems.append(f"{place.name}: recorded to skip {share} of its channels, not {self.sparsity:g}")
         return problems
 
@@ -226,6 +238,11 @@ class Activations(RuntimeStage):
 
     def _statistics(self) -> frozenset[str]:
         return frozenset({"inputs"}) if self._where() == "gate_output" else self.chosen.statistics
+
+    def _places_of(self, model: Decoder) -> list[tuple[int, Place]]:
+        """Every place of a model with the number of its block; no weights in memory."""
+        blocks = range(len(model))
+        return [(index, place) for index in blocks for place in self._places(model.skeleton, model.sites(index))]
 
     def _places(self, root: nn.Module, sites: Sequence[InputSite]) -> list[Place]:
         return places_of(root, sites, self._where())

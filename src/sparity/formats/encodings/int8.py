@@ -26,6 +26,7 @@ class Int8(Encoding):
     """
 
     integer_products: ClassVar[bool] = True
+    keeps_grids: ClassVar[bool] = True
 
     def stored(self, dtype: torch.dtype) -> torch.dtype:
         """See `Encoding.stored`."""
@@ -54,6 +55,22 @@ class Int8(Encoding):
         for rows in _pieces(len(values)):
             weight[rows] = values[rows].float().mul_(sides["scales"][rows, None])
         return weight
+
+    def on_grid(
+        self, weight: Tensor, recorded: Mapping[str, Tensor]
+    ) -> tuple[Encoding, Tensor, dict[str, Tensor]] | None:
+        """See `Encoding.on_grid`; one scale per row, and no zero point."""
+        scales = recorded.get("scales")
+        if scales is None or "zeros" in recorded or scales.shape != (len(weight), 1):
+            return None
+        sides = {"scales": scales[:, 0].float()}
+        if not bool((sides["scales"].isfinite() & (sides["scales"] > 0)).all()):
+            return None
+        codes = (weight.float() / sides["scales"][:, None]).round_()
+        if not bool((codes.abs() <= LARGEST).all()):
+            return None
+        values = codes.to(torch.int8)
+        return (self, values, sides) if torch.equal(self.decode(values, sides, weight.dtype), weight) else None
 
     def largest_error(self, weight: Tensor) -> Tensor:
         """Half a step of the row's scale, and what rounding to the weight's own type adds."""

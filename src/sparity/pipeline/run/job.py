@@ -11,6 +11,7 @@ from sparity.calibration.tokens import token_hash
 from sparity.checkpoints.companions import companions
 from sparity.checkpoints.packed import runtime_of
 from sparity.checkpoints.source import CheckpointSource
+from sparity.checkpoints.stored_as import check_globs
 from sparity.errors import InvalidInput
 from sparity.files import expand, file_hash
 from sparity.measure.data.machine import package_version
@@ -102,6 +103,7 @@ def prepare(recipe: Recipe, model: Any = None, device: str = "auto") -> Job:
     device = default_device(device)
     decoder = Decoder.open(chosen, device, recipe.dtype)
     recipe = _with_fitting_speed_test(recipe, hf.context_length(decoder.config))
+    check_globs(recipe.output.matrices, decoder.linear_weights())
     loss = recipe.measure.layer_loss
     passes = plan_passes(recipe.stages, decoder, loss)  # refused here, before any text is read
     module = chosen if isinstance(chosen, nn.Module) else None

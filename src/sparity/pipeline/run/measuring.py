@@ -155,8 +155,9 @@ def _packed_note(folder: Path) -> str:
 def _output_words(output: Output) -> str:
     if output.format != "packed":
         return ""
-    encoding = build_encoding(output.values)
-    return ", packed" if encoding.exact else f", packed in {encoding.name}"
+    said = [output.values, *(each.values for each in output.matrices.values() if each.values is not None)]
+    names = dict.fromkeys(found.name for found in map(build_encoding, said) if not found.exact)
+    return f", packed in {' and '.join(names)}" if names else ", packed"
 
 
 def _stored_words(entry: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from sparity.checkpoints.packed import INDEX
 from sparity.checkpoints.recorded_scales import carry_scales, read_scales
 from sparity.checkpoints.shards import LazyTensors, write_tensors
 from sparity.checkpoints.source import CheckpointSource
+from sparity.checkpoints.stored_as import StoredAs, stored_as
 from sparity.engine.kernels.fastest import Fastest, fastest_format
 from sparity.engine.kernels.smallest import smallest_format
 from sparity.errors import InvalidInput, wrong_input
@@ -25,6 +26,7 @@ from sparity.pipeline.run.format_choices import CHOICES, write_choices
 from sparity.pipeline.run.result_folder import named_folder, refuse_to_replace
 from sparity.pipeline.run.run_folder import RunFolder
 from sparity.pipeline.run.runtime_files import carry_runtime
+from sparity.recipe import Output
 from sparity.visible import logger
 
 log = logger(__name__)
@@ -94,13 +96,21 @@ def convert(
     return to
 
 
-def pack_in_place(folder: Path, values: EncodingSpec, prefer: Prefer, embeddings: EncodingSpec = "same") -> None:
+def pack_in_place(folder: Path, output: Output) -> None:
     """Turn the plain checkpoint in a run's working folder into a packed one; what was stopped half-way is finished."""
     if not is_packed(folder):
-        pack_weights(Decoder.open(folder), folder, values, prefer, embeddings, recorded=read_scales(folder))
+        recorded, decoder = read_scales(folder), Decoder.open(folder)
+        said = (output.values, output.prefer, output.embeddings)
+        pack_weights(decoder, folder, *said, recorded, output.matrices)
     shards = set(folder.glob("sparity-*.safetensors"))
     packed.remove_other_weights(folder, shards)
     packed.mark(folder, is_packed=True)
+
+
+def is_exact(output: Output) -> bool:
+    """Whether the matrices of the blocks are stored bit for bit, as far as the encodings go."""
+    said = (output.values, *(each.values or "same" for each in output.matrices.values()))
+    return all(build_encoding(values).exact for values in said)
 
 
 def is_packed(folder: Path) -> bool:
@@ -115,14 +125,15 @@ def pack_weights(
     prefer: Prefer = "memory",
     embeddings: EncodingSpec = "same",
     recorded: Mapping[str, Mapping[str, Tensor]] | None = None,
+    matrices: Mapping[str, StoredAs] | None = None,
 ) -> None:
     """Write the packed shards of a plain checkpoint and their index into `target`; for speed, also what was chosen why.
 
     A matrix that no sparse format stores in fewer bytes, or multiplies faster, stays an ordinary tensor. By the scales
-    that are `recorded` for a projection its weights are stored as they are; only others are rounded.
+    that are `recorded` for a projection its weights are stored as they are; only others are rounded. `matrices` says by
+    globs of names what is stored otherwise.
     """
-    asked, chosen, rounded = build_encoding(values), dict[str, Fastest](), list[str]()
-    known = recorded if recorded and asked.keeps_grids else {}
+    chosen, rounded, known = dict[str, Fastest](), dict[str, str](), recorded or {}
 
     def format_for(name: str, matrix: Tensor, encoding: Encoding) -> Format:
         if prefer == "memory":
@@ -146,11 +157,14 @@ def pack_weights(
                 continue
             weight = _read(decoder, name)
             matrix = weight.T if linear[name] else weight
-            grid = asked.on_grid(matrix, known[own]) if own in known else None
-            if known and grid is None:
-                rounded.append(own)
+            said = stored_as(own, matrices or {})
+            asked = build_encoding(said.values or values)
+            grid = asked.on_grid(matrix, known[own]) if asked.keeps_grids and own in known else None
+            if known and asked.keeps_grids and grid is None:
+                rounded[own] = asked.name
             try:
-                form = format_for(name, matrix, grid[0] if grid else asked)
+                encoding = grid[0] if grid else asked
+                form = build_format(said.format) if said.format else format_for(name, matrix, encoding)
                 if form.name == "dense" and asked.exact:
                     others.append(name)
                 else:
@@ -163,8 +177,8 @@ def pack_weights(
         log.warning(
             "%d of the matrices are not on a grid that %s can hold (%s): they were rounded anew",
             len(rounded),
-            asked.name,
-            rounded[0] if len(rounded) == 1 else f"{rounded[0]}, ...",
+            " or ".join(dict.fromkeys(rounded.values())),
+            next(iter(rounded)) if len(rounded) == 1 else f"{next(iter(rounded))}, ...",
         )
     if prefer == "speed":
         write_choices(target, chosen)

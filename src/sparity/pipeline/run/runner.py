@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from sparity.errors import InvalidInput, wrong_input
-from sparity.formats import build_encoding
 from sparity.measure.data.machine import watch_peak_memory
 from sparity.measure.data.report import Effort, Report
 from sparity.models import Decoder
@@ -25,7 +24,7 @@ from sparity.pipeline.run.finished_pass import Done
 from sparity.pipeline.run.job import Job, prepare
 from sparity.pipeline.run.measuring import measure, measure_quality
 from sparity.pipeline.run.model_pass import run_training
-from sparity.pipeline.run.packing import is_packed, pack_in_place, realised_zeros
+from sparity.pipeline.run.packing import is_exact, is_packed, pack_in_place, realised_zeros
 from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.pipeline.run.passes import Setting, run_blocks
 from sparity.pipeline.run.planned import PlannedPass, fitted
@@ -186,8 +185,8 @@ def _packed_changes(job: Job, done: Done, folder: RunFolder, progress: Progress)
     output = job.recipe.output
     if output.format == "packed":
         progress.phase("packing")
-        pack_in_place(folder.path, output.values, output.prefer, output.embeddings)
-    if build_encoding(output.values).exact:
+        pack_in_place(folder.path, output)
+    if is_exact(output):
         return done.changes
     realised = realised_zeros(folder.path)
     return tuple(replace(change, zeros=realised.get(change.name, change.zeros)) for change in done.changes)

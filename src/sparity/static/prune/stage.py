@@ -1,10 +1,10 @@
 """Prune: zeros by a score, in a pattern, shared out by a budget; a solver corrects what stays."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -20,8 +20,17 @@ from sparity.models.block import Projection
 from sparity.registry import register
 from sparity.sections import Number, Spec
 from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
-from sparity.stages.allocation import allocation_of, build_budget, files_of, projections, sites_of, with_budget
+from sparity.stages.allocation import (
+    allocation_of,
+    build_budget,
+    files_of,
+    globs_of,
+    projections,
+    sites_of,
+    with_budget,
+)
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
+from sparity.stages.joining import alike, shares_of
 from sparity.stages.kernel_time import kernel_milliseconds
 from sparity.static.prune.global_threshold import GlobalThreshold
 from sparity.static.prune.pruning import Pruning
@@ -134,6 +143,19 @@ class Prune(BlockStage):
                 rows, columns = projection.weight.shape
                 pruning.pattern.check_shape(rows, columns, projection.name)
         return {"sparsity": allocation}
+
+    @classmethod
+    def joined(cls, model: Decoder, each: Mapping[str, Self]) -> Sequence[Self]:
+        """See `Stage.joined`: one for each pattern, solver and so on; every projection's sparsity is an override."""
+        found, names = list[Self](), {site.name: site.cost for site in sites_of(model)}
+        for options, members in alike(each):
+            shares = {name: stage.pruning.sparsity for name, stage in members.items()}
+            if next(iter(members.values())).only_sparsity is None:
+                found.append(cls(**{**options, **shares_of(shares, names)}))
+            else:
+                rest = [name for name in names if name not in members]
+                found.append(cls(**{**options, "dense": globs_of(rest, list(names))}))
+        return found
 
     def edit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> BlockEdit:
         """See `BlockStage.edit`."""

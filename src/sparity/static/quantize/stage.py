@@ -1,7 +1,9 @@
 """Quantize: fewer bits for the weights of the projections; zeros stay zero."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -9,12 +11,12 @@ from torch import Tensor
 
 from sparity.calibration import Statistics
 from sparity.calibration.evidence import BlockEvidence, Order
-from sparity.errors import InvalidInput, NumericalError
+from sparity.errors import InvalidInput, NumericalError, suggestion
 from sparity.models import Block, Decoder, Projection
 from sparity.registry import register
 from sparity.sections import Spec, Whole
 from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
-from sparity.stages.allocation import left_out, projections
+from sparity.stages.allocation import globs_of, left_out, matched, projections
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
 from sparity.static.quantize.methods.base import Quantized, check_group
 from sparity.static.quantize.quantizing import Quantizing
@@ -26,6 +28,7 @@ FP32 = 4
 WORKSPACE = 5  # float32 copies of the largest matrix alive at once
 SOLVER_WORKSPACE = 4  # float32 copies of the largest Gram matrix
 PER_WEIGHT = 60.0  # operations: finding scales, rounding, reading it
+OWN = ("method", "bits", "group", "symmetric", "grid")  # what a projection can have of its own
 
 
 @register("stage", "quantize")
@@ -51,6 +54,9 @@ class Quantize(BlockStage):
         "error", description="how an expert that saw no calibration token is treated"
     )
     dense: list[str] = Field(default_factory=list, description="globs of projections that stay as they are")
+    overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="glob of projections -> its own method, bits, group, symmetric or grid"
+    )
 
     @property
     def quantizing(self) -> Quantizing:
@@ -61,10 +67,28 @@ class Quantize(BlockStage):
         """
         return Quantizing.of(self.method, self.bits, self.group, self.symmetric, self.grid)
 
+    def of(self, name: str) -> "Quantize":
+        """The stage with the options that a projection has of its own; of several globs the last one counts.
+
+        Raises:
+            InvalidInput: an option that no projection can have of its own.
+        """
+        found = {
+            key: value for glob, own in self.overrides.items() if fnmatchcase(name, glob) for key, value in own.items()
+        }
+        return self._with(found) if found else self
+
+    def _with(self, options: Mapping[str, Any]) -> "Quantize":
+        for key in options:
+            if key not in OWN:
+                raise InvalidInput(f"overrides: {key}{suggestion(key, OWN)} (options here: {', '.join(OWN)})")
+        return type(self).model_validate({**self.model_dump(exclude={"overrides"}), **options})
+
     @property
     def words(self) -> str:
         """See `Stage.words`."""
-        return self.quantizing.words
+        others = dict.fromkeys(self._with(own).quantizing.words for own in self.overrides.values())
+        return "; some ".join((self.quantizing.words, *others))
 
     @property
     def how(self) -> str:
@@ -78,7 +102,9 @@ class Quantize(BlockStage):
 
     def needs(self) -> Needs:
         """See `Stage.needs`."""
-        return Needs(statistics=self.quantizing.needs, order=self.order, true_sequential=self.true_sequential)
+        every = (self, *(self._with(own) for own in self.overrides.values()))
+        statistics = frozenset[str]().union(*(each.quantizing.needs for each in every))
+        return Needs(statistics=statistics, order=self.order, true_sequential=self.true_sequential)
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
         """The bits per weight of every projection, scales and zero points included: `{"bits": {projection: bits}}`.
@@ -91,21 +117,41 @@ class Quantize(BlockStage):
             raise InvalidInput(
                 "true_sequential needs `order: sequential`: independent statistics see the model before the stage only"
             )
-        quantizing, skipped, bits = self.quantizing, left_out(model, self.dense), {}
+        skipped, bits = left_out(model, self.dense), {}
+        for glob in self.overrides:
+            matched(model, glob, "overrides")
         for _, projection in projections(model):
             if projection.name not in skipped:
-                columns = projection.weight.shape[1]
-                check_group(self.group, columns, projection.name)
-                bits[projection.name] = quantizing.bits(columns)
+                columns, own = projection.weight.shape[1], self.of(projection.name)
+                check_group(own.group, columns, projection.name)
+                bits[projection.name] = own.quantizing.bits(columns)
         return {"bits": bits}
+
+    @classmethod
+    def joined(cls, model: Decoder, each: Mapping[str, Self]) -> Sequence[Self]:
+        """See `Stage.joined`: one stage, with what most projections have, and the others' own options."""
+        names = [projection.name for _, projection in projections(model)]
+        options = {name: stage.model_dump_json(include=set(OWN)) for name, stage in each.items()}
+        most = Counter(options.values()).most_common(1)[0][0]
+        overrides = {
+            glob: next(iter(each[name] for name in members)).model_dump(include=set(OWN))
+            for other in dict.fromkeys(options.values())
+            if other != most and (members := [name for name, found in options.items() if found == other])
+            for glob in globs_of(members, names)
+        }
+        base = next(each[name] for name, found in options.items() if found == most)
+        dense = globs_of([name for name in names if name not in each], names)
+        own = {key: value for key, value in (("overrides", overrides), ("dense", dense)) if value}
+        return [cls(**{**base.model_dump(exclude_unset=True), **own})]
 
     def edit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> BlockEdit:
         """See `BlockStage.edit`."""
-        quantizing, changes, extra = self.quantizing, list[Change](), dict[str, Tensor]()
+        changes, extra = list[Change](), dict[str, Tensor]()
         for site, statistics in evidence.sites():
             for projection in site.projections:
-                bits = decision["bits"].get(projection.name)
-                found = None if bits is None else self._quantized(quantizing, projection, statistics, evidence.masks)
+                bits, own = decision["bits"].get(projection.name), self.of(projection.name)
+                quantizing = own.quantizing
+                found = None if bits is None else own._quantized(quantizing, projection, statistics, evidence.masks)
                 if found is not None:
                     projection.write(found.weight)
                     extra |= {f"{projection.name}.{name}": part for name, part in recorded(quantizing, found).items()}
@@ -116,18 +162,18 @@ class Quantize(BlockStage):
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
-        quantizing, changes = self.quantizing, list[Change]()
-        solving, largest, largest_input, added = 0.0, 0, 0, 0
+        changes, solving, largest, largest_input, added = list[Change](), 0.0, 0, 0, 0
         for index, projection in projections(model):
             rows, columns = projection.weight.shape
             bits = decision["bits"].get(projection.name)
             shape = (rows, columns)
             changes.append(Change(self.name, projection.name, projection.role, index, shape, shape, 0.0, bits=bits))
             if bits is not None:
+                quantizing = self.of(projection.name).quantizing
                 largest, largest_input = max(largest, rows * columns), max(largest_input, columns)
                 solving += 2.0 * rows * columns**2 * quantizing.method.products
                 added += recorded_bytes(quantizing, rows, columns)
-        solves = "gram" in quantizing.needs
+        solves = "gram" in self.needs().statistics
         return Estimate(
             changes=tuple(changes),
             flops=PER_WEIGHT * sum(change.size for change in changes) + solving,
@@ -140,12 +186,13 @@ class Quantize(BlockStage):
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
         """Groups with more values than their codes can tell apart."""
-        quantizing, problems = self.quantizing, []
-        most = 2 ** quantizing.method.most_bits(quantizing.grid)
+        problems = []
         for projection in block.projections:
-            weight = projection.weight
+            weight, own = projection.weight, self.of(projection.name)
+            quantizing = own.quantizing
+            most = 2 ** quantizing.method.most_bits(quantizing.grid)
             if projection.name in decision["bits"] and not quantizing.method.scales_inputs:
-                groups = weight.reshape(-1, self.group or weight.shape[1]).float().sort(1).values
+                groups = weight.reshape(-1, own.group or weight.shape[1]).float().sort(1).values
                 crowded = int((1 + (groups.diff(dim=1) != 0).sum(1) > most).sum())
                 if crowded:
                     problems.append(f"{projection.name}: {crowded} groups have more than {most} values")

@@ -1,0 +1,1 @@
+"""Exact solutions of what budgets and searches choose from."""

@@ -1,0 +1,75 @@
+"""The multiple-choice knapsack, solved exactly by HiGHS (Kellerer, Pferschy, Pisinger 2004, chapter 11)."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+SECONDS = 60.0  # after which the best choice found so far is taken
+SMALLEST = 1e-30  # what is divided by, at least
+SLACK = 1e-12  # of the goal, for sums in another order
+
+Pairs = Mapping[tuple[int, int], NDArray[np.float64]]
+
+
+def multiple_choice(
+    values: Sequence[Sequence[float]],
+    weights: Sequence[Sequence[float]],
+    least: float,
+    pairs: Pairs | None = None,
+) -> list[int] | None:
+    """One item of every group: the sum of values is least, and that of the weights is `least` or more.
+
+    Args:
+        values: by group and item; groups may have different numbers of items.
+        weights: alike.
+        least: what the weights must come to, up to rounding.
+        pairs: of two groups `(a, b)`, by items `[of a, of b]`, a weight that comes on top when both are chosen.
+
+    Returns:
+        The place of each group's item, or None where no choice comes to `least`.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    sizes = [len(group) for group in values]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+    joint = dict(pairs or {})
+    value = np.concatenate([np.asarray(group, dtype=np.float64) for group in values])
+    weight = np.concatenate([np.asarray(group, dtype=np.float64) for group in weights])
+    items, extra = len(value), sum(table.size for table in joint.values())
+    gain = np.concatenate([weight, *(table.ravel() for table in joint.values())])
+    scale = max(abs(least), float(np.abs(gain).max()), SMALLEST)
+    one_each = np.zeros((len(sizes), items + extra))
+    for group, (start, end) in enumerate(pairwise(starts)):
+        one_each[group, start:end] = 1
+    constraints = [
+        LinearConstraint(one_each, 1, 1),
+        LinearConstraint(gain[None] / scale, least / scale - SLACK, np.inf),
+    ]
+    if joint:
+        constraints.append(LinearConstraint(_agreeing(joint, sizes, starts, items + extra), 0, 0))
+    solved = milp(
+        np.concatenate([value / max(float(np.abs(value).max()), SMALLEST), np.zeros(extra)]),
+        integrality=np.concatenate([np.ones(items), np.zeros(extra)]),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
+        constraints=constraints,
+    )
+    if solved.x is None:
+        return None
+    return [int(solved.x[start:end].argmax()) for start, end in pairwise(starts)]
+
+
+def _agreeing(joint: Pairs, sizes: Sequence[int], starts: NDArray[np.int_], width: int) -> NDArray[np.float64]:
+    """Rows that are 0 where each pair's variables sum to the choice of either group: then they are its product."""
+    rows, start = [], int(starts[-1])
+    for (first, second), table in joint.items():
+        places = np.arange(start, start + table.size).reshape(sizes[first], sizes[second])
+        start += table.size
+        for group, lines in ((first, places), (second, places.T)):
+            for item, line in enumerate(lines):
+                row = np.zeros(width)
+                row[line], row[starts[group] + item] = 1, -1
+                rows.append(row)
+    return np.array(rows)
