@@ -31,6 +31,7 @@ WITH_EXAMPLES = (
     "sensitivity",
     "structure_scores",
     "sweep",
+    "tune",
     "with_activations",
     "with_attention_blocks",
 )

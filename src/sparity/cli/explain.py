@@ -12,13 +12,15 @@ from rich.text import Text
 from sparity.cli import console
 from sparity.cli.options import Json
 
+VERB = "verb"
+
 
 def explain(
     name: Annotated[
         str,
         typer.Argument(
             help="A stage, score, pattern, solver, method, grid, policy, layout, budget, statistic, family, format or "
-            "encoding.",
+            "encoding; or a verb.",
             show_default=False,
         ),
     ],
@@ -26,7 +28,7 @@ def explain(
 ) -> None:
     """Explain a plug-in: where it comes from, what it does, its options with defaults, and a recipe to start from."""
     with console.errors_in_one_line():
-        found = [describe(kind, plugin) for kind, plugin in _find(name)]
+        found = _verb(name) or [describe(kind, plugin) for kind, plugin in _find(name)]
     if json:
         console.print_json(found)
         return
@@ -42,7 +44,35 @@ def explain(
                 console.out.print(f"  {option}: {details['type']}, default {details['default']}{meaning}")
         for fact, value in entry["facts"].items():
             console.out.print(f"{fact}: {value}")
-        console.out.print(f"\nin a recipe:\n{entry['recipe']}")
+        console.out.print(f"\n{'on the command line' if entry['kind'] == VERB else 'in a recipe'}:\n{entry['recipe']}")
+
+
+def _verb(name: str) -> list[dict[str, Any]]:
+    """The verb of that name, described as a plug-in is; nothing where there is none, or a plug-in is called so."""
+    from sparity import registry
+    from sparity.cli.main import VERBS, app
+
+    if name not in VERBS or any(name in registry.names(kind) for kind in registry.PACKAGES):
+        return []
+    command: Any = typer.main.get_command(app)
+    verb = command.commands[name]
+    options = {
+        max(each.opts, key=len): {"type": "value", "default": each.default, "meaning": each.help}
+        for each in verb.params
+        if each.param_type_name == "option"
+    }
+    arguments = " ".join(each.name.upper() for each in verb.params if each.param_type_name == "argument")
+    return [
+        {
+            "kind": VERB,
+            "name": name,
+            "source": (sys.modules[VERBS[name].__module__].__doc__ or "").strip(),
+            "text": inspect.getdoc(VERBS[name]) or "",
+            "options": options,
+            "facts": {},
+            "recipe": f"  sparity {name} {arguments}",
+        }
+    ]
 
 
 def first_sentence(plugin: type) -> str:

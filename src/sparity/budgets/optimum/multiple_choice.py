@@ -1,6 +1,8 @@
 """The multiple-choice knapsack, solved exactly by HiGHS (Kellerer, Pferschy, Pisinger 2004, chapter 11)."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -49,16 +51,33 @@ def multiple_choice(
     ]
     if joint:
         constraints.append(LinearConstraint(_agreeing(joint, sizes, starts, items + extra), 0, 0))
-    solved = milp(
-        np.concatenate([value / max(float(np.abs(value).max()), SMALLEST), np.zeros(extra)]),
-        integrality=np.concatenate([np.ones(items), np.zeros(extra)]),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
-        constraints=constraints,
-    )
+    with _standard_output_as_errors():
+        solved = milp(
+            np.concatenate([value / max(float(np.abs(value).max()), SMALLEST), np.zeros(extra)]),
+            integrality=np.concatenate([np.ones(items), np.zeros(extra)]),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0, "time_limit": SECONDS, "presolve": False},
+            constraints=constraints,
+        )
     if solved.x is None:
         return None
     return [int(solved.x[start:end].argmax()) for start, end in pairwise(starts)]
+
+
+@contextmanager
+def _standard_output_as_errors() -> Iterator[None]:
+    """HiGHS says some things on standard output whatever it is told: they would stand among a caller's results."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _agreeing(joint: Pairs, sizes: Sequence[int], starts: NDArray[np.int_], width: int) -> NDArray[np.float64]:

@@ -39,8 +39,38 @@ class Table:
 
     def solve(self, most: float) -> list[int] | None:
         """The cheapest choice that loses at most `most`; None where there is none."""
-        gains = [[-loss for loss in losses] for losses in self.losses]
-        return multiple_choice(self.costs, gains, -most, {pair: -table for pair, table in self.pairs.items()})
+        able = [self._able(unit, most) for unit in range(len(self.names))]
+        if not all(able):
+            return None
+        costs = [[self.costs[unit][pick] for pick in own] for unit, own in enumerate(able)]
+        gains = [[-self.losses[unit][pick] for pick in own] for unit, own in enumerate(able)]
+        pairs = {(one, other): -table[np.ix_(able[one], able[other])] for (one, other), table in self.pairs.items()}
+        found = multiple_choice(costs, gains, -most, pairs)
+        return None if found is None else [own[pick] for own, pick in zip(able, found, strict=True)]
+
+    def _able(self, unit: int, most: float) -> list[int]:
+        """The choices of a unit that the cheapest choice of everything may have: few and small numbers are exact.
+
+        Where no pair is known to lose less than its sum, those that lose more than everything may, and those that
+        another one of the unit beats, are none of them.
+        """
+        costs, losses = self.costs[unit], self.losses[unit]
+        every = range(len(costs))
+        if any(bool((table < 0).any()) for table in self.pairs.values()):
+            return list(every)
+        left = [pick for pick in every if losses[pick] <= most]
+        if any(unit in pair for pair in self.pairs):
+            return left
+        return [
+            pick
+            for pick in left
+            if not any(
+                (costs[other], losses[other], other) < (costs[pick], losses[pick], pick)
+                and costs[other] <= costs[pick]
+                and losses[other] <= losses[pick]
+                for other in left
+            )
+        ]
 
     def extremes(self) -> tuple[float, float]:
         """The least loss above 0 that a single choice has, and that of the cheapest of all."""
