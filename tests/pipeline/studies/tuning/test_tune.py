@@ -119,7 +119,7 @@ def test_stages_of_single_projections_and_how_single_matrices_are_stored(tmp_pat
     assert stored == {
         "up_proj": ("dense", "int4"), "q_proj": ("dense", "int8"), "down_proj": ("columns", "same"),
     }  # fmt: skip
-    with pytest.raises(InvalidInput, match='output.matrices: "x" matches no matrix'):
+    with pytest.raises(InvalidInput, match=r'output\.matrices: "x" matches no matrix'):
         sparity.run({**recipe, "output": {"format": "packed", "matrices": {"x": {}}}}, output=tmp_path / "other")
 
 
