@@ -7,17 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sparity.calibration.evidence import no_evidence
 from sparity.files import make_folder
 from sparity.measure.data.report import Candidate, Quality
 from sparity.measure.data.tune_report import Pair, TuneReport
 from sparity.measure.show import numbers
+from sparity.models.loading import load_tokenizer
 from sparity.pipeline.evidence.dense_statistics import dense_statistics, with_small
 from sparity.pipeline.evidence.model_evidence import stored_evidence
 from sparity.pipeline.run.job import Job
 from sparity.pipeline.run.progress import Progress
 from sparity.pipeline.run.run_folder import RunFolder
 from sparity.pipeline.run.runner import execute
+from sparity.pipeline.run.tokens import calibration_tokens
 from sparity.pipeline.studies.tuning.answer import recipe_of
 from sparity.pipeline.studies.tuning.applied_choices import AppliedChoices
 from sparity.pipeline.studies.tuning.costs import Prices, Whole, prices, whole_of
@@ -78,14 +82,23 @@ class Study:
         found = prices(job.decoder, self.units, self.choices, applied, self.asked.goal, self._told_apart)
         whole = whole_of(job, self.asked.goal, self.units, found, AS_IT_IS)
         text = job.texts[0]
-        assert job.tokens is not None, "statistics and trials are of calibration tokens"
-        single = Trials(job.decoder, applied, _Memory(folder, "single"), job.tokens[: self.asked.samples], job.batch)
+        tokens = self._tokens()
+        single = Trials(job.decoder, applied, _Memory(folder, "single"), tokens[: self.asked.samples], job.batch)
         windows = text.ids.reshape(-1, text.window)
         whole_text = Trials(job.decoder, applied, _Memory(folder, "together"), windows, job.batch)
         with single, whole_text:
             findings = self._search(found, whole, single, whole_text)
             picks, recipe, outcome = self._answer(findings)
         return report_of(job, self.asked.goal, self.asked.limits, findings, picks, recipe, outcome, begun)
+
+    def _tokens(self) -> Tensor:
+        """Calibration tokens `[samples, length]`, also where no stage of the menu reads any."""
+        job, calibration = self.job, self.job.recipe.calibration
+        if job.tokens is not None:
+            return job.tokens
+        assert calibration is not None, "a search begins with a calibration section"
+        tokenizer = None if job.folder is None else load_tokenizer(job.folder)
+        return calibration_tokens(calibration, tokenizer, job.decoder.config)
 
     def _told_apart(self, done: int, total: int) -> None:
         self.progress.block(done, total, 0.0)
