@@ -22,7 +22,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import sparity
 from results import save
-from sparity.dynamic.cache.attaching import RUN, convert
+from sparity.dynamic.cache.attaching import RUN
+from sparity.dynamic.cache.converting import convert
 from sparity.dynamic.cache.attention import attend
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.policies.quest import Quest

@@ -41,7 +41,7 @@ def test_what_is_refused(sparity, plain, tmp_path):
             (plain, tmp_path / "out", "--values", "int5"),
             '--values int5: no encoding "int5"; did you mean "int8"? `sparity methods encoding` lists them all',
         ),
-        ((plain, tmp_path / "out", "--to", "zip"), "--to zip: packed, plain or auto"),
+        ((plain, tmp_path / "out", "--to", "zip"), "--to zip: packed, plain, gguf or auto"),
         ((tmp_path / "nowhere", tmp_path / "out"), "does not exist"),
         ((plain, plain), "the dense model lies there and would be lost"),
     ):

@@ -8,8 +8,7 @@ from sparity.engine.kernels.native_weight import TAKES
 from sparity.engine.modules.skips import InputSkip, output_skip_of, skip_of
 from sparity.formats import Encoding, Packed, build_format, format_of
 
-# the share of skipped channels from which it is faster, by encoding: docs/performance.md
-LEAST = {"same": 0.1, "int8": 0.1, "int4": 0.4}
+LEAST, LEAST_OF_HALF_BYTES = 0.1, 0.4  # the share of skipped channels from which it is faster: docs/performance.md
 
 
 def skip_before(model: Any, name: str, layer: nn.Module) -> InputSkip | None:
@@ -21,7 +20,7 @@ def skip_before(model: Any, name: str, layer: nn.Module) -> InputSkip | None:
 
 def pays(encoding: Encoding, skip: InputSkip | None) -> bool:
     """Whether a dense weight in this encoding is multiplied faster by channel than row by row."""
-    least = LEAST.get(encoding.name, 1.0)
+    least = LEAST_OF_HALF_BYTES if encoding.half_bytes else LEAST
     return skip is not None and ("columns", encoding.name) in TAKES and skip.tokens.sparsity >= least
 
 
