@@ -23,8 +23,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import sparity
 from results import save
 from sparity.dynamic.cache.attaching import RUN
-from sparity.dynamic.cache.converting import convert
 from sparity.dynamic.cache.attention import attend
+from sparity.dynamic.cache.converting import convert
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.policies.quest import Quest
 from sparity.dynamic.cache.quantised_store import QuantisedStore
