@@ -55,7 +55,7 @@ class Clock:
 
 def plain(model, prompt, tokens):
     """Greedy tokens one after another, and the seconds after the first of them."""
-    cache, clock, fresh, answer = DynamicCache(), Clock(), prompt[None], []
+    cache, clock, fresh, answer = DynamicCache(config=model.config), Clock(), prompt[None], []  # as in `generate`
     clock.put(fresh)
     with torch.no_grad():
         for _ in range(tokens):
