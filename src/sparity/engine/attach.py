@@ -182,23 +182,22 @@ def _vocabulary_swaps(model: Any, encoding: Encoding) -> Iterator[Swap]:
     if encoding.exact or isinstance(model.get_input_embeddings(), PackedEmbedding):
         return
     places = vocabulary_of(model)
-    layer: Any = model.get_submodule(places.embedding)
-    embedding = PackedEmbedding(places.embedding, layer.num_embeddings, layer.embedding_dim)
     found = {name: _vocabulary_matrix(model, name, encoding) for name in places.matrices}
     forget_ties(model)
+    layer: Any = model.get_submodule(places.embedding)
+    embedding = PackedEmbedding.like(layer, places.embedding)
     embedding.give(found[places.embedding])
-    yield _swap(model, places.embedding, layer, embedding.stand_for(layer), ("weight",))
+    yield _swap(model, places.embedding, layer, embedding, embedding.weights)
     if places.head is not None:
         layer = model.get_submodule(places.head)
         if isinstance(layer, DenseLinear):
             layer.release()
-        matrix = places.embedding if places.tied else places.head
-        head = PackedHead(matrix, layer.in_features, layer.out_features, layer.bias)
+        head = PackedHead.like(layer, places.embedding if places.tied else places.head)
         if places.tied:
-            head.give_from(embedding)
+            head.share(embedding)
         else:
             head.give(found[places.head])
-        yield _swap(model, places.head, layer, head.stand_for(layer), () if places.tied else ("weight",))
+        yield _swap(model, places.head, layer, head, () if places.tied else head.weights)
 
 
 def _vocabulary_matrix(model: Any, name: str, encoding: Encoding) -> Packed:

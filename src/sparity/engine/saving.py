@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from sparity.checkpoints import packed
 from sparity.checkpoints.runtime_data import remove_other_runtime
-from sparity.engine.modules.embedding import PackedEmbedding
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import PackedLinear
+from sparity.engine.modules.packed_matrix import HoldsMatrix
 from sparity.errors import InvalidInput
 from sparity.files import make_folder
 from sparity.formats import Packed
 from sparity.models.attached_runtime import save_with_runtime, write_attached
-
-KEPT = (PackedLinear, PackedEmbedding)  # each has one matrix, and the name that a checkpoint keeps it under
 
 
 def save_packed(model: Any) -> None:
@@ -67,7 +65,7 @@ def _save_pretrained(model: Any, save_directory: Any, is_main_process: bool = Tr
         entries = write_attached(model, target)
         packed.mark(written, is_packed=True, entries=entries)
         linear = {module.matrix: module for module in model.modules() if isinstance(module, PackedLinear)}
-        found = {module.matrix: module.packed for module in model.modules() if isinstance(module, KEPT)}
+        found = {module.matrix: module.packed for module in model.modules() if isinstance(module, HoldsMatrix)}
         sparse, dense = _experts(model)
         shard = target / packed.packed_shard(1, 1)
         packed.write_shard(

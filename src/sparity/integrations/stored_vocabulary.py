@@ -39,7 +39,7 @@ class Placed:
             self.embedding[0].give(self.embedding[1].packed())
         if self.head is not None:
             if self.embedding is not None and self.embedding[1] is self.head[1]:
-                self.head[0].give_from(self.embedding[0])
+                self.head[0].share(self.embedding[0])
             else:
                 self.head[0].give(self.head[1].packed())
 
@@ -61,13 +61,13 @@ def place_vocabulary(model: Any, source: CheckpointSource, spellings: Spellings)
     embedding = None
     if found is not None:
         _check(found, layer, nn.Embedding)
-        embedding = PackedEmbedding(found.name, layer.num_embeddings, layer.embedding_dim), found
+        embedding = PackedEmbedding.like(layer, found.name), found
         _put(model, names[layer], embedding[0])
     own = _stored(source, names.get(head), spellings) or (found if are_tied(model) else None)
     placed = None
     if own is not None:
         _check(own, head, nn.Linear)
-        placed = PackedHead(own.name, head.in_features, head.out_features, getattr(head, "bias", None)), own
+        placed = PackedHead.like(head, own.name), own
         _put(model, names[head], placed[0])
     matrices = {matrix.name for matrix in (found, own) if matrix is not None}
     return Placed(embedding, placed, matrices if head is not None else matrices | set(_of_missing_head(model, source)))

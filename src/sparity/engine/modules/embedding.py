@@ -1,57 +1,30 @@
-"""An embedding whose weight is packed: only the rows that are asked for are decoded."""
+"""An embedding and a head whose weights are packed; of the embedding only the rows that are asked for are decoded."""
 
-import torch
+from typing import Any, Self
+
 from torch import Tensor
 
-from sparity.engine.kernels.prepared import Prepared, prepare
 from sparity.engine.modules.linear import PackedLinear, multiply
-from sparity.engine.modules.packed_module import HoldsPacked
-from sparity.formats import Packed, unpack
+from sparity.engine.modules.packed_matrix import HoldsMatrix
 from sparity.formats.storage.nibbles import widen
 
 FORMAT = "dense"  # in which a row lies by itself
 
 
-class PackedEmbedding(HoldsPacked):
-    """`weight[ids]` for a packed weight `[num_embeddings, embedding_dim]`, in place of an `nn.Embedding`.
+class PackedEmbedding(HoldsMatrix):
+    """`weight[ids]` for a packed weight `[num_embeddings, embedding_dim]` in place of an `nn.Embedding`.
 
-    The weight is no parameter: it cannot be trained, moved to another device or cast. A `state_dict` has it dense.
-
-    Attributes:
-        matrix: the name under which the checkpoint keeps the weight.
+    The weight is in the format `FORMAT`.
     """
 
-    weights = ("weight",)
-
     def __init__(self, matrix: str, num_embeddings: int, embedding_dim: int) -> None:
-        super().__init__()
-        self.matrix, self.num_embeddings, self.embedding_dim = matrix, num_embeddings, embedding_dim
-        self._prepared: Prepared | None = None
+        super().__init__(matrix, num_embeddings, embedding_dim)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
 
-    def give(self, packed: Packed) -> None:
-        """Set the weight, in the format `dense`.
-
-        Raises:
-            CorruptFile: it contradicts itself.
-        """
-        self._prepared = prepare(packed)
-
-    @property
-    def packed(self) -> Packed:
-        """The weight as it lies in memory, once."""
-        assert self._prepared is not None, "a packed checkpoint is loaded as a whole"
-        return self._prepared.packed
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, unpacked anew each time; while a model is loaded, one without memory."""
-        if self._prepared is None:
-            return torch.empty(self.num_embeddings, self.embedding_dim, device="meta")
-        return unpack(self.packed)
-
-    def dense(self) -> dict[str, Tensor]:
-        """See `HoldsPacked.dense`."""
-        return {} if self._prepared is None else {"weight": self.weight}
+    @classmethod
+    def like(cls, embedding: Any, matrix: str) -> Self:
+        """One for the place of an `nn.Embedding`, still without a weight."""
+        return cls(matrix, embedding.num_embeddings, embedding.embedding_dim).stand_for(embedding)
 
     def forward(self, ids: Tensor) -> Tensor:
         """`ids` [...] -> `[..., embedding_dim]`."""
@@ -64,18 +37,16 @@ class PackedEmbedding(HoldsPacked):
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        held = (
-            "no weight yet" if self._prepared is None else f"{self.packed.encoding.name}, {self.packed.nbytes:,} bytes"
-        )
-        return f"{self.num_embeddings}, {self.embedding_dim}, {held}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.held()}"
 
 
 class PackedHead(PackedLinear):
     """A packed head: up to `prepared.MANY` inputs each get the product that they would get alone, bit for bit."""
 
-    def give_from(self, embedding: PackedEmbedding) -> None:
-        """Take the weight of an embedding, which stays in memory once."""
-        self._prepared = embedding._prepared
+    @classmethod
+    def like(cls, head: Any, matrix: str) -> Self:
+        """One for the place of an `nn.Linear`, still without a weight."""
+        return cls(matrix, head.in_features, head.out_features, head.bias).stand_for(head)
 
     def _product(self, x: Tensor) -> Tensor:
         return multiply(x, self.prepared, alone=True)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from sparity.engine.kernels import operators
 from sparity.engine.kernels.native_weight import declines
 from sparity.engine.kernels.prepared import Prepared, prepare
-from sparity.engine.modules.packed_module import NOT_PICKLED, HoldsPacked
+from sparity.engine.modules.packed_matrix import HoldsMatrix
+from sparity.engine.modules.packed_module import NOT_PICKLED
 from sparity.errors import InvalidInput
 from sparity.formats import Packed, unpack
 
@@ -36,66 +37,33 @@ def multiply(x: Tensor, prepared: Prepared, alone: bool = False) -> Tensor:
     return out
 
 
-class PackedLinear(HoldsPacked):
+class PackedLinear(HoldsMatrix):
     """`x @ weight.T + bias` for a packed weight `[out, in]`, in place of an `nn.Linear` or a `Conv1D`.
 
-    The weight is no parameter: it cannot be trained, moved to another device or cast. Inputs are cast to its type. A
-    `state_dict` has it dense.
+    Inputs are cast to the weight's type.
 
     Attributes:
-        matrix: the name under which the checkpoint keeps the weight.
         transposed: whether the layer that it stands for keeps `[in, out]`.
     """
 
-    weights = ("weight",)
     bias: nn.Parameter | None
 
     def __init__(
         self, matrix: str, in_features: int, out_features: int, bias: nn.Parameter | None, transposed: bool = False
     ) -> None:
-        super().__init__()
-        self.matrix, self.transposed = matrix, transposed
-        self.in_features, self.out_features = in_features, out_features
+        super().__init__(matrix, out_features, in_features)
+        self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
         self.register_parameter("bias", bias)
-        self._prepared: Prepared | None = None
-
-    def give(self, packed: Packed) -> None:
-        """Set the weight.
-
-        Raises:
-            CorruptFile: it contradicts itself.
-        """
-        self._prepared = prepare(packed)
-
-    @property
-    def prepared(self) -> Prepared:
-        """The weight with what multiplies it."""
-        assert self._prepared is not None, "a packed checkpoint is loaded as a whole"
-        return self._prepared
-
-    @property
-    def packed(self) -> Packed:
-        """The weight as it lies in memory, once."""
-        return self.prepared.packed
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight `[out, in]`, unpacked anew each time; while a model is loaded, one without memory."""
-        if self._prepared is None:
-            return torch.empty(self.out_features, self.in_features, device="meta")
-        return unpack(self.packed)
 
     def dense(self) -> dict[str, Tensor]:
-        """The weight as the layer that it stands for keeps it; nothing while a model is loaded."""
-        if self._prepared is None:
-            return {}
-        return {"weight": self.weight.T.contiguous() if self.transposed else self.weight}
+        """See `HoldsMatrix.dense`."""
+        found = super().dense()
+        return {name: weight.T.contiguous() for name, weight in found.items()} if self.transposed else found
 
     def named(self, matrix: str) -> "PackedLinear":
         """A layer that keeps the same packed weight and bias under another name."""
         other = PackedLinear(matrix, self.in_features, self.out_features, self.bias, self.transposed)
-        other._prepared = self._prepared
-        return other.stand_for(self)
+        return other.share(self).stand_for(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] -> `[..., out]` in the type of `x`."""
@@ -111,8 +79,7 @@ class PackedLinear(HoldsPacked):
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        held = "no weight yet" if self._prepared is None else f"{self.packed.format}, {self.packed.nbytes:,} bytes"
-        return f"in_features={self.in_features}, out_features={self.out_features}, {held}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.held()}"
 
 
 class DenseLinear(nn.Linear):

@@ -15,6 +15,7 @@ from sparity.engine.decoding.model import declines, disable_fast_path
 from sparity.engine.modules.embedding import PackedEmbedding
 from sparity.engine.modules.experts import PackedExperts
 from sparity.engine.modules.linear import PackedLinear
+from sparity.engine.modules.packed_matrix import HoldsMatrix
 from sparity.errors import InvalidInput
 from sparity.models import transformers as hf
 from sparity.models.loading import load
@@ -90,10 +91,9 @@ def stored_bytes(contender: Contender) -> int:
 def held_bytes(model: nn.Module) -> int:
     """The bytes of a model's weights and buffers in memory; what is shared counts once."""
     tensors = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
-    kinds = PackedLinear, PackedEmbedding
-    linear = {id(layer.packed): layer.packed.nbytes for layer in model.modules() if isinstance(layer, kinds)}
+    packed = {id(layer.packed): layer.packed.nbytes for layer in model.modules() if isinstance(layer, HoldsMatrix)}
     experts = sum(layer.nbytes for layer in model.modules() if isinstance(layer, PackedExperts))
-    return sum(tensors.values()) + sum(linear.values()) + experts
+    return sum(tensors.values()) + sum(packed.values()) + experts
 
 
 def hold_dense(model: nn.Module) -> None:
