@@ -169,3 +169,15 @@ def test_drawings_are_well_formed_named_and_escaped(drawing):
     assert root.find(f"{SVG}desc").text
     assert "<script>" not in drawing
     assert "#" not in re.sub(r"var\(--[\w-]+, #\w+\)", "", drawing)  # every colour follows the page
+
+
+def test_labels_of_the_x_axis_are_short_and_apart():
+    xs = [1.0, 1.0054, 1.05544, 1.84798, 1.88711, 2.00944, 4096.0]
+    drawing = line_plot("t", [Line("a", dict.fromkeys(xs[:6], 1.0))], "x", "y", str)
+    labels = [
+        (float(x), word) for x, word in re.findall(r'<text x="([\d.]+)" y="382[^>]*middle[^>]*>([^<]+)<', drawing)
+    ]
+    assert [word for _, word in labels] == ["1", "1.85", "2.01"]  # 1.05544 would touch the first
+    assert all(b[0] - a[0] >= 26 for a, b in pairwise(labels))
+    assert ">1.06<" in line_plot("t", [Line("a", {0.5: 1.0, 1.05544: 1.0})], "x", "y", str)
+    assert ">4096<" in line_plot("t", [Line("a", dict.fromkeys(xs, 1.0))], "x", "y", str)

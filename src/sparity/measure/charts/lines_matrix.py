@@ -35,7 +35,7 @@ WIDEST = 330.0  # the room on the right when names are long
 BESIDE = 36.0  # from the plot to a name
 ROW = FONT + 4.0  # of the lines' names
 DECADES = 6  # a logarithmic axis shows no more; what is smaller lies on its lower edge
-NARROWEST = 26.0  # between two labels of the x axis
+NARROWEST = 26.0  # the room of a label of the x axis
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,11 @@ def line_plot(
     for x in xs:
         place = across.place(x)
         parts.append(draw_line(place, TOP, place, TOP + height, 0.08))
-        if place - last >= NARROWEST:
-            parts.append(draw_text(place, TOP + height + 22, f"{x:g}", "middle", faint=True))
-            last = place
+        word = _short(x)
+        half = max(NARROWEST, (len(word) + 1) * CHARACTER) / 2
+        if place - half >= last:
+            parts.append(draw_text(place, TOP + height + 22, word, "middle", faint=True))
+            last = place + half
     names: list[tuple[float, float, str, str]] = []
     if level:
         y = upward.place(level[1])
@@ -109,6 +111,12 @@ def line_plot(
         for line in lines
     )
     return svg(title, said, TOP + height + 54, parts)
+
+
+def _short(x: float) -> str:
+    """A place on the x axis; of many digits the first three."""
+    word = f"{x:g}"
+    return f"{x:.3g}" if "." in word and len(word) > 5 else word
 
 
 def matrix_chart(
