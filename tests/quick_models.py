@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicCache
 import sparity
 from families import FAST, build, tiny_configs
 from sparity.engine.decoding import model as decoding
+from sparity.engine.decoding.single_steps import SingleSteps
 from sparity.errors import InvalidInput
 
 PROMPT = torch.arange(10).reshape(2, 5)
@@ -54,6 +55,13 @@ def spy_on_fast_path(monkeypatch, note):
         return hidden
 
     monkeypatch.setattr(decoding, "_decode", spy)
+    single = SingleSteps.__call__
+
+    def spy_on_single(taker, embeddings):
+        note(len(embeddings), 1)
+        return single(taker, embeddings)
+
+    monkeypatch.setattr(SingleSteps, "__call__", spy_on_single)
 
 
 @pytest.fixture

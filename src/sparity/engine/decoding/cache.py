@@ -179,6 +179,12 @@ class GrowingLayer(DynamicLayer, CacheLayer):
         self._shown = length
 
 
+def hold(layers: Sequence[GrowingLayer], length: int) -> None:
+    """Let layers that have been shown hold the first `length` tokens of their buffers."""
+    for layer in layers:
+        layer._shown = length
+
+
 @lru_cache(maxsize=4)
 def _equal_lengths(rows: int, heads: int, length: int) -> Tensor:
     """`length` for every row and head, int64; nothing writes to it, so all layers of a step share one."""

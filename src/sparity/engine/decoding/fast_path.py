@@ -82,8 +82,6 @@ class Step:
             return "attention is not causal"
         if config._attn_implementation not in ("sdpa", "eager"):
             return f"attention is {config._attn_implementation}, not sdpa or eager"
-        if self._tokens is not None and not self._tokens.following:
-            return "channels are skipped, and nobody says in which tokens"
         return "modules have hooks, or another forward" if self._made_of.hooked() else None
 
     def __call__(
@@ -127,6 +125,10 @@ class Step:
             layer.commit(fresh)
         return out.view(batch, fresh, hidden)
 
+    def blocks(self) -> Any:
+        """The library's array of blocks, whose caches are still to be said: a copy, as threads may share a model."""
+        return type(self._blocks).from_buffer_copy(self._blocks)
+
     @property
     def heads(self) -> Sequence[tuple[int, int]]:
         """Of each layer the number of key and value heads, and their size."""
@@ -164,7 +166,7 @@ class Step:
         tokens, hidden = embeddings.shape
         stream = embeddings.clone(memory_format=torch.contiguous_format)
         out = torch.empty_like(stream)
-        blocks = type(self._blocks).from_buffer_copy(self._blocks)  # of this call: threads may share a model
+        blocks = self.blocks()
         for block, view in zip(blocks, views, strict=True):
             view.write(block.attention.cache)
         several = fresh if bool((fresh != 1).any()) else None

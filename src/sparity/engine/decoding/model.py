@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sparity.engine.decoding import cache as cache_layers
-from sparity.engine.decoding import drafts, llama_layout
+from sparity.engine.decoding import drafts, generation, llama_layout
 from sparity.engine.decoding.change_detector import Snapshot
 from sparity.engine.decoding.fast_path import MOST_TOKENS, Step
 from sparity.engine.decoding.rotary import by_length, forget
@@ -40,6 +40,7 @@ def enable_fast_path(model: Any) -> Any:
     if not isinstance(base, FastPath):
         base.__class__ = _fast_path_class(type(base))  # type: ignore[arg-type]  # classes are hashable
     base.engine, base.fallbacks = Engine(base), Counter()
+    generation.quicken(model)
     return model
 
 
@@ -55,6 +56,7 @@ def disable_fast_path(model: Any) -> None:
         del base.engine, base.fallbacks
         base.__class__ = type(base).__mro__[2]
     drafts.unwatch(model)
+    generation.slow_down(model)
     for layer in model.modules():
         if isinstance(layer, DenseLinear):
             layer.release()
@@ -112,6 +114,11 @@ class FastPath:
     def checks_drafts(self) -> bool:
         """Whether calls may be marked with the number of their tokens that are a draft."""
         return _engine(self).step is not None
+
+    def step_now(self) -> Step | str:
+        """The compiled step of the model as it is now, or why there is none."""
+        engine = _engine(self)
+        return engine.step if engine.step is not None else engine.reason or "it has no fast path"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for module in self.modules():  # type: ignore[attr-defined]
@@ -219,4 +226,7 @@ def _declines(
         return "the call asks for no cache"
     length = layers[0].get_seq_length() if layers else 0
     rows, fresh = given.shape[:2]
-    return step.declines(rows, fresh, attention_mask, position_ids, layers, length, options)
+    if reason := step.declines(rows, fresh, attention_mask, position_ids, layers, length, options):
+        return reason
+    unknown = step.skipped is not None and not step.skipped.following
+    return "channels are skipped, and nobody says in which tokens" if unknown else None

@@ -71,6 +71,10 @@ class SparseTokens:
         """Whether a call is running whose tokens are known."""
         return self._call.flags is not None
 
+    def sparse_from(self, place: int) -> bool:
+        """Whether a token that is generated is sparse if so many real tokens of its row come before it."""
+        return place >= self.first and not self._call.whole and not self._call.prompting
+
     def sequences(self, x: Tensor) -> CallOfSequences:
         """The sequences of the running call; where none runs, those of `x` [rows, tokens, in] as a scored text."""
         running = self._call.sequences
