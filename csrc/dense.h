@@ -142,7 +142,7 @@ inline void dense_tile(const SparityMatrix& weight, const Inputs& in, const Outp
 template <class Isa>
 void dense_listed(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
                   const int32_t* rows, int64_t count, int64_t begin, int64_t end) {
-  if (weight.group) return fours_listed<Isa>(weight, in, out, tokens, rows, count, begin, end);
+  if (weight.group) return rows_listed<Isa>(weight, in, out, tokens, rows, begin, end);
   const int64_t later = (far_ahead(weight) + weight.columns - 1) / weight.columns;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t next = rows[i + later < count ? i + later : count - 1];

@@ -17,6 +17,7 @@ namespace {
 
 using sparity::Inputs;
 using sparity::kGroup;
+using sparity::kSideBySide;
 using sparity::kTileRows;
 using sparity::Outputs;
 

@@ -20,9 +20,11 @@ inline __m128i double_places(uint64_t places) {
 #include "columns_avx2.h"
 #include "columns_fours_avx2.h"
 #include "nibbles_avx2.h"
+#include "rows_avx2.h"
 
 struct Avx2 : Columns256 {
   using Fours = Fours256;
+  using Rows = Rows256;
   using ColumnFours = ColumnFours256;
   using X = float;
   using Q = int16_t;

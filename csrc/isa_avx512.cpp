@@ -13,9 +13,11 @@ inline __m512 widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32
 #include "columns_avx512.h"
 #include "columns_fours_avx2.h"
 #include "nibbles_avx2.h"
+#include "rows_avx2.h"
 
 struct Avx512 : Columns512 {
   using Fours = Fours256;
+  using Rows = Rows256;
   using ColumnFours = ColumnFours256;
   using X = float;
   using Q = int16_t;

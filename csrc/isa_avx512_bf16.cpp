@@ -23,9 +23,11 @@ inline __m512i expand_all_bytes(__mmask64 mask, __m512i kept) {
 #include "columns_avx512.h"
 #include "columns_fours_avx512.h"
 #include "nibbles_avx512.h"
+#include "rows_avx512.h"
 
 struct Avx512Bf16 : Columns512 {
   using Fours = Fours512;
+  using Rows = Rows512;
   using ColumnFours = ColumnFours512;
   using X = uint16_t;
   using Q = uint8_t;

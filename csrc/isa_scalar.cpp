@@ -6,26 +6,16 @@
 namespace {
 
 struct ScalarFours {
-  static constexpr int64_t kPairs = 64;
-
   struct Codes {
     uint8_t at[64];
-  };
-  struct Pairs {
-    uint8_t at[64];  // the even ones before the odd ones
   };
   struct Sum {
     float at;
   };
+  struct Total {  // of each half of a step
+    int32_t at[2];
+  };
 
-  static Pairs load_pairs(const uint8_t* from) {
-    Pairs out;
-    for (int i = 0; i < 32; ++i) {
-      out.at[i] = from[i] & 15;
-      out.at[32 + i] = from[i] >> 4;
-    }
-    return out;
-  }
   static Codes spread(uint64_t mask, const uint8_t* from, uint64_t odd) {
     Codes out;
     uint64_t place = odd;
@@ -38,41 +28,72 @@ struct ScalarFours {
   static Codes spread_half(uint64_t mask, const uint8_t* from) { return spread(mask, from, 0); }
   static void store(const Codes& codes, uint8_t* to) { memcpy(to, codes.at, 64); }
 
-  // The half of a step that a code belongs to.
-  static int half(const Codes&, int i) { return i / 32; }
-  static int half(const Pairs&, int i) { return i % 32 / 16; }
-
-  struct Halves {
-    int32_t at[2];
-  };
-  template <bool>
-  using Total = Halves;
-  template <bool Paired>
-  static constexpr int64_t kTotals = Paired ? 8 : 16;
-
-  template <bool Zeros, int Groups, class Some>
-  static Some ready(Some codes, const uint8_t* zeros) {  // code - zero, unlike vectors
+  template <bool Zeros, int Groups>
+  static Codes ready(Codes codes, const uint8_t* zeros) {  // code - zero, unlike vectors
     for (int i = 0; i < 64; ++i) {
-      const int zero = Zeros ? zeros[Groups == 2 ? half(codes, i) : 0] : 8;
+      const int zero = Zeros ? zeros[Groups == 2 ? i / 32 : 0] : 8;
       codes.at[i] = uint8_t(((codes.at[i] + zero) & 15) - zero);
     }
     return codes;
   }
-  template <bool, bool>
-  static Halves start(const int32_t*) {
+  template <bool>
+  static Total start(const int32_t*) {
     return {};
   }
-  template <class Some>
-  static Halves add(Halves total, const Some& codes, const int8_t* x) {
-    for (int i = 0; i < 64; ++i) total.at[half(codes, i)] += int8_t(codes.at[i]) * x[i];
+  static Total add(Total total, const Codes& codes, const int8_t* x) {
+    for (int i = 0; i < 64; ++i) total.at[i / 32] += int8_t(codes.at[i]) * x[i];
     return total;
   }
   template <int Groups>
-  static Sum finish(Sum sum, const Halves& total, const float* scales) {
+  static Sum finish(Sum sum, const Total& total, const float* scales) {
     if (Groups == 1) return {sum.at + float(total.at[0] + total.at[1]) * scales[0]};
     return {sum.at + float(total.at[0]) * scales[0] + float(total.at[1]) * scales[1]};
   }
   static float sum(const Sum& sum) { return sum.at; }
+};
+
+struct ScalarRows {
+  struct Zeros {
+    uint8_t at[sparity::kSideBySide];
+  };
+  struct Total {
+    int32_t at[sparity::kSideBySide];
+  };
+  struct Sum {
+    float at[sparity::kSideBySide];
+  };
+
+  static Zeros zeros(const uint8_t* from) {
+    Zeros out;
+    memcpy(out.at, from, sizeof out.at);
+    return out;
+  }
+  template <bool>
+  static Total start(const Zeros&, int32_t) {
+    return {};
+  }
+  template <bool WithZeros, int Tokens>
+  static void add(Total* totals, const uint8_t* codes, const Zeros& zeros, const int8_t* x, int64_t stride) {
+    for (int i = 0; i < 4; ++i)
+      for (int row = 0; row < sparity::kSideBySide; ++row)
+        for (int j = 0; j < 8; ++j) {
+          const int zero = WithZeros ? zeros.at[row] : 8;
+          const int code = codes[64 * i + 4 * row + j % 4] >> (j / 4 * 4);
+          for (int t = 0; t < Tokens; ++t)
+            totals[t].at[row] += (((code + zero) & 15) - zero) * x[t * stride + 8 * i + j];
+        }
+  }
+  static Sum scales(const SparityMatrix& weight, int64_t at) {
+    Sum out;
+    for (int row = 0; row < sparity::kSideBySide; ++row) out.at[row] = scale_of(weight, at + row);
+    return out;
+  }
+  static Sum finish(Sum sum, const Total& total, const Sum& own, float theirs) {
+    for (int row = 0; row < sparity::kSideBySide; ++row)
+      sum.at[row] = fmaf(float(total.at[row]), own.at[row] * theirs, sum.at[row]);
+    return sum;
+  }
+  static void store(const Sum& sum, float* to) { memcpy(to, sum.at, sizeof sum.at); }
 };
 
 struct ScalarColumnFours {
@@ -99,6 +120,7 @@ struct ScalarColumnFours {
 
 struct Scalar {
   using Fours = ScalarFours;
+  using Rows = ScalarRows;
   using ColumnFours = ScalarColumnFours;
   using X = float;
   using Q = int16_t;

@@ -7,6 +7,7 @@ namespace sparity {
 
 constexpr int64_t kTileRows = 4;
 constexpr int64_t kGroup = 64;  // columns
+constexpr int64_t kSideBySide = 16;  // rows of a tile of dense int4
 constexpr int64_t kScaleLanes = 16;  // of an int4 weight's or input's scales, which are read in whole vectors
 constexpr int kChannels = 8;               // input channels that are added at a time
 constexpr int64_t kMostTokens = 16;        // that share a tile's sums

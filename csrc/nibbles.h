@@ -1,13 +1,15 @@
 // Weights of four bits, two in a byte, with a scale for each group of a row. Inputs are int8, in groups of the same columns
 // that have a scale of their own, so sums within a group are exact whole numbers; each group's is scaled and added in
 // float32. `Isa::Fours` has the vectors:
-//   Codes, Pairs  the weights of a step as they are stored, one in a byte or two;  kPairs  the columns of a step of Pairs
-//   ready         makes them unsigned: code - zero + 8, with zero points + 16;     Sum     float32 partial sums
-//   Total         int32 partial sums, which start with what takes the 8 or 16 back
+//   Codes  the weights of a step as they are stored, one in a byte;    Sum    float32 partial sums
+//   ready  makes them unsigned: code - zero + 8, with zero points + 16
+//   Total  int32 partial sums, which start with what takes the 8 or 16 back
+// Dense weights are in rows.h.
 // Included by gemv.h inside its namespace.
 
 constexpr int64_t kPiece = 4096;  // columns whose scales are prepared at a time, and stay in the first cache
-constexpr int64_t kMostPairs = 128;
+constexpr int64_t kMostGroup = 128;
+constexpr int64_t kOctet = 8;  // columns whose even ones come before the odd ones, in inputs of dense weights
 constexpr int64_t kCodeSums = 16;  // of the sums of Codes
 
 inline void quantize(const uint16_t* x, int64_t columns, int8_t* out, float* scale);  // of gemv.h
@@ -66,7 +68,7 @@ struct FoursScales {
         const float* theirs = in.scales + (token + t) * in.group_stride + piece / Group;
         for (int64_t group = 0; group < count; group += kLanes)  // whole vectors, also beyond the last group
           for (int64_t i = 0; i < kLanes; ++i) at[r][t][group + i] = from[group + i] * theirs[group + i];
-        for (int i = 0; i < kMostPairs / 32; ++i) at[r][t][count + i] = 0;  // which a last step may read
+        for (int i = 0; i < kMostGroup / 32; ++i) at[r][t][count + i] = 0;  // which a last step may read
       }
     }
   }
@@ -80,14 +82,13 @@ struct FoursScales {
 
 template <class Isa, int Rows, bool Zeros, template <class, int, int> class Of, int Tokens, int Tile, int Group>
 inline void fours_rows(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
-                       int first, int64_t ahead, FoursScales<Tokens, Tile, Group>& scales) {
+                       int first, FoursScales<Tokens, Tile, Group>& scales) {
   using Fours = typename Isa::Fours;
   constexpr int64_t kStep = Of<Isa, Rows, 1>::kStep;
-  constexpr bool kPaired = Of<Isa, Rows, 1>::kPaired;
   constexpr int kParts = Group > kStep ? int(Group / kStep) : 1;  // steps in a group
   constexpr int kGroups = Group < kStep ? int(kStep / Group) : 1;  // groups in a step
-  constexpr int64_t kUnit = kStep * kParts, kSpare = kMostPairs / 32;
-  Of<Isa, Rows, kParts> source(weight, row + first, ahead);
+  constexpr int64_t kUnit = kStep * kParts, kSpare = kMostGroup / 32;
+  Of<Isa, Rows, kParts> source(weight, row + first);
   const auto* x = static_cast<const int8_t*>(in.x) + token * in.stride;
   const int32_t* shifts = in.shifts + token * in.shift_stride;
   typename Fours::Sum sums[Rows][Tokens] = {};
@@ -107,13 +108,13 @@ inline void fours_rows(const SparityMatrix& weight, const Inputs& in, const Outp
     }
     const auto add = [&](auto room, int64_t column) __attribute__((always_inline)) {
       const int64_t group = (column - piece) / Group;
-      typename Fours::template Total<kPaired> totals[Rows][Tokens];
-      const int32_t* from = shifts + column / kUnit * Fours::template kTotals<kPaired>;
+      typename Fours::Total totals[Rows][Tokens];
+      const int32_t* from = shifts + column / kUnit * kCodeSums;
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
         for (int t = 0; t < Tokens; ++t)
-          totals[r][t] = Fours::template start<Zeros, kPaired>(from + t * in.shift_stride);
+          totals[r][t] = Fours::template start<Zeros>(from + t * in.shift_stride);
 #pragma GCC unroll 2
       for (int part = 0; part < kParts; ++part) {
         source.begin(column + part * kStep);
@@ -141,31 +142,28 @@ inline void fours_rows(const SparityMatrix& weight, const Inputs& in, const Outp
 }
 
 // The rows of a tile, `Rows` at a time.
-template <class Isa, int Tile, int Rows, bool Zeros, template <class, int, int> class Of, int Tokens, int Group>
-inline void fours_group(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
-                        int64_t ahead) {
-  FoursScales<Tokens, Tile, Group> scales;
-  if (weight.columns <= kPiece) scales.load(weight, in, token, row, 0, Tile, 0, weight.columns);
-  for (int first = 0; first < Tile && row + first < weight.rows; first += Rows)
-    fours_rows<Isa, Rows, Zeros, Of>(weight, in, out, token, row, first, ahead, scales);
+template <class Isa, int Rows, bool Zeros, template <class, int, int> class Of, int Tokens, int Group>
+inline void fours_group(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row) {
+  FoursScales<Tokens, Rows, Group> scales;
+  if (weight.columns <= kPiece) scales.load(weight, in, token, row, 0, Rows, 0, weight.columns);
+  fours_rows<Isa, Rows, Zeros, Of>(weight, in, out, token, row, 0, scales);
 }
 
-template <class Isa, int Tile, int Rows, bool Zeros, template <class, int, int> class Of, int Tokens>
-inline void fours_groups(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row,
-                         int64_t ahead) {
-  if (weight.group == 32) return fours_group<Isa, Tile, Rows, Zeros, Of, Tokens, 32>(weight, in, out, token, row, ahead);
-  if (weight.group == 64) return fours_group<Isa, Tile, Rows, Zeros, Of, Tokens, 64>(weight, in, out, token, row, ahead);
-  fours_group<Isa, Tile, Rows, Zeros, Of, Tokens, 128>(weight, in, out, token, row, ahead);
+template <class Isa, int Rows, bool Zeros, template <class, int, int> class Of, int Tokens>
+inline void fours_groups(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t token, int64_t row) {
+  if (weight.group == 32) return fours_group<Isa, Rows, Zeros, Of, Tokens, 32>(weight, in, out, token, row);
+  if (weight.group == 64) return fours_group<Isa, Rows, Zeros, Of, Tokens, 64>(weight, in, out, token, row);
+  fours_group<Isa, Rows, Zeros, Of, Tokens, 128>(weight, in, out, token, row);
 }
 
-template <class Isa, int Tile, int Rows, template <class, int, int> class Of>
+template <class Isa, template <class, int, int> class Of>
 inline void fours_all_tokens(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
-                             int64_t row, int64_t ahead) {
+                             int64_t row) {
   const auto multiply = [&](auto count, int64_t token) {
     if (weight.zeros)
-      fours_groups<Isa, Tile, Rows, true, Of, count>(weight, in, out, token, row, ahead);
+      fours_groups<Isa, kTileRows, true, Of, count>(weight, in, out, token, row);
     else
-      fours_groups<Isa, Tile, Rows, false, Of, count>(weight, in, out, token, row, ahead);
+      fours_groups<Isa, kTileRows, false, Of, count>(weight, in, out, token, row);
   };
   int64_t token = 0;
   for (; token + 4 <= tokens; token += 4) multiply(std::integral_constant<int, 4>(), token);
@@ -176,57 +174,39 @@ inline void fours_all_tokens(const SparityMatrix& weight, const Inputs& in, cons
   if (tokens - token == 1) multiply(std::integral_constant<int, 1>(), token);
 }
 
-constexpr int64_t kFoursAhead = kAhead / 2;  // bytes
+#include "rows.h"
 
 template <class Isa>
 void fours(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
            int64_t end) {
+  if (weight.format == SPARITY_DENSE) return rows_side_by_side<Isa>(weight, in, out, tokens, begin, end);
   for (int64_t row = begin * kTileRows; row < end * kTileRows && row < weight.rows; row += kTileRows) {
-    if (weight.format == SPARITY_BITMASK) {
-      fours_all_tokens<Isa, kTileRows, kTileRows, MaskedFours>(weight, in, out, tokens, row, 0);
-    } else if (weight.format == SPARITY_TWO_OF_FOUR) {
-      fours_all_tokens<Isa, kTileRows, kTileRows, PairedFours>(weight, in, out, tokens, row, 0);
-    } else {  // a single stream
-      fours_all_tokens<Isa, kTileRows, 1, WholeFours>(weight, in, out, tokens, row, kFoursAhead);
-    }
-  }
-}
-
-// Some rows, rising, of a dense weight, with the bits that they have among all.
-template <class Isa>
-void fours_listed(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens,
-                  const int32_t* rows, int64_t count, int64_t begin, int64_t end) {
-  const int64_t later = (2 * kFoursAhead + weight.columns - 1) / weight.columns;
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t next = rows[i + later < count ? i + later : count - 1];
-    fours_all_tokens<Isa, 1, 1, WholeFours>(weight, in, out, tokens, rows[i], (next - rows[i]) * weight.columns / 2);
+    if (weight.format == SPARITY_BITMASK)
+      fours_all_tokens<Isa, MaskedFours>(weight, in, out, tokens, row);
+    else
+      fours_all_tokens<Isa, PairedFours>(weight, in, out, tokens, row);
   }
 }
 
 // ---- inputs
 
-// One token as int8 in groups, in the order of columns or (paired) for each `Fours::kPairs` of them the even ones before
-// the odd ones; and for each int32 sum minus 8 times the sum of its inputs.
+// One token as int8 in groups, in the order of columns or (paired) in that of dense weights; and for each int32 sum (of
+// dense weights one in a group) minus 8 times the sum of its inputs.
 template <class Isa>
 void prepare_fours(const uint16_t* x, int64_t columns, int64_t stride, int64_t group, bool paired, int8_t* out,
                    float* scales, int32_t* shifts) {
-  constexpr int64_t kPairs = Isa::Fours::kPairs;
-  const int64_t step = paired ? kPairs : kGroup, lanes = paired ? kPairs / 8 : kCodeSums, lane = step / lanes;
+  const int64_t step = paired ? group : kGroup, lanes = paired ? 1 : kCodeSums, lane = step / lanes;
   const int64_t unit = group > step ? group : step;
-  for (int64_t column = 0; column < stride; column += kMostPairs) {
-    int8_t bytes[kMostPairs] = {};
-    for (int64_t at = 0; at < kMostPairs && column + at < columns; at += group)
+  for (int64_t column = 0; column < stride; column += kMostGroup) {
+    int8_t bytes[kMostGroup] = {};
+    for (int64_t at = 0; at < kMostGroup && column + at < columns; at += group)
       quantize(x + column + at, group, bytes + at, scales + (column + at) / group);
     if (paired) {
-      for (int64_t half = 0; half < kMostPairs; half += kPairs)
-        for (int64_t i = 0; i < kPairs / 2; ++i) {
-          out[column + half + i] = bytes[half + 2 * i];
-          out[column + half + kPairs / 2 + i] = bytes[half + 2 * i + 1];
-        }
+      for (int64_t i = 0; i < kMostGroup; ++i) out[column + i] = bytes[i / kOctet * kOctet + i % 4 * 2 + i % kOctet / 4];
     } else {
       memcpy(out + column, bytes, sizeof bytes);
     }
-    for (int64_t from = 0; from < kMostPairs; from += unit) {
+    for (int64_t from = 0; from < kMostGroup; from += unit) {
       int32_t* to = shifts + (column + from) / unit * lanes;
       for (int64_t i = 0; i < lanes; ++i) {
         int32_t sum = 0;

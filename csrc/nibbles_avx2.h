@@ -1,16 +1,8 @@
 // int4 with 256-bit vectors. Included by instruction sets without dot products of bytes, inside their namespaces.
 
 struct Fours256 {
-  static constexpr int64_t kPairs = 64;
-
   struct Codes {
     __m256i at[2];
-  };
-  struct Pairs {
-    __m256i at;  // as they lie
-  };
-  struct ReadyPairs {
-    __m256i low, high;
   };
   struct Sum {
     __m256 at;
@@ -18,7 +10,6 @@ struct Fours256 {
 
   static inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
   static inline __m256i fifteen() { return _mm256_set1_epi8(15); }
-  static inline Pairs load_pairs(const uint8_t* from) { return {load(from)}; }
 
   // 64 half bytes from the first or the second on, one in a byte each.
   static inline void take_apart(const uint8_t* from, uint64_t odd, uint8_t* to) {
@@ -83,63 +74,31 @@ struct Fours256 {
           Zeros ? with_zeros(codes.at[i], _mm256_set1_epi8(char(zeros[Groups == 2 ? i : 0]))) : lower(codes.at[i]);
     return out;
   }
-  template <bool Zeros, int Groups>
-  static inline ReadyPairs ready(const Pairs& pairs, const uint8_t* zeros) {
-    const __m256i above = _mm256_srli_epi16(pairs.at, 4);
-    if (!Zeros) return {lower(pairs.at), lower(above)};
-    const __m128i low = _mm_set1_epi8(char(zeros[0])), high = _mm_set1_epi8(char(zeros[Groups == 2]));
-    const __m256i spread = _mm256_set_m128i(high, low);
-    return {with_zeros(pairs.at, spread), with_zeros(above, spread)};
-  }
-
-  // Of Codes the sums of each half of a step, of Pairs its only ones.
-  struct Halves {
+  struct Total {  // of each half of a step
     __m256i at[2];
   };
-  struct One {
-    __m256i at;
-  };
-  template <bool Paired>
-  using Total = std::conditional_t<Paired, One, Halves>;
-  template <bool Paired>
-  static constexpr int64_t kTotals = Paired ? 8 : 16;
 
   template <bool Zeros>
-  static inline __m256i shift(const int32_t* shifts) {
-    const __m256i eight = load(shifts);
-    return Zeros ? _mm256_add_epi32(eight, eight) : eight;
-  }
-  template <bool Zeros, bool Paired>
-  static inline Total<Paired> start(const int32_t* shifts) {
-    if constexpr (Paired)
-      return {shift<Zeros>(shifts)};
-    else
-      return {{shift<Zeros>(shifts), shift<Zeros>(shifts + 8)}};
+  static inline Total start(const int32_t* shifts) {
+    Total out = {{load(shifts), load(shifts + 8)}};
+    for (__m256i& eight : out.at) eight = Zeros ? _mm256_add_epi32(eight, eight) : eight;
+    return out;
   }
 
   // Unsigned codes are at most 31: four products fit int16.
   static inline __m256i more(__m256i total, __m256i pairs) {
     return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-  static inline Halves add(Halves total, const Codes& codes, const int8_t* x) {
+  static inline Total add(Total total, const Codes& codes, const int8_t* x) {
     for (int i = 0; i < 2; ++i) total.at[i] = more(total.at[i], _mm256_maddubs_epi16(codes.at[i], load(x + 32 * i)));
     return total;
   }
-  static inline One add(One total, const ReadyPairs& codes, const int8_t* x) {
-    const __m256i low = _mm256_maddubs_epi16(codes.low, load(x)), high = _mm256_maddubs_epi16(codes.high, load(x + 32));
-    return {more(total.at, _mm256_add_epi16(low, high))};
-  }
 
   template <int Groups>
-  static inline Sum finish(Sum sum, const Halves& total, const float* scales) {
+  static inline Sum finish(Sum sum, const Total& total, const float* scales) {
     if (Groups == 1) return scaled(sum, _mm256_add_epi32(total.at[0], total.at[1]), _mm256_broadcast_ss(scales));
     const Sum half = scaled(sum, total.at[0], _mm256_broadcast_ss(scales));
     return scaled(half, total.at[1], _mm256_broadcast_ss(scales + 1));
-  }
-  template <int Groups>
-  static inline Sum finish(Sum sum, const One& total, const float* scales) {
-    if (Groups == 1) return scaled(sum, total.at, _mm256_broadcast_ss(scales));
-    return scaled(sum, total.at, _mm256_set_m128(_mm_broadcast_ss(scales + 1), _mm_broadcast_ss(scales)));
   }
   static inline Sum scaled(Sum sum, __m256i total, __m256 scale) {
     return {_mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, sum.at)};

@@ -15,22 +15,12 @@ struct HalfBytes {
 constexpr HalfBytes kHalfBytes;
 
 struct Fours512 {
-  static constexpr int64_t kPairs = 128;
-
   struct Codes {
     __m512i at;
-  };
-  struct Pairs {
-    __m512i at;  // as they lie
-  };
-  struct ReadyPairs {
-    __m512i low, high;
   };
   struct Sum {
     __m512 at;
   };
-
-  static inline Pairs load_pairs(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
 
   static inline Codes spread(uint64_t mask, const uint8_t* from, uint64_t odd) {
     const __m512i bytes = _mm512_permutexvar_epi8(_mm512_load_si512(kHalfBytes.places), _mm512_loadu_si512(from));
@@ -78,30 +68,15 @@ struct Fours512 {
   static inline Codes ready(const Codes& codes, const uint8_t* zeros) {
     return {Zeros ? with_zeros(codes.at, zeros_of<Groups>(zeros)) : lower(codes.at)};
   }
-  template <bool Zeros, int Groups>
-  static inline ReadyPairs ready(const Pairs& pairs, const uint8_t* zeros) {
-    const __m512i above = _mm512_srli_epi16(pairs.at, 4);
-    if (!Zeros) return {lower(pairs.at), lower(above)};
-    const __m512i spread = zeros_of<Groups>(zeros);
-    return {with_zeros(pairs.at, spread), with_zeros(above, spread)};
-  }
-
-  template <bool>
   using Total = __m512i;
-  template <bool>
-  static constexpr int64_t kTotals = 16;
 
-  template <bool Zeros, bool>
+  template <bool Zeros>
   static inline __m512i start(const int32_t* shifts) {
     const __m512i eight = _mm512_loadu_si512(shifts);
     return Zeros ? _mm512_add_epi32(eight, eight) : eight;
   }
   static inline __m512i add(__m512i total, const Codes& codes, const int8_t* x) {
     return _mm512_dpbusd_epi32(total, codes.at, _mm512_loadu_si512(x));
-  }
-  static inline __m512i add(__m512i total, const ReadyPairs& codes, const int8_t* x) {
-    total = _mm512_dpbusd_epi32(total, codes.low, _mm512_loadu_si512(x));
-    return _mm512_dpbusd_epi32(total, codes.high, _mm512_loadu_si512(x + 64));
   }
   template <int Groups>
   static inline Sum finish(Sum sum, __m512i total, const float* scales) {

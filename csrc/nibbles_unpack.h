@@ -1,12 +1,18 @@
 // Part of nibbles.h: included there, within its namespace.
 // ---- unpacking: weights as bfloat16; 0.0f makes +0 of the -0 that a negative scale gives
 
+// Where the scale and the zero point of a row's group are.
+inline int64_t side_of(const SparityMatrix& weight, int64_t row, int64_t group) {
+  const int64_t groups = weight.columns / weight.group;
+  if (weight.format != SPARITY_DENSE) return row * groups + group;
+  return (row / kSideBySide * groups + group) * kSideBySide + row % kSideBySide;
+}
+
 // `values` of one row, as they are stored, one in a byte -> out; `column` is the first one's.
 inline void scale_values(const SparityMatrix& weight, int64_t row, int64_t column, int64_t count, const uint8_t* values,
                          uint16_t* out) {
-  const int64_t groups = weight.columns / weight.group;
   for (int64_t at = 0; at < count; at += 32) {
-    const int64_t group = row * groups + (column + at) / weight.group;
+    const int64_t group = side_of(weight, row, (column + at) / weight.group);
     const int zero = weight.zeros ? weight.zeros[group] : 8;
     const float scale = scale_of(weight, group);
     for (int64_t i = at; i < at + 32 && i < count; ++i)
@@ -16,7 +22,7 @@ inline void scale_values(const SparityMatrix& weight, int64_t row, int64_t colum
 
 template <class Isa, class Source>
 inline void unpack_fours_from(const SparityMatrix& weight, int64_t tile, int64_t rows, uint16_t* out) {
-  Source source(weight, tile * kTileRows, 0);
+  Source source(weight, tile * kTileRows);
   for (int64_t column = 0; column < weight.columns; column += kGroup) {
     const int64_t count = weight.columns - column < kGroup ? weight.columns - column : kGroup;
     source.begin(column);
@@ -63,13 +69,9 @@ void unpack_fours(const SparityMatrix& weight, int64_t tile, int64_t rows, uint1
   if (weight.format == SPARITY_TWO_OF_FOUR)
     return unpack_fours_from<Isa, PairedFours<Isa, kTileRows, 1>>(weight, tile, rows, out);
   for (int64_t r = 0; r < rows; ++r) {
-    const auto* bytes = static_cast<const uint8_t*>(weight.values) + (tile * kTileRows + r) * (weight.columns / 2);
     for (int64_t column = 0; column < weight.columns; column += 32) {
       uint8_t values[32];
-      for (int64_t i = 0; i < 16; ++i) {
-        values[2 * i] = bytes[column / 2 + i] & 15;
-        values[2 * i + 1] = bytes[column / 2 + i] >> 4;
-      }
+      row_codes(weight, tile * kTileRows + r, column, values);
       scale_values(weight, tile * kTileRows + r, column, 32, values, out + r * weight.columns + column);
     }
   }

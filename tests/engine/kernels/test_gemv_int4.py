@@ -50,6 +50,19 @@ def check(packed, x, result):
     assert bool((error <= reference.error_bound(weight, seen, unit)).all())
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", GROUPS)
+def test_dense_rows_have_the_same_bits_with_every_instruction_set(symmetric, group):
+    packed, x = packed_in("dense", (21, 384), group, symmetric), inputs(3, 384)
+    weight, before = NativeWeight(packed), native.instruction_set()
+    found = []
+    for name in native.instruction_sets():
+        with native.using(name):
+            found.append(gemv(weight, x, torch.empty(3, 21)))
+    assert native.instruction_set() == before
+    assert all(torch.equal(result, found[0]) for result in found)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", GROUPS)

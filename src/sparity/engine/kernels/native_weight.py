@@ -12,6 +12,7 @@ from torch import Tensor
 from sparity.engine.kernels import native
 from sparity.errors import InvalidInput
 from sparity.formats import Packed, format_of
+from sparity.formats.storage.side_by_side import SideBySide
 from sparity.formats.storage.values import aligned
 
 TAKES = frozenset(  # (format, encoding)
@@ -61,9 +62,8 @@ class NativeWeight:
         if reason := declines(packed):
             raise InvalidInput(f"{packed.format} {packed.shape[0]} x {packed.shape[1]}: {reason}")
         format_of(packed).check(packed)
-        moved = {name: on_large_pages(aligned(part)) for name, part in packed.tensors.items()}
+        parts, moved = _in_place(packed)
         self.packed = replace(packed, tensors=moved)
-        parts = self.packed.tensors
         # a null pointer may not even be moved by 0, so an empty tensor is given an address
         address = {name: part.data_ptr() or _NOTHING.data_ptr() for name, part in parts.items()}
         self._matrix = native.Matrix(
@@ -76,20 +76,20 @@ class NativeWeight:
             scales=address["scales"] if packed.encoding.integer_products else None,
             block_rows=packed.options.get("rows", 0),
             block_width=packed.options.get("columns", 0),
-            kept=len(parts["values"]),
+            kept=packed.shape[0] if side_by_side(packed) else len(parts["values"]),
             format=CODES[packed.format],
         )
         if packed.encoding.half_bytes:
-            self._add_groups(address)
+            self._add_groups(parts, address)
         self.address = ctypes.addressof(self._matrix)  # the pointer that each call hands over
         if packed.encoding.integer_products and not format_of(packed).by_channel:
             self._row_sums = torch.empty(packed.shape[0], dtype=torch.int32)
             native.library().sparity_row_sums(self.address, self._row_sums.data_ptr(), native.threads())
             self._matrix.row_sums = self._row_sums.data_ptr()
 
-    def _add_groups(self, address: Mapping[str, int]) -> None:
+    def _add_groups(self, parts: Mapping[str, Tensor], address: Mapping[str, int]) -> None:
         """What the kernels read of half bytes in groups."""
-        parts, matrix = self.packed.tensors, self._matrix
+        matrix = self._matrix
         matrix.group = self.packed.shape[1] // parts["scales"].shape[1]
         matrix.group_scales, matrix.zeros = address["scales"], address.get("zeros")
         if format_of(self.packed).by_channel:  # kernels read a group's scales of many rows at a time
@@ -102,6 +102,22 @@ class NativeWeight:
 
     def __repr__(self) -> str:
         return f"NativeWeight({self.packed.format}, {self.packed.shape[0]} x {self.packed.shape[1]})"
+
+
+def side_by_side(packed: Packed) -> bool:
+    """Whether kernels read a matrix with sixteen rows side by side."""
+    return packed.format == "dense" and packed.encoding.half_bytes
+
+
+def _in_place(packed: Packed) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """Tensors of a matrix as kernels read them, where they stay; and the same as its format has them."""
+    if not side_by_side(packed):
+        moved = {name: on_large_pages(aligned(part)) for name, part in packed.tensors.items()}
+        return moved, moved
+    given = packed.tensors
+    laid = given if isinstance(given, SideBySide) else SideBySide.of(given)
+    laid = SideBySide(laid.rows, {name: on_large_pages(aligned(part)) for name, part in laid.laid.items()})
+    return laid.laid, laid
 
 
 def on_large_pages(tensor: Tensor) -> Tensor:

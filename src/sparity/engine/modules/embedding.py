@@ -29,7 +29,7 @@ class PackedEmbedding(HoldsMatrix):
     def forward(self, ids: Tensor) -> Tensor:
         """`ids` [...] -> `[..., embedding_dim]`."""
         packed = self.packed
-        found = {name: tensor.index_select(0, ids.reshape(-1)) for name, tensor in packed.tensors.items()}
+        found = packed.rows_of(ids.reshape(-1))
         values = found.pop("values")
         if packed.encoding.half_bytes:
             values = widen(values, self.embedding_dim)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparity.formats.encodings.base import Encoding
 from sparity.formats.encodings.same import Same
+from sparity.formats.storage.side_by_side import SideBySide
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Packed:
         format: the name of the format, as in the registry.
         shape: rows (outputs) and columns (inputs) of the weight.
         dtype: the type that unpacking gives.
-        tensors: what is stored, by name; on the CPU, contiguous; those of the format and those of the encoding.
+        tensors: what is stored, by name; on the CPU, contiguous; those of the format and those of the encoding. In
+            memory they may lie in another order, `SideBySide`.
         options: the format's own numbers, such as the size of a block.
         encoding: what the stored values mean.
     """
@@ -33,7 +35,8 @@ class Packed:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
-        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+        if not isinstance(self.tensors, SideBySide):
+            object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
     @property
@@ -60,6 +63,12 @@ class Packed:
     def sides(self) -> dict[str, Tensor]:
         """The tensors of the encoding, by name."""
         return {name: self.tensors[name] for name in self.encoding.side_tensors(*self.shape)}
+
+    def rows_of(self, ids: Tensor) -> dict[str, Tensor]:
+        """Of a dense matrix the rows `ids` [count] of every tensor."""
+        if isinstance(self.tensors, SideBySide):
+            return self.tensors.chosen(ids)
+        return {name: tensor.index_select(0, ids) for name, tensor in self.tensors.items()}
 
     @property
     def nbytes(self) -> int:
