@@ -70,6 +70,12 @@ def weight(name, rows, columns, sparsity, generator):
     return dense.masked_fill_(torch.rand(rows, columns, generator=generator) < sparsity, 0) if sparsity else dense
 
 
+def fits(case, columns):
+    """Whether the groups of a case divide a row."""
+    values = case[1]
+    return not isinstance(values, dict) or columns % values["int4"]["group"] == 0
+
+
 def is_dense(case):
     """What others are compared with."""
     return case.startswith("dense ")
@@ -172,10 +178,11 @@ def main():
     cases = {name: case for name, case in CASES.items() if options.only in name or is_dense(name)}
     for shape in options.shapes.split(","):
         rows, columns = map(int, shape.split("x"))
-        sets = prepared(cases, rows, columns)
+        fitting = {name: case for name, case in cases.items() if fits(case, columns)}
+        sets = prepared(fitting, rows, columns)
         for batch in map(int, options.batches.split(",")):
             name = f"{shape}, batch {batch}"
-            results[name] = measure(cases, sets, rows, columns, batch, options.rounds, clock)
+            results[name] = measure(fitting, sets, rows, columns, batch, options.rounds, clock)
             print(name, file=sys.stderr)
             for case, found in results[name].items():
                 shown = [f"{key} {found[key]['median']:.2f}" for key in found if key.startswith("o")]

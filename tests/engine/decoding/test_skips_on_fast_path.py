@@ -86,8 +86,8 @@ def test_every_scale_of_a_rule_runs_on_the_fast_path(model, method, options):
         (0.1, "same", True),
         (0.09, "int8", False),
         (0.1, "int8", True),
-        (0.39, "int4", False),
-        (0.4, "int4", True),
+        (0.49, "int4", False),
+        (0.5, "int4", True),
     ],
 )
 def test_weights_lie_by_column_where_enough_is_skipped(model, sparsity, values, by_columns):
