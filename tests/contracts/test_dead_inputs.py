@@ -26,6 +26,12 @@ FITTING = [  # single weights of a block may not change places
     if not (registry.get("prune.solver", solver).exchanges and "block" in pattern)
 ]
 GUESSES = ("magnitude", "random")  # they look at weights alone
+FEWER = {  # steps of a search, on a whole model
+    "sparse_swaps": {"swaps": 3},
+    "alps": {"iterations": 5, "refinements": 2},
+    "admm": {"iterations": 6, "rounds": 4},
+    "thanos": {"block_columns": 32},
+}
 
 
 def layer(dead, rows=16, columns=32, scale=1.0):
@@ -67,8 +73,8 @@ def calibration(tmp_path_factory):
 
 ITEMS = [
     *({"score": score} for score in SCORES),
-    *({"solver": solver} for solver in SOLVERS),
-    *({"solver": solver, "score": "gblm"} for solver in SOLVERS),
+    *({"solver": {solver: FEWER.get(solver, {})}} for solver in SOLVERS),
+    *({"solver": {solver: FEWER.get(solver, {})}, "score": "gblm"} for solver in SOLVERS),
     *({"budget": budget} for budget in registry.names("budget") if not registry.get("budget", budget).measures),
     {"score": UNDAMPED["prune.score"]},
     {"solver": UNDAMPED["prune.solver"]},

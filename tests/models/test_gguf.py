@@ -166,10 +166,13 @@ def test_a_model_of_another_size_than_the_file_says_is_refused(tmp_path):
 
 
 def test_an_absurd_number_of_blocks_takes_no_memory(tmp_path):
-    wrong = tiny_llama()
-    wrong.config.num_hidden_layers = 100_000_000
+    file = write(tmp_path / "model.gguf")
+    before, key, after = file.read_bytes().partition(b"llama.block_count")
+    of_type, count, rest = after[:4], after[4:8], after[8:]
+    assert int.from_bytes(count, "little") == 2
+    file.write_bytes(before + key + of_type + (100_000_000).to_bytes(4, "little") + rest)
     with pytest.raises(CorruptFile, match=r"100000000 blocks in 20 tensors"):
-        locate(write(tmp_path / "model.gguf", wrong))
+        locate(file)
 
 
 def test_a_folder_with_nothing_but_a_file_of_that_kind_says_to_name_the_file(tmp_path):

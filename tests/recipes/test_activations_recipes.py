@@ -11,7 +11,13 @@ from sparity.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = sorted((RECIPES / "methods" / "activations").glob("*.yaml"))
-SMALL = ["calibration.samples=4", "measure.windows=2", "measure.speed=null"]
+SMALL = ["calibration.samples=4", "measure.window=256", "measure.windows=2", "measure.speed=null"]
+FEWER = {  # steps of what is searched or trained
+    "teal": ["budget={block_greedy: {step: 0.2, samples: 1}}"],
+    "heal_bias": ["heal={bias: {steps: 4}}"],
+    "dejavu": ["method={dejavu: {steps: 5}}"],
+    "dejavu_heads": ["method={dejavu: {lookahead: true, steps: 5}}"],
+}
 SHARES = {  # recipe -> the share that it asks for on average, and of how many projections
     "teal": (0.4, 42),
     "cats": (0.5, 12),
@@ -56,7 +62,7 @@ def test_a_recipe_parses_and_its_comment_says_what_it_is(path):
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_a_method_runs_to_the_end_and_skips_what_it_states(path, tmp_path):
-    fewer = ["stages.0.activations.heal={bias: {steps: 4}}"] if path.stem == "heal_bias" else []
+    fewer = [f"stages.0.activations.{option}" for option in FEWER.get(path.stem, ())]
     result = sparity.run(Recipe.read(path, [*SMALL, *fewer]), output=tmp_path / "out")
     candidate, (share, count) = result.report.candidates[0], SHARES[path.stem]
     assert len(candidate.changes) == count
@@ -68,5 +74,5 @@ def test_a_method_runs_to_the_end_and_skips_what_it_states(path, tmp_path):
     data = load_file(result.path / "sparity-dynamic" / "00-activations.safetensors")
     places = 2 if path.stem in ("cats", "chess", "dejavu", "dejavu_heads") else 1  # projections that one place saves
     assert len({name.rpartition(".")[0] for name in data}) == count / places
-    assert candidate.quality[0].tokens == 2 * 511
+    assert candidate.quality[0].tokens == 2 * 255
     assert candidate.quality[0].kl > 0

@@ -12,7 +12,7 @@ from sparity.static.prune.pruning import Pruning
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = sorted((RECIPES / "methods" / "prune").glob("*.yaml"))
 EVERY = [RECIPES / "main.yaml", *METHODS]
-SMALL = ["calibration.samples=4", "measure.windows=2", "measure.speed=null"]
+SMALL = ["calibration.samples=4", "measure.window=256", "measure.windows=2", "measure.speed=null"]
 KEYS = ("score", "pattern", "solver", "sparsity", "compare_within")
 
 # The zeros of a matrix [rows, columns] that gives up `share`, by each method's rule.
@@ -80,10 +80,12 @@ RULES = {
 LESS = {  # so that there is less to measure, or to exchange
     "greedy": ["budget.greedy.per=block"],
     "knapsack": ["budget.knapsack.per=block"],
-    "block_greedy": ["budget.block_greedy.step=0.1", "budget.block_greedy.samples=2"],
-    "evopress": ["budget.evopress.per=block", "budget.evopress.generations=3", "budget.evopress.samples=4"],
+    "block_greedy": ["budget.block_greedy.step=0.2", "budget.block_greedy.samples=1"],
+    "evopress": ["budget={evopress: {per: block, generations: 2, offspring: 4, survivors: 2, samples: 1}}"],
     "atp": ["budget.atp.tries=3", "budget.atp.samples=2"],
     "sparse_swaps": ["solver.sparse_swaps.swaps=3"],
+    **{name: ["solver={admm: {iterations: 6, rounds: 4}}"] for name in ("admm", "admm_2_of_4")},
+    **{name: ["solver={alps: {iterations: 10, refinements: 3}}"] for name in ("alps", "alps_2_of_4")},
 }
 
 
@@ -140,6 +142,6 @@ def test_a_method_runs_to_the_end_with_the_sparsity_of_its_rule(path, tmp_path):
     pruning = pruning_of(recipe)
     assert candidate.target == pytest.approx(pruning.sparsity, abs=1e-4 if pruning.across_layers else 1e-9)
     assert [quality.text for quality in candidate.quality] == ["python-docs:held-out"]
-    assert candidate.quality[0].tokens == 2 * 511
+    assert candidate.quality[0].tokens == 2 * 255
     assert candidate.quality[0].change > 0
     assert candidate.speed is None

@@ -124,7 +124,10 @@ def test_on_other_text_about_the_share_that_was_asked_for_is_skipped(name, spars
     for key in places[sites_of(name)]:
         calibration, held_out = seen[key][0][:, ::2], seen[key][1][:, 4::8]  # the first tokens stay dense
         partner = seen[key[0], "up_output"][0][:, ::2] if key[1] == "gate_output" else None
-        options = {"reference": False} if name == "statistical_topk" else {}  # as at the places of a model
+        options = {
+            "statistical_topk": {"reference": False},  # as at the places of a model
+            "dejavu": {"steps": 10},
+        }.get(name, {})
         fitted = sparity.fit_activations(
             calibration, weights[key], method=name, sparsity=sparsity, partner=partner, **options
         )

@@ -1,6 +1,6 @@
 """Finding the library, choosing the instruction set, and doing without."""
 
-import os
+import json
 import subprocess
 import sys
 
@@ -15,36 +15,47 @@ from sparity.formats import build_format
 
 NATIVE = pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled kernels: {native.unavailable()}")
 SAY = """
+import json, os, sys
 from sparity.engine.kernels import native, prepare
 from sparity.errors import SparityError
 import torch
-try:
-    print(native.unavailable() or native.instruction_set())
-except SparityError as error:
-    print(error)
+for environment in json.loads(sys.argv[1]):
+    if os.fork():
+        os.wait()
+        continue
+    os.environ.update(environment)
+    try:
+        print(native.unavailable() or native.instruction_set())
+    except SparityError as error:
+        print(error)
+    sys.stdout.flush()
+    os._exit(0)
 """
 
 
-def say(**environment):
-    found = subprocess.run(
-        [sys.executable, "-c", SAY], capture_output=True, text=True, env={**os.environ, **environment}, check=True
-    )
-    return found.stdout.strip()
+def said(*environments):
+    """What a process says that has just been started, in each of some environments."""
+    command = [sys.executable, "-c", SAY, json.dumps(environments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @NATIVE
-def test_the_environment_chooses():
-    assert say(SPARITY_ISA="scalar") == "scalar"
-    assert say(SPARITY_ISA="") == native.instruction_sets()[-1]
-    assert say(SPARITY_ISA="avx9").startswith('SPARITY_ISA: this processor has no "avx9"; did you mean "avx2"? choose')
-    assert say(SPARITY_NO_NATIVE="1") == "SPARITY_NO_NATIVE is set"
-    assert say(SPARITY_LIBRARY="nowhere.so").startswith("they were not built")
-
-
-@NATIVE
-def test_a_file_that_is_no_library_is_not_used(tmp_path):
+def test_the_environment_chooses(tmp_path):
     (tmp_path / "broken.so").write_text("not a library")
-    assert say(SPARITY_LIBRARY=str(tmp_path / "broken.so")).startswith("broken.so cannot be used")
+    scalar, best, unknown, without, nowhere, broken = said(
+        {"SPARITY_ISA": "scalar"},
+        {"SPARITY_ISA": ""},
+        {"SPARITY_ISA": "avx9"},
+        {"SPARITY_NO_NATIVE": "1"},
+        {"SPARITY_LIBRARY": "nowhere.so"},
+        {"SPARITY_LIBRARY": str(tmp_path / "broken.so")},
+    )
+    assert scalar == "scalar"
+    assert best == native.instruction_sets()[-1]
+    assert unknown.startswith('SPARITY_ISA: this processor has no "avx9"; did you mean "avx2"? choose')
+    assert without == "SPARITY_NO_NATIVE is set"
+    assert nowhere.startswith("they were not built")
+    assert broken.startswith("broken.so cannot be used")
 
 
 @NATIVE
