@@ -10,10 +10,11 @@ demo: install
 	-$(VENV)/bin/sparity fetch smollm2
 	$(VENV)/bin/sparity demo --output $(OUT)
 
+# One thread per worker: more would wait for each other. Compiled modules are kept, for the processes that tests start.
 # Tests of the real model are skipped where it cannot be fetched; the last line of pytest says how many.
 test: install-test lint
 	-$(VENV)/bin/sparity fetch smollm2
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto  # one thread per worker: more would wait for each other
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 lint: install-test
 	$(VENV)/bin/ruff check .
