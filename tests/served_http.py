@@ -19,10 +19,10 @@ TEMPLATE = (
 )
 
 
-def open_llama(**options):
-    """`zoo:llama`, ready to be served, with a chat template."""
+def open_llama(path="zoo:llama", **options):
+    """`zoo:llama`, or a folder of it, ready to be served, with a chat template."""
     return open_model(
-        "zoo:llama",
+        path,
         **{"name": "llama", "slots": 4, "context": 256, "template": TEMPLATE, "prefix_bytes": 10**7, **options},
     )
 
