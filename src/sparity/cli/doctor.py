@@ -91,6 +91,7 @@ def _candidates(choice: "Choice") -> str:
 
 def examine() -> dict[str, Any]:
     """The findings by name."""
+    from sparity.engine.kernels import openmp
     from sparity.measure.data import machine
     from sparity.measure.show.numbers import size
 
@@ -103,6 +104,7 @@ def examine() -> dict[str, Any]:
         found[f"extra {extra}"] = f"missing: pip install 'sparity[{extra}]'" if absent else "installed"
     found["sparse kernels"] = f"{_kernels()}; packed checkpoints run on them"
     found["GPU kernels"] = _gpu_kernels()
+    found["OpenMP"] = openmp.words(openmp.loaded())
     found["bundled model"] = _bundled_model()
     return found
 
