@@ -19,6 +19,10 @@ def run(
     keep_passes: Annotated[
         bool, typer.Option("--keep-passes", help="Keep what each pass made in OUTPUT.passes, for later runs.")
     ] = False,
+    track: Annotated[
+        str | None, typer.Option("--track", help="Log to trackio, wandb or mlflow, which must be installed.")
+    ] = None,
+    project: Annotated[str, typer.Option("--project", help="The tracker's project or experiment.")] = "sparity",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -36,5 +40,5 @@ def run(
             checked = checked.model_copy(update={"model": model})
         run_and_show(
             checked, output=output, device=device, force=force, resume=resume, json=json, quiet=quiet,
-            keep_passes=keep_passes,
+            keep_passes=keep_passes, track=track, project=project,
         )  # fmt: skip

@@ -3,11 +3,13 @@
 import logging
 import shlex
 import sys
+from contextlib import nullcontext
 
 import typer
 
 from sparity.cli import console
 from sparity.errors import InvalidInput
+from sparity.integrations.tracking import Told, nobody, tracker
 from sparity.measure.show.table import print_report
 from sparity.pipeline.run.runner import Result, execute
 from sparity.processes.ranks import joined, processes
@@ -25,6 +27,8 @@ def run_and_show(
     json: bool,
     quiet: bool,
     keep_passes: bool = False,
+    track: str | None = None,
+    project: str = "sparity",
 ) -> Result:
     """Run, print the table, name the page that lies beside the model, and exit with 1 when a limit was missed.
 
@@ -36,11 +40,15 @@ def run_and_show(
         if not group.first:  # rank 0 says the same, and what others alone have met it is told
             logger("sparity").addHandler(logging.NullHandler())
             logger("sparity").propagate = False
-        with console.ProgressBar(quiet or json or not group.first) as progress:
+        tracked = nullcontext() if track is None or not group.first else tracker(track, project, recipe.summary())
+        with console.ProgressBar(quiet or json or not group.first) as bar, tracked as hook:
+            told = Told(hook or nobody, bar)
             result = execute(
-                recipe, progress, output=output, device=device, force=force, resume=resume, keep_passes=keep_passes,
+                recipe, told, output=output, device=device, force=force, resume=resume, keep_passes=keep_passes,
                 group=group,
             )  # fmt: skip
+            if group.first:
+                told.result(result.report)
     if not group.first:
         raise typer.Exit(0 if result.accepted else 1)
     if json:
