@@ -10,6 +10,7 @@ TOKENS = torch.randint(0, 97, (3, 16), generator=torch.Generator().manual_seed(5
 OPTIONS = {
     "laco": {"merge": 2, "threshold": -1.0},
     "flap": {"structure": "UL-UM", "bias": False},
+    "llm_surgeon": {"share": "block", "shots": 2},
     "bonsai": {"masks": 8, "step": 0.25},
 }
 OF_EXPERTS = ("frequency", "reap", "naee", "ream")

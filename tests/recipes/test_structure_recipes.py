@@ -21,6 +21,7 @@ SIZES = {  # recipe -> what the configuration then says
     "minitron": {"intermediate_size": 384},
     "bonsai": {"intermediate_size": 384},
     "flap": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4, "mlp_bias": True},
+    "llm_surgeon": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4},
     "llm_pruner": {"intermediate_size": 307, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 32},
     "two_ssp": {"intermediate_size": 368},
     "slicegpt": {"hidden_size": 144, "head_dim": 32, "tie_word_embeddings": False},

@@ -47,6 +47,16 @@ class Forward:
                 total += float(cross_entropy(logits, ids[1:].to(logits.device)))
         return total / len(self._tokens)
 
+    @torch.enable_grad()
+    def summed_loss(self, sample: int) -> Tensor:
+        """The cross-entropy of one sequence in nats, summed over its tokens, with the graph back to every block."""
+        hidden, ids = self.first[sample : sample + 1].clone().requires_grad_(), self._tokens[sample]
+        with float32_products():
+            for block in self.blocks:
+                hidden = block.output(self._inputs, hidden)
+            logits = self._head(ids[None], hidden)[0, :-1].float()
+        return cross_entropy(logits, ids[1:].to(logits.device), reduction="sum")
+
 
 @contextmanager
 def forward(subject: Subject) -> Iterator[Forward]:
