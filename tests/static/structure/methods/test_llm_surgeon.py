@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy
 import sparity
 from sparity.errors import InvalidInput
 from sparity.models.cuts.whole import ragged_problem, stock_problem
+from sparity.static.structure.competition import Part, cheapest
 from sparity.static.structure.kronecker import Kronecker, curvature
-from sparity.static.structure.methods.llm_surgeon import LLMSurgeon, Part, cheapest
+from sparity.static.structure.methods.llm_surgeon import LLMSurgeon
 from sparity.static.structure.subject import Subject
 
 TINY = 1e-12

@@ -10,22 +10,14 @@ from torch import Tensor
 from sparity.errors import InvalidInput
 from sparity.models import Decoder
 from sparity.models.cuts.whole import blocks_of, cut_model
-from sparity.models.dimensions import CHANNELS, Cut
+from sparity.models.dimensions import CHANNELS
 from sparity.registry import register
+from sparity.static.structure.competition import Part, cheapest
 from sparity.static.structure.kronecker import Kronecker, curvature
 from sparity.static.structure.methods.base import Choice, Method, Restructured
 from sparity.static.structure.ranked import ranked_sizes
 from sparity.static.structure.subject import Subject
 from sparity.static.structure.units import largest, left_of, stacked
-
-
-@dataclass
-class Part:
-    """One dimension of one block: where its columns lie, what its units cost, and how many weights each has."""
-
-    cut: Cut
-    costs: Tensor
-    weights: int
 
 
 @register("structure.method", "llm_surgeon")
@@ -119,28 +111,3 @@ class LLMSurgeon(Method):
             name: [largest(part.costs, left_of(size, gone)) for part, size in zip(found, dense[name], strict=True)]
             for name, found in parts.items()
         }
-
-
-def cheapest(
-    parts: Mapping[str, Sequence[Part]], dense: Mapping[str, Sequence[int]], gone: float
-) -> dict[str, list[Tensor]]:
-    """The units that stay when those of least cost per weight go, as long as no more than the share `gone` does.
-
-    One unit at least stays of every dimension of every block.
-    """
-    staying = {name: [list(range(len(part.costs))) for part in found] for name, found in parts.items()}
-    budget = 0.0
-    units = []
-    for name, found in parts.items():
-        for index, part in enumerate(found):
-            budget += part.weights * (len(part.costs) - dense[name][index] * (1 - gone))
-            each = (part.costs / part.weights).tolist()
-            units += [(cost, name, index, unit, part.weights) for unit, cost in enumerate(each)]
-    for _, name, index, unit, weights in sorted(units):
-        if len(staying[name][index]) == 1:
-            continue
-        if weights > budget * (1 + 1e-9):
-            break
-        budget -= weights
-        staying[name][index].remove(unit)
-    return {name: [torch.tensor(rows) for rows in found] for name, found in staying.items()}
