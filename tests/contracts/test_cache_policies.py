@@ -29,6 +29,7 @@ SMALL = {  # options that fit 40 tokens
     "kvzap": {"window": 4},
     "duoattention": {"sinks": 2, "window": 6},
     "triattention": {"window": 4},
+    "pqcache": {"bits": 3},
 }
 every_policy = pytest.mark.parametrize("name", NAMES)
 

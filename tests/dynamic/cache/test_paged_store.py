@@ -193,7 +193,7 @@ def test_a_quarter_in_four_bits_takes_a_twelfth_of_the_bytes(model):
 def test_requests_that_cannot_be_met_are_refused(model):
     for arguments, options, words in (
         (("quest",), {"read": "quest"}, "leave `read` out"),
-        (("snapkv",), {"read": "kivi"}, 'read "kivi" chooses no pages'),
+        (("snapkv",), {"read": "kivi"}, 'read "kivi" does not say what is read'),
         (("kivi",), {"read": "quest"}, "give quest page=32"),
         (("snapkv",), {"store": KIVI, "read": {"quest": {"page": 4, "by": "mean"}}}, "by=bound"),
         (("streaming_llm",), {"turn": True, "read": "quest"}, "counts positions in the cache"),

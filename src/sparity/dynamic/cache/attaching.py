@@ -53,12 +53,13 @@ def cache(
 
     Args:
         model: a Hugging Face causal language model, on any device.
-        policy: of `sparity methods cache.policy`, or `{name: options}`. With `kivi` and `quest` everything stays.
-        keep: of each layer the share of the text's tokens that stay, in (0, 1], or their number from 2 on; with `quest`
-            that are read. Or one for each layer (`sparity.cache_budgets`).
+        policy: of `sparity methods cache.policy`, or `{name: options}`. With `kivi`, `quest`
+            and `pqcache` everything stays.
+        keep: of each layer the share of the text's tokens that stay, in (0, 1], or their number from 2 on; with
+            `quest` and `pqcache` that are read. Or one for each layer (`sparity.cache_budgets`).
         store: how tokens that stay are stored, `kivi` or `{"kivi": options}`; None = as they are.
-        read: which pages of them each new token reads, `quest` or `{"quest": options}`; None = everything.
-        read_keep: what share of the text's tokens those pages hold, or how many.
+        read: which of them each new token reads, `quest`, `pqcache` or `{name: options}`; None = everything.
+        read_keep: what share of the text's tokens it reads, or how many.
         sinks: tokens at the start of each text that stay whatever the policy says, and that `keep` counts.
         recent: tokens at its end that stay, likewise. A share that comes to fewer than are protected keeps those.
         every: tokens between two evictions while decoding; so many more are held meanwhile.

@@ -42,7 +42,7 @@ def attention(
     assert store is not None, "attention follows an update"
     cap = named.get("softcap")
     sight = Sight(attention_mask, query.shape[0], query.shape[2], layer.length, named.get("sliding_window"))
-    chosen = layer.chosen(query, sight)
+    chosen = layer.chosen(query, sight, scale, cap)
     if layer.partial or chosen is not None:
         turn = layer.run.rotary if layer.run.policy.turns else None
         found = attend(query, store, sight, scale, chosen, turn, **named), None

@@ -130,6 +130,9 @@ def check(policy: Policy) -> None:
         "length": 2,
         "furthest": 1,
         "ridge": 1e-9,
+        "parts": 1,
+        "iterations": 0,
+        "dense": 0,
     }
     least |= {"group": 1, "residual": 0} if policy.stores else {}
     for option, lowest in least.items():
@@ -138,6 +141,8 @@ def check(policy: Policy) -> None:
             raise InvalidInput(f'policy "{policy.name}", option "{option}": {value} must be {lowest} or more')
     if policy.stores and vars(policy)["bits"] not in (2, 4, 8):
         raise InvalidInput(f'policy "{policy.name}", option "bits": {vars(policy)["bits"]} must be 2, 4 or 8')
+    if not 1 <= getattr(policy, "bits", 1) <= 8:
+        raise InvalidInput(f'policy "{policy.name}", option "bits": {vars(policy)["bits"]} must lie in [1, 8]')
     if getattr(policy, "kernel", 1) % 2 == 0:
         raise InvalidInput(f'policy "{policy.name}", option "kernel": {vars(policy)["kernel"]} must be odd')
     for option in ("floor", "first", "echo", "induction", "heads"):

@@ -11,7 +11,7 @@ from sparity.dynamic.cache.checks import check_right
 from sparity.dynamic.cache.held import Held, Known, rows_apart
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.quantised_store import QuantisedStore
-from sparity.dynamic.cache.reading import Pages, pages_read
+from sparity.dynamic.cache.reading import Pages, read_of
 from sparity.dynamic.cache.run import Run, output_weight_of
 from sparity.dynamic.cache.sight import Sight
 from sparity.dynamic.cache.store import Holding, Store
@@ -200,7 +200,7 @@ class PolicyLayer(CacheLayerMixin):
         store.quantise(store.due(length), length)
         self.partial = True
 
-    def chosen(self, query: Tensor, sight: Sight) -> Pages | None:
+    def chosen(self, query: Tensor, sight: Sight, scaling: float, softcap: float | None) -> Pages | None:
         """Before attention: what fell out of the last tokens is quantised, and the pages that are read are chosen.
 
         None = everything is read: of several new tokens, of the first layers, and of what fits.
@@ -219,7 +219,7 @@ class PolicyLayer(CacheLayerMixin):
         if all(max(budget, reader.pages * reader.page) >= int(n) for budget, n in zip(budgets, held, strict=True)):
             return None
         self._without_padding(sight)
-        return pages_read(store, reader, query, budgets, (self.run.sinks, self.run.recent))
+        return read_of(store, self.run, query, budgets, self.length, scaling, softcap)
 
     def _without_padding(self, sight: Sight) -> None:
         """Let padding go, which is held until something else goes."""

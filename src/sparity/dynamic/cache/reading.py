@@ -1,17 +1,44 @@
 """Which pages of a store one query of each row reads."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from sparity.dynamic.cache.in_place import chosen_in_place
+from sparity.dynamic.cache.coded_store import CodedStore
+from sparity.dynamic.cache.in_place import chosen_in_place, takes
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.policies.quest import Quest
 from sparity.dynamic.cache.quantised_store import QuantisedStore
+from sparity.dynamic.cache.run import Run
 from sparity.engine.kernels.attention.cpu import Chosen
 
 Paged = PagedStore | QuantisedStore
 # int64 `[rows, kv_heads, pages]` of an even store, or one tensor for each head, or as the library takes them
 Pages = Tensor | list[Tensor] | Chosen
+
+
+def read_of(store: Paged, run: Run, query: Tensor, budgets: list[int], length: int, *logits: Any) -> Pages:
+    """The pages of each head that a run's reader chooses, rising.
+
+    Args:
+        store: with the new tokens.
+        run: whose it is.
+        query: `[rows, heads, 1, width]`.
+        budgets: of each row, how many tokens are read.
+        length: of the text.
+        logits: their scaling and their softcap.
+    """
+    protected = run.sinks, run.recent
+    if not isinstance(store, CodedStore):
+        assert isinstance(run.reader, Quest), "pages are judged by their bounds"
+        return pages_read(store, run.reader, query, budgets, protected)
+    slots = store.chosen(query, budgets, protected, length - 1, *logits)
+    if takes(query, store):
+        ends = torch.tensor([len(each) for each in slots]).cumsum(0)
+        return Chosen(torch.cat(slots).to(torch.int32), ends)
+    even = store.even is not None and len(set(budgets)) == 1
+    return torch.stack(slots).view(store.rows, store.heads, -1) if even else slots
 
 
 def pages_read(store: Paged, reader: Quest, query: Tensor, budgets: list[int], protected: tuple[int, int]) -> Pages:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparity.dynamic.cache.functions import policy_of
-from sparity.dynamic.cache.policies.base import Policy
+from sparity.dynamic.cache.policies.base import Policy, Reader
 from sparity.dynamic.cache.policies.keep_all import KeepAll
 from sparity.dynamic.cache.policies.kivi import Kivi
 from sparity.dynamic.cache.policies.quest import Quest
@@ -30,7 +30,7 @@ class Roles:
     policy: Policy
     keep: float | tuple[float, ...]
     codec: Kivi | None = None
-    reader: Quest | None = None
+    reader: Reader | None = None
     read_keep: float = 1.0
 
     @property
@@ -71,7 +71,7 @@ def roles(
     every: int = 1,
     decode: bool | None = None,
 ) -> Roles:
-    """A request from its options; `kivi` and `quest` as the policy let everything stay.
+    """A request from its options; `kivi`, `quest` and `pqcache` as the policy let everything stay.
 
     Raises:
         InvalidInput: unknown, given twice, or such that it cannot be met.
@@ -85,11 +85,11 @@ def roles(
         if codec is not None:
             raise InvalidInput('the policy "kivi" says how tokens are stored: leave `store` out')
         codec = built
-    if isinstance(built, Quest):
+    if isinstance(built, Reader):
         if reader is not None:
-            raise InvalidInput('the policy "quest" says which tokens are read: leave `read` out')
+            raise InvalidInput(f'the policy "{built.name}" says which tokens are read: leave `read` out')
         if isinstance(shares, tuple):
-            raise InvalidInput("quest reads one share in all layers: give `keep` as a number")
+            raise InvalidInput(f"{built.name} reads one share in all layers: give `keep` as a number")
         reader, read_keep, built, shares = built, shares, KeepAll(), 1.0
     if built.merges and (codec is not None or reader is not None):
         raise InvalidInput(
@@ -98,7 +98,9 @@ def roles(
         )
     if reader is not None:
         check_request(reader, read_keep, sinks, recent, every, None)
-        if codec is not None and (reader.page != codec.group or reader.by == "mean"):
+        if codec is not None and not isinstance(reader, Quest):
+            raise InvalidInput(f"{reader.name} keeps tokens as they are: leave kivi out, or read by quest")
+        if codec is not None and isinstance(reader, Quest) and (reader.page != codec.group or reader.by == "mean"):
             raise InvalidInput(
                 f"pages of quantised tokens are their groups, of which the bounds are known: give quest page="
                 f"{codec.group} (now {reader.page}) and by=bound, or kivi another group"
@@ -129,10 +131,10 @@ def _codec(spec: Spec | None) -> Kivi | None:
     return built
 
 
-def _reader(spec: Spec | None) -> Quest | None:
+def _reader(spec: Spec | None) -> Reader | None:
     built = None if spec is None else policy_of(spec)
-    if built is not None and not isinstance(built, Quest):
-        raise InvalidInput(f'read "{built.name}" chooses no pages: take quest, or leave `read` out')
+    if built is not None and not isinstance(built, Reader):
+        raise InvalidInput(f'read "{built.name}" does not say what is read: take quest or pqcache, or leave `read` out')
     return built
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparity.dynamic.cache.coded_store import CodedStore
 from sparity.dynamic.cache.learned import Learned
 from sparity.dynamic.cache.pages import PagedStore
-from sparity.dynamic.cache.policies.base import Policy, kept_of
+from sparity.dynamic.cache.policies.base import Policy, Reader, kept_of
 from sparity.dynamic.cache.policies.kivi import Kivi
-from sparity.dynamic.cache.policies.quest import Quest
+from sparity.dynamic.cache.policies.pqcache import PQCache
 from sparity.dynamic.cache.quantised_store import QuantisedStore
 from sparity.dynamic.cache.rotary import Rotary
 from sparity.dynamic.cache.store import Holding, Store
@@ -52,7 +53,7 @@ class Run:
     decode: bool
     rotary: Rotary | None = None
     codec: Kivi | None = None
-    reader: Quest | None = None
+    reader: Reader | None = None
     read_keep: float = 1.0
     learned: Learned = ()
     exact: bool = True
@@ -115,7 +116,9 @@ class Run:
         if self.codec is not None:
             codec = self.codec
             return QuantisedStore(keys, values, first, mass, codec.bits, codec.group, codec.residual)
-        if self.reader is not None and layer >= self.reader.dense:
+        if self.reader is not None and layer >= self.reader.dense_layers:
+            if isinstance(self.reader, PQCache):
+                return CodedStore(keys, values, first, mass, self.reader)
             return PagedStore(keys, values, first, mass, self.reader.page)
         return Store(keys, values, first, mass, weighed=self.policy.merges)
 

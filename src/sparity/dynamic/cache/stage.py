@@ -41,9 +41,11 @@ class CacheStage(RuntimeStage):
         "list of them, one for each block",
     )
     store: Spec | None = Field(None, description="how they are stored: kivi, in a few bits; default: as they are")
-    read: Spec | None = Field(None, description="which pages of them each new token reads: quest; default: all")
+    read: Spec | None = Field(
+        None, description="which of them each new token reads: quest, pages; or pqcache, tokens; default: all"
+    )
     read_keep: Annotated[Number, Field(gt=0)] = Field(
-        0.25, description="the share of the text's tokens that those pages hold, up to 1, or their number from 2 on"
+        0.25, description="the share of the text's tokens that it reads, up to 1, or their number from 2 on"
     )
     sinks: Annotated[Whole, Field(ge=0)] = Field(
         SINKS, description="tokens at the start of each text that stay whatever the policy says"

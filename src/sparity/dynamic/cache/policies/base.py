@@ -117,6 +117,22 @@ class Policy(ABC):
         return best(self.score(seen), budget, protected, seen.present)
 
 
+class Reader(Policy):
+    """A policy under which everything stays, and a query reads some of it: pages of a store."""
+
+    drops: ClassVar[bool] = False
+
+    @property
+    def page(self) -> int:
+        """Slots of a page."""
+        return 1
+
+    @property
+    def pages(self) -> int:
+        """Pages that are read at least."""
+        return 1
+
+
 def kept_of(tokens: int, keep: float) -> int:
     """`keep` as a number of tokens: a share of them up to 1, or the number itself."""
     return int(tokens * keep + ROUNDING) if keep <= 1 else min(int(keep), tokens)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sparity.dynamic.cache.policies.base import Policy, highest, ranked
+from sparity.dynamic.cache.policies.base import Reader, highest, ranked
 from sparity.dynamic.cache.seen import Reduce, Seen, cut, reduced
 from sparity.registry import register
 
 
 @register("cache.policy", "quest")
 @dataclass(frozen=True)
-class Quest(Policy):
+class Quest(Reader):
     """All tokens stay; the last query reads the pages whose bound, sum_i max(q_i min_i, q_i max_i), is highest.
 
     Attributes:
@@ -31,7 +31,6 @@ class Quest(Policy):
     dense: int = 2
     by: Literal["bound", "mean"] = "bound"
     counts: ClassVar[bool] = False
-    drops: ClassVar[bool] = False
 
     @property
     def dense_layers(self) -> int:
