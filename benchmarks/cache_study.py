@@ -14,8 +14,11 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
+
 import sparity
 from sparity.calibration.text import read_documents
+from sparity.dynamic.cache.functions import policy_of
 from sparity.errors import SparityError
 from sparity.files import read_json_object, write_json
 from sparity.measure.data.machine import describe
@@ -36,9 +39,17 @@ POLICIES = (
         "defensivekv",
         "expected_attention",
     ),
-    *("keydiff", "knorm", "lagkv", "quest", "razorattention"),
+    *("keydiff", "knorm", "lagkv", "quest", "pqcache", "razorattention"),
+    *("kvzip", "kvzap", "duoattention", "triattention"),
 )
-SMALL = {"lagkv": {"lag": 64}, "razorattention": {"window": 64, "tokens": 128}, "quest": {"dense": 0}}
+SMALL = {
+    "lagkv": {"lag": 64},
+    "razorattention": {"window": 64, "tokens": 128},
+    "quest": {"dense": 0},
+    "kvzap": {"window": 16},
+    "duoattention": {"window": 64},
+    "triattention": {"window": 16},
+}
 KIVI = {"kivi": {"bits": 4, "residual": 32}}
 CONTROLS = ("keep_all", "random", "drop_all")
 
@@ -71,6 +82,15 @@ def suites_of(name, model, options):
     }
 
 
+def learned_of(model, tokenizer, policy):
+    """What a policy learns of the model from calibration text, 32 stretches of 128 tokens; None = nothing."""
+    if not policy_of(policy).reads_text:
+        return None
+    text = " ".join(read_documents("python-docs:calibration"))[: 32 * 128 * 20]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: 32 * 128]
+    return sparity.calibrate_cache(model, torch.tensor(ids).view(32, 128), policy=policy)
+
+
 def measure(options):
     """Every row that OUT.json lacks."""
     path = Path(options.out)
@@ -84,9 +104,10 @@ def measure(options):
                 continue
             found = {"model": name, "row": row, "length": options.length, "count": options.count, "suites": {}}
             start = time.process_time()
-            attached = nullcontext() if row == "keep_all" else sparity.cache(model, policy, keep, **more)
             try:
-                with attached:
+                learned = learned_of(model, load_tokenizer(name), policy)
+                more = {**more, "learned": learned}
+                with nullcontext() if row == "keep_all" else sparity.cache(model, policy, keep, **more):
                     for suite, contexts in suites.items():
                         given = recall(model, contexts, query_aware=aware)
                         found["suites"][suite] = {
