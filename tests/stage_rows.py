@@ -10,6 +10,7 @@ ROWS = {
     "structure": ({"method": {"minitron": {"multiple_of": 4}}, "sparsity": 0.25}, {"sparsity": 0.0}),
     "activations": ({"sparsity": 0.4}, {"sparsity": 0.0}),
     "topk_training": ({"sparsity": 0.4, "steps": 3, "rate": 0.01}, {"steps": 0}),
+    "sparse_training": ({"method": "sr_ste", "steps": 3, "rate": 0.01}, {"method": {"asp": {"kept": 4}}, "steps": 0}),
     "heal": (
         {"method": {"finetune": {"steps": 3, "rate": 0.01}}, "guard": False},
         {"method": {"finetune": {"steps": 0}}},

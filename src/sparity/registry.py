@@ -26,6 +26,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {  # where the plug-ins of a kind lie
     "quantize.method": ("sparity.static.quantize.methods",),
     "quantize.grid": ("sparity.static.quantize.grids",),
     "structure.method": ("sparity.static.structure.methods",),
+    "sparse_training.method": ("sparity.training.sparse_training.methods",),
     "heal.method": ("sparity.healing.heal.methods",),
     "activations.method": ("sparity.dynamic.activations.methods",),
     "activations.heal": ("sparity.dynamic.activations.heals",),

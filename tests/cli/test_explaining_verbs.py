@@ -23,6 +23,7 @@ KINDS = (
     "prune.solver",
     "quantize.grid",
     "quantize.method",
+    "sparse_training.method",
     "stage",
     "statistic",
     "structure.method",

@@ -18,6 +18,7 @@ def own(kind):
 KINDS = (
     *("stage", "prune.score", "prune.pattern", "prune.solver", "quantize.method", "quantize.grid", "structure.method"),
     *(
+        "sparse_training.method",
         "heal.method",
         "activations.method",
         "activations.heal",

@@ -34,7 +34,7 @@ class Projection:
     @property
     def weight(self) -> Tensor:
         """A view `[out, in]` of the stored weight; writing into it changes the module."""
-        return self._shown(self.stored.data)
+        return self.shown(self.stored.data)
 
     @property
     def stored(self) -> nn.Parameter:
@@ -45,9 +45,10 @@ class Projection:
     def gradient(self) -> Tensor | None:
         """The part `[out, in]` of the stored parameter's gradient that belongs to the weight; None without one."""
         gradient = self.stored.grad
-        return None if gradient is None else self._shown(gradient)
+        return None if gradient is None else self.shown(gradient)
 
-    def _shown(self, stored: Tensor) -> Tensor:
+    def shown(self, stored: Tensor) -> Tensor:
+        """The part `[out, in]`, as a view, that belongs to the weight in a tensor of the stored parameter's shape."""
         if self.expert is not None:
             stored = stored[self.expert]
         matrix = stored.T if self.transposed else stored

@@ -18,6 +18,7 @@ Loss = Callable[[Tensor, int], Tensor]  # token ids [batch, length], the number 
 FLOATS = 3  # numbers per weight that a checkpoint holds: it, and the two moments of its gradient
 MOMENTS = ("exp_avg", "exp_avg_sq")
 LOSSES = "sparity.losses"  # of a checkpoint, beside the weights
+TAKEN = "sparity.taken"  # of a checkpoint: the steps since the moments were zero, where a training began at a later one
 DIVERGED = 2.0  # times the first loss, and a nat more than it at least: a training that has come to no good
 
 
@@ -82,8 +83,7 @@ def train_blocks(
         NumericalError: the loss is NaN or infinite, unless that only stops the training.
     """
     with in_float32(model):
-        prefix = f"{family_of(model.config).blocks}."
-        trained = {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefix)}
+        trained = block_parameters(model)
         every_one = [projection for site in input_sites(model) for projection in site.projections]
         masked = [(each, masks[each.name].to(each.weight.device)) for each in every_one if each.name in masks]
 
@@ -95,6 +95,12 @@ def train_blocks(
             return loss(tokens[places(step, batch, len(tokens))], step)
 
         return descend(trained, of_step, work, Schedule(steps, rate, every, stops), after=zero)
+
+
+def block_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """The parameters of a model's blocks by their names: all but embedding, last norm and head."""
+    prefix = f"{family_of(model.config).blocks}."
+    return {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefix)}
 
 
 def descend(
@@ -177,6 +183,8 @@ def _kept(trained: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer,
     }
     weights = {f"weight.{name}": parameter.data for name, parameter in trained.items()}
     losses = {LOSSES: torch.tensor(list(course.losses.values()), dtype=torch.float64)}
+    for state in list(optimiser.state.values())[:1]:  # all have taken as many
+        losses[TAKEN] = torch.as_tensor(state["step"])
     return {name: tensor.contiguous() for name, tensor in {**weights, **moments, **losses}.items()}
 
 
@@ -188,11 +196,12 @@ def _restored(
     if last is None:
         return 0
     step, tensors = last
+    taken = tensors.get(TAKEN, torch.tensor(float(step)))
     for name, parameter in trained.items():
         parameter.data.copy_(tensors[f"weight.{name}"])
         moments = {part: tensors.get(f"{part}.{name}") for part in MOMENTS}
         if all(moment is not None for moment in moments.values()):
-            optimiser.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+            optimiser.state[parameter] = {"step": taken.clone(), **moments}
     course.losses = dict(enumerate(tensors[LOSSES].tolist(), 1))
     return step
 

@@ -3,9 +3,8 @@
 What is added is masked in every step, so that the merged weights compute what was trained and keep their zeros.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparity.errors import InvalidInput
+from sparity.healing.heal.low_rank import PARTS
 from sparity.healing.heal.methods.base import Healed, Task, Training
-from sparity.models import Decoder
+from sparity.models import Decoder, Projection
 from sparity.models.attached_runtime import input_sites
 from sparity.registry import register
 from sparity.stages.allocation import projections
+from sparity.training.fine_tune.computed_weights import computed_weights
 from sparity.training.fine_tune.steps import Schedule, descend, in_float32, next_token_loss, places
 
 
@@ -55,7 +56,12 @@ class LoRA(Training):
         """See `Method.heal`."""
         if not self.steps:
             return Healed()
-        with in_float32(task.model), self._beside(task.model) as trained:
+        drawn = torch.Generator().manual_seed(self.seed)
+        every = [projection for site in input_sites(task.model) for projection in site.projections]
+        with in_float32(task.model), computed_weights(every, partial(self._low_rank, drawn)) as layers:
+            trained = {
+                f"{number}.{part}": getattr(layer, part) for number, layer in enumerate(layers) for part in PARTS
+            }
 
             def loss(step: int) -> Tensor:
                 ids = task.tokens[places(step, self.batch, len(task.tokens))]
@@ -64,22 +70,8 @@ class LoRA(Training):
 
             return self.healed(descend(trained, loss, task.work, Schedule(self.steps, self.rate, stops=True)))
 
-    @contextmanager
-    def _beside(self, model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
-        """Within the context every stored weight of a projection has its low rank; then that is merged."""
-        drawn, trained = torch.Generator().manual_seed(self.seed), dict[str, nn.Parameter]()
-        every = [projection for site in input_sites(model) for projection in site.projections]
-        stored = dict.fromkeys((projection.module, projection.parameter) for projection in every)
-        for number, (module, parameter) in enumerate(stored):
-            low = MaskedLowRank(module.get_parameter(parameter).data, self.rank, self.alpha / self.rank, drawn)
-            parametrize.register_parametrization(module, parameter, low)
-            trained |= {f"{number}.first": low.first, f"{number}.second": low.second}
-        try:
-            yield trained
-        finally:
-            for module, parameter in stored:
-                with torch.no_grad():
-                    parametrize.remove_parametrizations(module, parameter, leave_parametrized=True)
+    def _low_rank(self, drawn: torch.Generator, weight: Tensor, parts: tuple[Projection, ...]) -> "MaskedLowRank":
+        return MaskedLowRank(weight, self.rank, self.alpha / self.rank, drawn)
 
 
 class MaskedLowRank(nn.Module):
