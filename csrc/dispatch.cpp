@@ -163,6 +163,20 @@ int sparity_gemv_rows(const SparityMatrix* weight, const int32_t* rows, int64_t 
   return SPARITY_OK;
 }
 
+int sparity_gemv_slots(const SparityMatrix* weight, const int32_t* slots, const uint16_t* x, void* y, int wide,
+                       int64_t tokens, int threads) {
+  if (weight->format != SPARITY_COLUMNS || weight->scales || weight->group) return SPARITY_UNSUPPORTED;
+  const Kernels& isa = kernels();
+  sparity::Inputs in;
+  if (!prepare(isa, &weight, 1, &x, tokens, threads, &in)) return SPARITY_UNSUPPORTED;
+  auto* channels = const_cast<int32_t*>(in.channels);  // of this thread's own memory; ranges are cut already
+  for (int64_t i = 0; i < in.count; ++i)
+    if ((channels[i] = slots[channels[i]]) < 0) return SPARITY_UNSUPPORTED;
+  share_out(units_of(*weight), threads,
+            [&](int64_t begin, int64_t end) { isa.gemv(*weight, in, {y, wide != 0}, tokens, begin, end); });
+  return SPARITY_OK;
+}
+
 int sparity_row_sums(const SparityMatrix* weight, int32_t* out, int threads) {
   if (weight->format == SPARITY_BLOCK || weight->format == SPARITY_COLUMNS || !weight->scales) return SPARITY_UNSUPPORTED;
   const Kernels& isa = kernels();

@@ -64,6 +64,12 @@ SPARITY_EXPORT int sparity_gemv_many(const SparityMatrix* const* weights, int co
 SPARITY_EXPORT int sparity_gemv_rows(const SparityMatrix* weight, const int32_t* rows, int64_t count, const uint16_t* x,
                                      void* y, int wide, int64_t tokens, int threads);
 
+// A weight in the format columns, bfloat16, whose channels lie in slots: values [slots, rows], channel i in slots[i], which
+// need not be there (-1) where its inputs are 0. y's bits are those of sparity_gemv with all channels in their places;
+// SPARITY_UNSUPPORTED where an input meets a channel that is not there.
+SPARITY_EXPORT int sparity_gemv_slots(const SparityMatrix* weight, const int32_t* slots, const uint16_t* x, void* y,
+                                      int wide, int64_t tokens, int threads);
+
 // Rows [begin, end) of the weight into out [end - begin, columns]: as they are stored, bfloat16 or int8; int4 values
 // times their scales as bfloat16.
 // begin is a multiple of 4 (of block_rows in the format block).

@@ -25,6 +25,8 @@ _HOMES = {
     "cut": "sparity.static.structure.functions",
     "fit_activations": "sparity.dynamic.activations.functions",
     "load": "sparity.models.loading",
+    "load_offloaded": "sparity.dynamic.offload.loading",
+    "offload": "sparity.dynamic.offload.writing",
     "perplexity": "sparity.quality.perplexity",
     "prune_weight": "sparity.static.prune.prune_weight",
     "quantize_cache": "sparity.dynamic.cache.quantised",
@@ -55,6 +57,8 @@ __all__ = [
     "cut",
     "fit_activations",
     "load",
+    "load_offloaded",
+    "offload",
     "perplexity",
     "prune_weight",
     "quantize_cache",
@@ -81,6 +85,8 @@ if TYPE_CHECKING:
     from sparity.dynamic.cache.calibrating import calibrate_cache
     from sparity.dynamic.cache.functions import score_cache, select_cache
     from sparity.dynamic.cache.quantised import quantize_cache
+    from sparity.dynamic.offload.loading import load_offloaded
+    from sparity.dynamic.offload.writing import offload
     from sparity.engine.attach import attach, attached
     from sparity.errors import SparityError
     from sparity.models.loading import load

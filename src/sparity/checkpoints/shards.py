@@ -43,8 +43,16 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, align: int = 8
+) -> None:
     """Write a safetensors file atomically; each tensor is asked for once, in order.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: of the header.
+        align: the first tensor begins at a multiple of so many bytes, itself one of 8.
 
     Raises:
         SparityError: the disk is full or the folder cannot be written.
@@ -52,7 +60,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            _write(file, tensors, metadata)
+            _write(file, tensors, metadata, align)
 
     write_atomically(path, write)
 
@@ -105,10 +113,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> None:
+def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None, align: int) -> None:
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     room = len(json.dumps([header, list(tensors)])) + ENTRY * len(tensors)
-    room += -room % 8  # the numbers behind it stay aligned
+    room += -(8 + room) % align  # the numbers behind it stay aligned
     file.seek(8 + room)
     offset = 0
     for name, tensor in tensors.items():

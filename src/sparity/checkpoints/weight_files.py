@@ -21,6 +21,7 @@ from sparity.files import read_json_object
 
 WHOLE = "model.safetensors"
 PLAIN_INDEX = "model.safetensors.index.json"
+OFFLOADED = "sparity-offload.json"  # says that neurons or experts lie on disk one by one
 ADAPTER = "adapter_config.json"
 DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
@@ -110,6 +111,8 @@ def _plain_name(folder: Path, config: Mapping[str, Any]) -> str:
 def _found_instead(folder: Path) -> str:
     if (folder / INDEX).is_file():
         return f" (it holds {INDEX}, but config.json does not say that it is packed: fetch that again)"
+    if (folder / OFFLOADED).is_file():
+        return " (its units lie on disk one by one: open it with sparity.load_offloaded, or sparity generate --memory)"
     variants = sorted(path.name for path in folder.glob("model.*.safetensors*"))
     if variants:
         return (

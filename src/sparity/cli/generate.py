@@ -36,6 +36,9 @@ def generate(
             help="Let a model that skips activations draft, and print its dense greedy tokens.",
         ),
     ] = False,
+    memory: Annotated[
+        str | None, typer.Option(help='Of the weights of an offloaded model (sparity offload), such as "1.5GB".')
+    ] = None,
     draft: Annotated[int, typer.Option(min=1, max=31, help="Tokens drafted before each check, with --exact.")] = 4,
     threads: Threads = None,
     stats: Annotated[
@@ -69,8 +72,8 @@ def generate(
         if tokenizer is None:
             raise InvalidInput(f"{model} has no tokenizer: generate needs the folder with its tokenizer.json")
         ids = _ids(model, tokenizer, prompt, chat)
-        subject = load(model)
-        if subject.dtype == torch.bfloat16:
+        subject = load(model) if memory is None else _offloaded(model, memory)
+        if subject.dtype == torch.bfloat16 and memory is None:
             attach(subject)
         _check_length(subject.config, len(ids), tokens)
         torch.manual_seed(seed)
@@ -109,8 +112,19 @@ def generate(
                 f"{answer.checks} dense checks",
                 soft_wrap=True,
             )
+        if memory is not None:
+            console.err.print(subject.sparity_offload.counts.words, soft_wrap=True)
         for reason, calls in fallbacks(subject).most_common():
             console.err.print(f"left the fast path {calls} x: {reason}", soft_wrap=True)
+
+
+def _offloaded(model: str, memory: str) -> Any:
+    """A model whose units are on disk; what a token must wait for is said before it begins."""
+    from sparity.dynamic.offload.loading import load_offloaded
+
+    subject = load_offloaded(model, memory)
+    console.err.print(subject.sparity_offload.bound.words, soft_wrap=True)
+    return subject
 
 
 def _prompt(given: str) -> str:

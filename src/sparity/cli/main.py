@@ -22,6 +22,7 @@ from sparity.cli.explain import explain
 from sparity.cli.fetch import fetch, may_fetch
 from sparity.cli.generate import generate
 from sparity.cli.methods import methods
+from sparity.cli.offload import offload
 from sparity.cli.plan import plan
 from sparity.cli.prune import prune
 from sparity.cli.run import run
@@ -47,6 +48,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "serve": serve,
     "chat": chat,
     "convert": convert,
+    "offload": offload,
     "verify": verify,
     "methods": methods,
     "explain": explain,
@@ -58,7 +60,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 SEVERAL = ("run", "prune")  # what processes started by torchrun can do together
 OPENING = (  # a model
     *("prune", "run", "plan", "sensitivity", "sweep", "tune"),
-    *("eval", "bench", "compare", "generate", "serve", "convert", "doctor"),
+    *("eval", "bench", "compare", "generate", "serve", "convert", "offload", "doctor"),
 )
 
 

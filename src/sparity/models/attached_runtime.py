@@ -66,7 +66,7 @@ def attach_runtime(model: Any, folder: Path, entries: Sequence[RuntimeEntry]) ->
     sites, data = input_sites(model), []
     with ExitStack() as opening:
         for entry in entries:
-            stage, found = _stage(entry, folder), read_runtime(folder, entry)
+            stage, found = stage_of(entry, folder), read_runtime(folder, entry)
             try:
                 opening.enter_context(stage.attach(model, sites, found))
             except CorruptFile as error:
@@ -155,8 +155,12 @@ def _savable(model: Any) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "save_pretrained")]
 
 
-def _stage(entry: RuntimeEntry, folder: Path) -> Any:
-    """The stage of an entry; only its options come from the file."""
+def stage_of(entry: RuntimeEntry, folder: Path) -> Any:
+    """The stage of an entry; only its options come from the file.
+
+    Raises:
+        InvalidInput: this release does not know it, or one of its options.
+    """
     what = f"{folder / 'config.json'}: run-time stage {entry.name!r:.80}"
     try:
         kind: Any = registry.get("stage", entry.name)

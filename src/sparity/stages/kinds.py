@@ -85,6 +85,13 @@ class RuntimeStage(Stage):
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
         """The data of one block; tensors called `NAME.PART` rest on the share of NAME alone."""
 
+    def zeroes(self, module: nn.Module, sites: Sequence[InputSite]) -> frozenset[str]:
+        """Which activations of MLPs it sets to zero: `gate_output`, `hidden`, or `neurons` before they are computed.
+
+        One that names any can be attached to a single block.
+        """
+        return frozenset()
+
     @property
     def refines(self) -> bool:
         """Whether the data is gone over once more with the whole model, by `refine`; its `needs` name trials then."""

@@ -1,6 +1,6 @@
 """What a method is told about a place: its activations, from the statistics of the projections' inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from sparity.dynamic.activations.methods.base import Method, Seen, nothing_skipp
 from sparity.dynamic.activations.places import Place
 from sparity.errors import InvalidInput
 from sparity.models import Projection
+from sparity.stages.kernel_time import milliseconds
 
 
 @dataclass(frozen=True)
@@ -109,3 +110,11 @@ def _product(projection: Projection, x: Tensor) -> Tensor:
     if bias is not None and projection.rows is not None:
         bias = bias[slice(*projection.rows)]
     return linear(x, projection.weight.float().to(x.device), None if bias is None else bias.float())
+
+
+def clock(place: Place) -> Callable[[float], float] | None:
+    """How long a token's product with what reads a place takes at a share; None where rows are skipped too."""
+    if place.kind not in ("input", "hidden"):
+        return None
+    rows, dtype = sum(projection.weight.shape[0] for projection in place.reads), place.reads[0].weight.dtype
+    return lambda share: milliseconds(rows, place.columns, dtype, share, "inputs")

@@ -3,7 +3,7 @@
 What a run fits is one small set of tensors per place; the weights stay. On the engine, skipped channels are not read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, Self
@@ -15,7 +15,7 @@ from sparity import registry
 from sparity.budgets.base import Site
 from sparity.calibration.evidence import BlockEvidence
 from sparity.calibration.input_statistics.inputs import MOST_TOKENS
-from sparity.dynamic.activations.fitting import Together, data_bytes, fit_place
+from sparity.dynamic.activations.fitting import Together, clock, data_bytes, fit_place
 from sparity.dynamic.activations.healing import STAND_IN, attached, chosen, healed, split
 from sparity.dynamic.activations.heals.base import Heal, spot_of
 from sparity.dynamic.activations.methods.base import Method
@@ -30,7 +30,6 @@ from sparity.stages import Change, Decision, Needs, RuntimeStage
 from sparity.stages.allocation import allocation_of, build_budget, files_of, with_budget
 from sparity.stages.base import Estimate, ModelEvidence, Workload
 from sparity.stages.joining import alike, shares_of
-from sparity.stages.kernel_time import milliseconds
 from sparity.stages.kinds import RuntimeFit
 
 
@@ -82,10 +81,11 @@ class Activations(RuntimeStage):
     @property
     def words(self) -> str:
         """See `Stage.words`."""
-        sites = self.sites
-        where = "" if sites is None else f" at {sites if isinstance(sites, str) else ', '.join(sites)}"
+        where = (
+            "" if self.sites is None else f" at {self.sites if isinstance(self.sites, str) else ', '.join(self.sites)}"
+        )
         healed = "" if self.healing is None else f", healed ({self.healing.name})"
-        return f"{self.chosen.name}, {100 * self.sparsity:g} %{where}{healed}"
+        return f"{self.chosen.name}, {100 * self.sparsity:g} %{where if self.sites else ''}{healed}"
 
     @property
     def how(self) -> str:
@@ -121,7 +121,7 @@ class Activations(RuntimeStage):
                     f"budget {budget.name} cannot measure block by block: choose uniform, or a law of depth"
                 )
             size = float(place.cost)
-            sites.append(Site(place.name, size, index, 0.0, size * model.dtype.itemsize, _clock(place), mask=False))
+            sites.append(Site(place.name, size, index, 0.0, size * model.dtype.itemsize, clock(place), mask=False))
         return {"sparsity": allocation_of(budget, sites, evidence, self.sparsity, self.overrides)}
 
     @classmethod
@@ -211,6 +211,12 @@ class Activations(RuntimeStage):
                 open_.enter_context(tokens.watch(module))
             yield
 
+    def zeroes(self, module: nn.Module, sites: Sequence[InputSite]) -> frozenset[str]:
+        """See `RuntimeStage.zeroes`."""
+        if self.chosen.looks_ahead():
+            raise InvalidInput(f"{self.chosen.name} with `lookahead` reads another block: fit it without")
+        return frozenset(place.kind for place in self._places(module, sites)) - {"input", "heads"}
+
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
         allocation, method, changes, total = decision["sparsity"], self.chosen, list[Change](), 0
@@ -268,14 +274,6 @@ class Activations(RuntimeStage):
                 target=target,
                 skipped=skipped,
             )
-
-
-def _clock(place: Place) -> Callable[[float], float] | None:
-    """How long a token's product with what reads a place takes at a share; None where rows are skipped too."""
-    if place.kind not in ("input", "hidden"):
-        return None
-    rows, dtype = sum(projection.weight.shape[0] for projection in place.reads), place.reads[0].weight.dtype
-    return lambda share: milliseconds(rows, place.columns, dtype, share, "inputs")
 
 
 def _by_place(places: Sequence[Place], data: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

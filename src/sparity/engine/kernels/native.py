@@ -214,6 +214,8 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_allocate": (pointer, (long,)),
         "sparity_free": (None, (pointer, long)),
     }
+    if hasattr(found, "sparity_gemv_slots"):  # an addition within the same interface
+        signatures["sparity_gemv_slots"] = signatures["sparity_gemv_rows"][0], (*[pointer] * 4, whole, long, whole)
     for name, (result, arguments) in signatures.items():
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
