@@ -19,6 +19,8 @@ WITH_EXAMPLES = (
     "cut",
     "fit_activations",
     "load",
+    "load_offloaded",
+    "offload",
     "perplexity",
     "prune_weight",
     "quantize_cache",

@@ -106,9 +106,12 @@ def load_offloaded(
 
     Example:
         >>> import sparity, tempfile, torch
-        >>> folder = sparity.offload("zoo:relu", tempfile.mkdtemp(), force=True).folder
-        >>> model = sparity.load_offloaded(folder, "8MB")
-        >>> model(torch.arange(8)[None]).logits.shape, model.sparity_offload.memory_bytes <= 8_000_000
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = sparity.offload("zoo:relu", f"{folder}/far")
+        ...     model = sparity.load_offloaded(written.folder, "8MB")
+        ...     logits = model(torch.arange(8)[None]).logits
+        ...     model.sparity_offload.close()
+        >>> logits.shape, model.sparity_offload.memory_bytes <= 8_000_000
         (torch.Size([1, 8, 8192]), True)
     """
     path, limit = expand(folder), as_bytes(memory)

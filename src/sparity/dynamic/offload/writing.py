@@ -89,7 +89,8 @@ def offload(
 
     Example:
         >>> import sparity, tempfile
-        >>> written = sparity.offload("zoo:relu", tempfile.mkdtemp(), force=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = sparity.offload("zoo:relu", f"{folder}/far")
         >>> written.kind, written.record_bytes
         ('output', 384)
     """
