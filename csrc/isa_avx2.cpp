@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "attention_avx2.h"
+#include "attention_blocks_avx2.h"
 #include "decode.h"
 #include "gemv.h"
 #include "places.h"
@@ -201,3 +202,4 @@ constexpr sparity::Kernels avx2() {
 const sparity::Kernels sparity::avx2_kernels = avx2();
 const sparity::DecodeKernels sparity::avx2_decode = decode_kernels();
 const sparity::AttentionKernels sparity::avx2_attention = attention_kernels<Attention256>();
+const sparity::BlockKernels sparity::avx2_blocks = block_kernels<FloatPanels<Blocks256>>();

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "attention_avx512.h"
+#include "attention_blocks_avx512.h"
 #include "decode.h"
 #include "gemv.h"
 #include "places.h"
@@ -157,3 +158,4 @@ struct Avx512 : Columns512 {
 const sparity::Kernels sparity::avx512_kernels = kernels<Avx512>();
 const sparity::DecodeKernels sparity::avx512_decode = decode_kernels();
 const sparity::AttentionKernels sparity::avx512_attention = attention_kernels<Attention512>();
+const sparity::BlockKernels sparity::avx512_blocks = block_kernels<FloatPanels<Blocks512>>();

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "attention_avx512.h"
+#include "attention_blocks_avx512.h"
 #include "gemv.h"
 
 namespace {
@@ -149,7 +150,30 @@ struct Avx512Bf16 : Columns512 {
   }
 };
 
+// Pairs of bfloat16 for attention by blocks; vdpbf16ps adds both products to a lane's float32.
+struct BfloatPanels : Blocks512 {
+  using Number = uint16_t;
+  static constexpr int kStep = 2;
+  static inline void read(const void* from, int32_t, int64_t at, int64_t count, uint16_t* to) {
+    memcpy(to, static_cast<const uint16_t*>(from) + at, size_t(count) * 2);
+  }
+  static inline F panel(const uint16_t* from) { return _mm512_castsi512_ps(_mm512_loadu_si512(from)); }
+  static inline F pair(const uint16_t* from) {
+    int32_t both;
+    memcpy(&both, from, 4);
+    return _mm512_castsi512_ps(_mm512_set1_epi32(both));
+  }
+  static inline F multiply(F sums, F panel, F pair) {
+    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_castps_si512(panel), (__m512bh)_mm512_castps_si512(pair));
+  }
+  static inline void put(F x, uint16_t* to) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(x);
+    memcpy(to, &rounded, sizeof rounded);
+  }
+};
+
 }  // namespace
 
 const sparity::Kernels sparity::avx512_bf16_kernels = kernels<Avx512Bf16>();
 const sparity::AttentionKernels sparity::avx512_bf16_attention = attention_kernels<Attention512>();
+const sparity::BlockKernels sparity::avx512_bf16_blocks = block_kernels<BfloatPanels>();

@@ -1,5 +1,6 @@
 // Plain C++: the slowest and the plainest; every other instruction set is tested against the same reference.
 #include "attention_scalar.h"
+#include "attention_blocks_scalar.h"
 #include "decode.h"
 #include "gemv.h"
 
@@ -237,3 +238,4 @@ struct Scalar {
 const sparity::Kernels sparity::scalar_kernels = kernels<Scalar>();
 const sparity::DecodeKernels sparity::scalar_decode = decode_kernels();
 const sparity::AttentionKernels sparity::scalar_attention = attention_kernels<AttentionPlain>();
+const sparity::BlockKernels sparity::scalar_blocks = block_kernels<FloatPanels<BlocksPlain>>();

@@ -236,6 +236,28 @@ typedef struct {
 // Chosen pages, rising, of one head after another; ends [pairs] counts them. Room for the sum of `wanted` is enough.
 SPARITY_EXPORT int sparity_choose_pages(const SparityJudging* judging, int32_t* chosen, int64_t* ends, int threads);
 
+// ---- attention of a prompt by blocks of queries and keys
+
+// `fresh` queries of every row, the last of a text of `length` tokens, see the keys up to their own place, of those blocks
+// that are kept. Blocks are counted from each row's first token behind its padding, of which queries and keys are none.
+typedef struct {
+  int64_t rows, heads, kv_heads, width, value_width;  // widths are multiples of 16, at most 512
+  int64_t fresh, length;
+  int64_t query_block, key_block, query_blocks, key_blocks;  // tokens of a block, and how many a row has at most
+  const uint8_t* kept;                                       // [rows, heads, query_blocks, key_blocks], 0 = left out
+  const int64_t* pads;                                       // [rows]: tokens of padding in front; null = none
+  const float* drains;                                       // [heads]: a logit that pays for nothing; null
+  float scale, cap;                                          // logits become cap * tanh(logit / cap); 0 = they stay
+  int32_t type;                                              // of everything, SPARITY_FLOAT32 or SPARITY_BFLOAT16
+  int64_t q_strides[3], k_strides[3], v_strides[3], out_strides[3];  // numbers from row to row, head to head, token to token
+} SparityBlockAttention;
+
+// q [rows, heads, fresh, width], k and v [rows, kv_heads, length, ...] -> out [rows, heads, fresh, value_width]; padding and
+// queries that see nothing give 0. Keys and values are packed once, whatever is kept. The result is the same bits for every
+// number of threads, and does not depend on other rows and heads.
+SPARITY_EXPORT int sparity_attend_blocks(const SparityBlockAttention* attention, const void* q, const void* k,
+                                         const void* v, void* out, int threads);
+
 // Reads memory as the kernels do and gives the sum of its 64-bit words: what benchmarks measure the kernels' speed by.
 SPARITY_EXPORT uint64_t sparity_read(const void* memory, int64_t bytes, int threads);
 

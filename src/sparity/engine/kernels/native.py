@@ -18,6 +18,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 from sparity.errors import InvalidInput, suggestion
 
 ABI = 9
+NEWER = {"sparity_attend_blocks"}  # that a library of this number may lack: what needs it says so
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -209,6 +210,7 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_attend": (whole, (pointer, pointer, pointer, pointer, pointer, whole)),
         "sparity_attend_slots": (whole, (pointer, pointer, pointer, whole)),
         "sparity_choose_pages": (whole, (pointer, pointer, pointer, whole)),
+        "sparity_attend_blocks": (whole, (pointer, pointer, pointer, pointer, pointer, whole)),
         "sparity_step": (whole, (pointer, pointer, whole, whole)),
         "sparity_read": (ctypes.c_uint64, (pointer, long, whole)),
         "sparity_allocate": (pointer, (long,)),
@@ -217,6 +219,8 @@ def _declare(found: ctypes.CDLL) -> None:
     if hasattr(found, "sparity_gemv_slots"):  # an addition within the same interface
         signatures["sparity_gemv_slots"] = signatures["sparity_gemv_rows"][0], (*[pointer] * 4, whole, long, whole)
     for name, (result, arguments) in signatures.items():
+        if name in NEWER and not hasattr(found, name):
+            continue
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
 

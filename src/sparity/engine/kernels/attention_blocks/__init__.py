@@ -1,0 +1,1 @@
+"""Attention of a prompt by blocks of queries and keys, of which some are left out."""
