@@ -6,6 +6,10 @@ ROWS = {
     "permute": ({"where": ["mlp_channels", "values", "residual"]}, {"sweeps": 0}),
     "rescale": ({"group": 8, "steps": 4}, {"where": []}),
     "quantize": ({"method": "gptq", "bits": 4, "group": 8, "symmetric": False}, {"dense": ["*"]}),
+    "attention": (
+        {"layout": {"local": {"window": 4}}, "block": 4, "shortest": 8},
+        {"layout": {"local": {"window": 4}}, "shortest": 4096},
+    ),
     "cache": ({"policy": "streaming_llm", "keep": 0.25}, {"keep": 1.0}),
     "structure": ({"method": {"minitron": {"multiple_of": 4}}, "sparsity": 0.25}, {"sparsity": 0.0}),
     "activations": ({"sparsity": 0.4}, {"sparsity": 0.0}),

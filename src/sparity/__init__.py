@@ -21,6 +21,7 @@ _HOMES = {
     "attention_blocks": "sparity.dynamic.attention.functions",
     "cache": "sparity.dynamic.cache.attaching",
     "cache_budgets": "sparity.dynamic.cache.budgets",
+    "calibrate_attention": "sparity.dynamic.attention.calibrating",
     "calibrate_cache": "sparity.dynamic.cache.calibrating",
     "cut": "sparity.static.structure.functions",
     "fit_activations": "sparity.dynamic.activations.functions",
@@ -53,6 +54,7 @@ __all__ = [
     "attention_blocks",
     "cache",
     "cache_budgets",
+    "calibrate_attention",
     "calibrate_cache",
     "cut",
     "fit_activations",
@@ -79,6 +81,7 @@ __all__ = [
 if TYPE_CHECKING:
     from sparity.dynamic.activations.functions import activation_mask, fit_activations, with_activations
     from sparity.dynamic.attention.attaching import with_attention_blocks
+    from sparity.dynamic.attention.calibrating import calibrate_attention
     from sparity.dynamic.attention.functions import attention_blocks
     from sparity.dynamic.cache.attaching import cache
     from sparity.dynamic.cache.budgets import cache_budgets

@@ -13,6 +13,7 @@ WITH_EXAMPLES = (
     "attach",
     "attached",
     "attention_blocks",
+    "calibrate_attention",
     "cache",
     "cache_budgets",
     "calibrate_cache",

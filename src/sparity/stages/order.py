@@ -12,6 +12,7 @@ LOSES: dict[Property, str] = {
     "shapes": "the shapes that it counts on",
     "values": "the weights that it was fitted to",
     "tokens": "what it keeps in the cache",
+    "prompts": "the blocks of attention that it chose",
 }
 WHOLE = (ModelStage, ShapeStage)  # work on the whole model, in a pass of their own
 

@@ -97,7 +97,7 @@ class Layout(ABC):
     """A way to choose blocks; a frozen dataclass whose fields are its options."""
 
     name: ClassVar[str]
-    local: ClassVar[bool] = True  # every query's own block is computed
+    share: ClassVar[str | None] = None  # the option that says how much; float64 `[heads]` sets each
 
     @abstractmethod
     def choose(self, blocks: Blocks) -> Tensor:
@@ -117,17 +117,22 @@ def means(x: Tensor, size: int) -> Tensor:
     return total / counts[:, None]
 
 
-def covering(weights: Tensor, share: float, forced: Tensor) -> Tensor:
-    """The fewest highest `weights` [..., n] whose sum is at least a share of all; those that `forced` names come first.
+def by_head(share: float | Tensor, weights: Tensor) -> float | Tensor:
+    """A share, or those `[heads]`, as they meet `weights` [batch, heads, ...]."""
+    return share.view(-1, *[1] * (weights.ndim - 2)) if isinstance(share, Tensor) else share
 
-    bool like `weights`. Of equal ones the later comes first.
+
+def covering(weights: Tensor, share: float | Tensor, forced: Tensor) -> Tensor:
+    """The fewest highest `weights` [batch, heads, ..., n] whose sum is at least a share of all.
+
+    Those that `forced` names come first; of equal ones the later. bool like `weights`.
     """
     weights, forced = weights.double(), forced.expand(weights.shape)
     order = weights.masked_fill(forced, torch.inf).flip(-1).sort(dim=-1, descending=True, stable=True).indices
     order = weights.shape[-1] - 1 - order
     counted = weights.gather(-1, order)
     before = counted.cumsum(-1) - counted
-    needed = before < share * counted.sum(-1, keepdim=True) * (1 - 1e-12)
+    needed = before < by_head(share, weights) * counted.sum(-1, keepdim=True) * (1 - 1e-12)
     return torch.zeros_like(forced).scatter(-1, order, needed) | forced
 
 

@@ -1,11 +1,12 @@
 """FlexPrefill: blocks, or columns and diagonals, for a share of attention (Lai et al. 2025, arXiv:2502.20766)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sparity.dynamic.attention.layouts.base import Blocks, Layout, diagonals, means, summed
+from sparity.dynamic.attention.layouts.base import Blocks, Layout, by_head, diagonals, means, summed
 from sparity.registry import register
 
 
@@ -20,6 +21,7 @@ class FlexPrefill(Layout):
         least: tokens that every query sees at least, by columns and by diagonals.
     """
 
+    share: ClassVar[str] = "gamma"
     gamma: float = 0.9
     tau: float = 0.1
     least: int = 1024
@@ -50,7 +52,7 @@ class FlexPrefill(Layout):
         scores = means(blocks.queries, blocks.size[0]) @ keys.transpose(-1, -2) * blocks.scaling
         scores = scores.masked_fill(~blocks.causal, -torch.inf).softmax(-1).flatten(2)
         mass = scores.sort(dim=-1, descending=True, stable=True)
-        inside = mass.values.double().cumsum(-1) <= self.gamma * rows
+        inside = mass.values.double().cumsum(-1) <= by_head(self.gamma, scores) * rows
         pooled_choice = torch.zeros_like(inside).scatter(-1, mass.indices, inside).view(blocks.shape)
         chosen = chosen | (pooled_choice & trusted[..., None, None]) | blocks.diagonal
         return chosen & blocks.causal
@@ -58,7 +60,7 @@ class FlexPrefill(Layout):
     def _blocks_for(self, weights: Tensor, size: int, floor: int, most: int) -> Tensor:
         """How many blocks hold as many tokens as it takes for `gamma`, `[batch, heads]`."""
         reached = weights.sort(-1, descending=True).values.double().cumsum(-1)
-        tokens = (reached <= self.gamma).sum(-1) + 1
+        tokens = (reached <= by_head(self.gamma, reached)).sum(-1) + 1
         return (tokens // size + 1).clamp(min(floor, most), most)
 
 

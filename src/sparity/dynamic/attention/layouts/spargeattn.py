@@ -1,12 +1,13 @@
 """SpargeAttn: blocks by their means, where blocks are alike in themselves (Zhang et al. 2025, arXiv:2502.18137)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sparity.dynamic.attention.layouts.base import Blocks, Layout, means, summed
+from sparity.dynamic.attention.layouts.base import Blocks, Layout, by_head, means, summed
 from sparity.registry import register
 
 
@@ -18,11 +19,14 @@ class SpargeAttn(Layout):
     Attributes:
         similarity: mean cosine of a block's tokens above which its mean stands for it.
         threshold: the share, of the blocks that do.
+        sinks: tokens at the start whose blocks are computed whatever the means say, 0 in the authors' code.
         reference: leave also the blocks of a query's own token to the threshold, as the authors' code does.
     """
 
+    share: ClassVar[str] = "threshold"
     similarity: float = 0.6
     threshold: float = 0.98
+    sinks: int = 0
     reference: bool = False
 
     def choose(self, blocks: Blocks) -> Tensor:
@@ -37,6 +41,7 @@ class SpargeAttn(Layout):
         weights = scores.masked_fill(~counted, -torch.inf).softmax(-1).nan_to_num()
         chosen = leading(weights, self.threshold) & counted
         chosen = chosen | ~alike_keys | ~alike[..., None]
+        chosen = chosen | (blocks.key_starts < self.sinks)
         if not self.reference:
             chosen = chosen | blocks.diagonal
         return chosen & blocks.causal
@@ -49,9 +54,9 @@ def likeness(x: Tensor, size: int) -> Tensor:
     return total.square().sum(2) / counts.square()
 
 
-def leading(weights: Tensor, share: float) -> Tensor:
-    """The highest `weights` [..., n] as long as their sum is at most a share, one at least; bool like them."""
+def leading(weights: Tensor, share: float | Tensor) -> Tensor:
+    """The highest `weights` [batch, heads, ..., n] whose sum is at most a share, one at least; bool like them."""
     found = weights.double().sort(dim=-1, descending=True, stable=True)
-    inside = found.values.cumsum(-1) <= share
+    inside = found.values.cumsum(-1) <= by_head(share, weights)
     inside[..., 0] = True
     return torch.zeros_like(inside).scatter(-1, found.indices, inside)

@@ -1,6 +1,7 @@
 """XAttention: blocks by sums along antidiagonals (Xu et al. 2025, arXiv:2503.16428)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class XAttention(Layout):
         threshold: the share.
     """
 
+    share: ClassVar[str] = "threshold"
     stride: int = 8
     threshold: float = 0.9
 

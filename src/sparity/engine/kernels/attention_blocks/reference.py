@@ -24,8 +24,8 @@ def attend_blocks(
         q: query heads read the key and value heads in equal groups.
         k: `[rows, kv_heads, tokens, width]`.
         v: `[rows, kv_heads, tokens, value_width]`.
-        kept: bool `[rows, heads, query blocks, key blocks]`, True where a block is computed; counted from each row's first
-            token behind its padding, of which queries and keys are none. Blocks beyond a row's last are not looked at.
+        kept: bool `[rows, heads, query blocks, key blocks]`, True where a block is computed; counted from each row's
+            first token behind its padding, of which queries and keys are none. Those beyond a row's last do not count.
         block: queries and keys in a block.
         scale: of logits.
         pads: tokens of padding in front of each row.
