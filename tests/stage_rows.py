@@ -6,7 +6,7 @@ ROWS = {
     "permute": ({"where": ["mlp_channels", "values", "residual"]}, {"sweeps": 0}),
     "rescale": ({"group": 8, "steps": 4}, {"where": []}),
     "quantize": ({"method": "gptq", "bits": 4, "group": 8, "symmetric": False}, {"dense": ["*"]}),
-    "attention": (
+    "attention_blocks": (
         {"layout": {"local": {"window": 4}}, "block": 4, "shortest": 8},
         {"layout": {"local": {"window": 4}}, "shortest": 4096},
     ),

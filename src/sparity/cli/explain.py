@@ -165,6 +165,8 @@ def _recipe(kind: str, name: str) -> str:
         return "  # a format says how a weight is stored; no recipe names one yet"
     if kind == "statistic":
         return f'  # a score, solver or budget names it in `needs` and reads statistics["{name}"]; no recipe does'
+    if kind == "attention.layout":
+        return f"  stages:\n  - attention_blocks: {{layout: {name}}}"
     if kind == "encoding":
         return f"  stages:\n  - prune: {{}}\n  output: {{format: packed, values: {name}}}"
     value = {"n_of_m": '"2:4"', "block": '"block:16x16"'}.get(name, name)

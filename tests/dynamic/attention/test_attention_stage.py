@@ -1,4 +1,4 @@
-"""The stage `attention`: calibrated, saved with the model, loaded and attached again, and what is refused."""
+"""The stage `attention_blocks`: calibrated, saved with the model, loaded and attached again, and what is refused."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from sparity.models.attached_runtime import input_sites
 from sparity.pipeline.run.job import prepare
 from sparity.recipe import Recipe
 
-FILE = "sparity-dynamic/00-attention.safetensors"
+FILE = "sparity-dynamic/00-attention_blocks.safetensors"
 IDS = torch.randint(3, 90, (2, 64), generator=torch.Generator().manual_seed(2))
 OPTIONS = {"layout": {"spargeattn": {"sinks": 4, "similarity": -1.0, "threshold": 0.5}}, "block": 8, "shortest": 32}
 
@@ -28,7 +28,9 @@ def logits(model, ids=IDS):
 @pytest.fixture(scope="module")
 def saved(family_models, tmp_path_factory):
     out = tmp_path_factory.mktemp("attention") / "out"
-    return sparity.run(recipe({"attention": OPTIONS}), model=family_models["llama"], output=out, device="cpu").path
+    return sparity.run(
+        recipe({"attention_blocks": OPTIONS}), model=family_models["llama"], output=out, device="cpu"
+    ).path
 
 
 def test_what_was_saved_computes_as_the_context_does(saved, family_models):
@@ -78,12 +80,12 @@ def test_data_that_does_not_fit_stops_the_load(saved, family_models):
 
 
 def test_what_cannot_be_met_is_refused(family_models):
-    model, attention, cache = family_models["llama"], {"attention": OPTIONS}, {"cache": {"keep": 0.5}}
+    model, attention, cache = family_models["llama"], {"attention_blocks": OPTIONS}, {"cache": {"keep": 0.5}}
     prepare(Recipe.read(recipe(attention, cache)), model)
     for stages, words in (
         ((attention, attention), "the blocks of attention that it chose"),
         ((cache, attention), "what it keeps in the cache"),
-        (({"attention": {"layout": "locl"}},), 'no layout "locl"; did you mean "local"'),
+        (({"attention_blocks": {"layout": "locl"}},), 'no layout "locl"; did you mean "local"'),
     ):
         with pytest.raises(InvalidInput, match=words):
             prepare(Recipe.read(recipe(*stages)), model)

@@ -29,7 +29,7 @@ from sparity.stages.kinds import RuntimeFit
 Size = Annotated[Whole, Field(ge=1)]
 
 
-@register("stage", "attention")
+@register("stage", "attention_blocks")
 class AttentionStage(RuntimeStage):
     """Of a prompt's attention only the blocks that a layout chooses are computed."""
 
@@ -58,7 +58,7 @@ class AttentionStage(RuntimeStage):
         """
         spec = {self.layout: {}} if isinstance(self.layout, str) else self.layout
         if len(spec) != 1:
-            raise InvalidInput("attention: layout must be one name, or {name: {option: value}}")
+            raise InvalidInput("attention_blocks: layout must be one name, or {name: {option: value}}")
         ((name, options),) = spec.items()
         return Choice(*layout_of(name, self.block, options or {}))
 
@@ -148,7 +148,7 @@ def _keys(sites: Sequence[InputSite]) -> list[str]:
     """
     projections: list[Projection] = [each for site in sites for each in site.projections if each.role in KEYS]
     if not projections:
-        raise InvalidInput("attention: a block has no projection of keys")
+        raise InvalidInput("attention_blocks: a block has no projection of keys")
     return [each.name for each in projections]
 
 
@@ -161,9 +161,13 @@ def _shares_of(sites: Sequence[InputSite], data: Mapping[str, Tensor], heads: in
     names = [f"{name}.share" for name in _keys(sites)]
     if sorted(names) != sorted(data):
         odd = sorted(set(names) ^ set(data))[0]
-        raise CorruptFile(f"attention: the file {'lacks' if odd in names else 'holds the unknown'} {odd}; {AGAIN}")
+        raise CorruptFile(
+            f"attention_blocks: the file {'lacks' if odd in names else 'holds the unknown'} {odd}; {AGAIN}"
+        )
     for name, share in data.items():
         fits = share.dtype == torch.float64 and share.shape == (heads,)
         if not fits or not bool(((share >= 0) & (share <= 1)).all()):
-            raise CorruptFile(f"attention: {name} is {share.dtype} {share.tolist()}, not {heads} shares; {AGAIN}")
+            raise CorruptFile(
+                f"attention_blocks: {name} is {share.dtype} {share.tolist()}, not {heads} shares; {AGAIN}"
+            )
     return [data[name] for name in names]
