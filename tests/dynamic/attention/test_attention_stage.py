@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import sparity
-from sparity.dynamic.attention.stage import AttentionStage
+from sparity.dynamic.attention_blocks import AttentionStage
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models.attached_runtime import input_sites
 from sparity.pipeline.run.job import prepare
