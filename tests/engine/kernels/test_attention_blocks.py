@@ -91,8 +91,3 @@ def test_what_the_library_does_not_take_is_declined():
     assert "not float32 or bfloat16" in cpu.declines(torch.float16, 32, 32)
     with pytest.raises(InvalidInput, match="refused heads of 24"):
         cpu.attend_blocks(*case(8, 8, (4, 4), (24, 16)), (4, 4), 1.0)
-
-
-def test_an_older_library_is_a_clear_reason(monkeypatch):
-    monkeypatch.setattr(native, "library", object)
-    assert "older than attention by blocks" in cpu.declines(torch.float32, 32, 32)

@@ -17,8 +17,7 @@ import torch  # before the library, which shares the OpenMP threads that torch b
 
 from sparity.errors import InvalidInput, suggestion
 
-ABI = 9
-NEWER = {"sparity_attend_blocks"}  # that a library of this number may lack: what needs it says so
+ABI = 10
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 
@@ -202,6 +201,7 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_gemv_rows": (whole, (pointer, pointer, long, pointer, pointer, whole, long, whole)),
         "sparity_row_sums": (whole, (pointer, pointer, whole)),
         "sparity_unpack": (whole, (pointer, long, long, pointer, whole)),
+        "sparity_gemv_slots": (whole, (*[pointer] * 4, whole, long, whole)),
         "sparity_quantize": (None, (pointer, long, long, pointer, pointer, whole)),
         "sparity_rms_norm": (None, (pointer, pointer, pointer, real, long, long, pointer, whole)),
         "sparity_gate": (None, (pointer, pointer, long, pointer, whole)),
@@ -216,11 +216,7 @@ def _declare(found: ctypes.CDLL) -> None:
         "sparity_allocate": (pointer, (long,)),
         "sparity_free": (None, (pointer, long)),
     }
-    if hasattr(found, "sparity_gemv_slots"):  # an addition within the same interface
-        signatures["sparity_gemv_slots"] = signatures["sparity_gemv_rows"][0], (*[pointer] * 4, whole, long, whole)
     for name, (result, arguments) in signatures.items():
-        if name in NEWER and not hasattr(found, name):
-            continue
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
 

@@ -37,8 +37,6 @@ def declines(dtype: torch.dtype, width: int, value_width: int) -> str | None:
     """
     if reason := native.unavailable():
         return reason
-    if not hasattr(native.library(), "sparity_attend_blocks"):
-        return "the compiled kernels are older than attention by blocks: install Sparity again"
     if dtype not in TYPES:
         return f"attention is in {str(dtype).removeprefix('torch.')}, not float32 or bfloat16"
     for size in (width, value_width):

@@ -19,9 +19,7 @@ def declines(part: Tensor, x: Tensor) -> str | None:
         return reason
     if part.dtype != torch.bfloat16 or x.dtype != torch.bfloat16:
         return "kernels take bfloat16"
-    if len(x) > MOST_TOKENS:
-        return f"kernels take at most {MOST_TOKENS} tokens"
-    return None if hasattr(native.library(), "sparity_gemv_slots") else "the library is of an earlier release"
+    return f"kernels take at most {MOST_TOKENS} tokens" if len(x) > MOST_TOKENS else None
 
 
 def slot_rows(part: Tensor, slots: Tensor, x: Tensor, prefix: tuple[int, int] = (0, 0)) -> Tensor:
