@@ -45,7 +45,7 @@ def attach(
             layout of dense ones behind skipped channels.
         form: of the formats that can hold a matrix's zeros the "smallest", or the "fastest", which is timed (dense
             where dense is); or one format for all of them, by its name or as {name: {option: value}}. With both of the
-            first, a dense matrix behind skipped input channels, at least 10 % of them (50 % in int4), is laid out by
+            first, a dense matrix behind skipped input channels, at least 10 % of them (65 % in int4), is laid out by
             channel (`columns`).
         values: the encoding of the packed weights: "same", or one that quantises, such as "int8": then outputs change.
         embeddings: the encoding of the embedding and of the head, which stay one matrix where they are tied.

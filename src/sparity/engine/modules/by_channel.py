@@ -8,7 +8,7 @@ from sparity.engine.kernels.native_weight import TAKES
 from sparity.engine.modules.skips import InputSkip, output_skip_of, skip_of
 from sparity.formats import Encoding, Packed, build_format, format_of
 
-LEAST, LEAST_OF_HALF_BYTES = 0.1, 0.5  # the share of skipped channels from which it is faster: docs/performance.md
+LEAST, LEAST_OF_HALF_BYTES = 0.1, 0.65  # the share of skipped channels from which it is faster: docs/performance.md
 
 
 def skip_before(model: Any, name: str, layer: nn.Module) -> InputSkip | None:
