@@ -45,6 +45,18 @@ inline void load_scales(const SparityMatrix& weight, int64_t first, int64_t coun
   }
 }
 
+// multiply(count, token) for four tokens at a time, then for two and for one.
+template <class Multiply>
+inline void in_batches(int64_t tokens, const Multiply& multiply) {
+  int64_t token = 0;
+  for (; token + 4 <= tokens; token += 4) multiply(std::integral_constant<int, 4>(), token);
+  if (tokens - token >= 2) {
+    multiply(std::integral_constant<int, 2>(), token);
+    token += 2;
+  }
+  if (tokens - token == 1) multiply(std::integral_constant<int, 1>(), token);
+}
+
 #include "nibbles_sources.h"
 
 // Of a tile's rows the scales, times those of the inputs. They are made before the first row is multiplied: what was only
@@ -165,13 +177,7 @@ inline void fours_all_tokens(const SparityMatrix& weight, const Inputs& in, cons
     else
       fours_groups<Isa, kTileRows, false, Of, count>(weight, in, out, token, row);
   };
-  int64_t token = 0;
-  for (; token + 4 <= tokens; token += 4) multiply(std::integral_constant<int, 4>(), token);
-  if (tokens - token >= 2) {
-    multiply(std::integral_constant<int, 2>(), token);
-    token += 2;
-  }
-  if (tokens - token == 1) multiply(std::integral_constant<int, 1>(), token);
+  in_batches(tokens, multiply);
 }
 
 #include "rows.h"

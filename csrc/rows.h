@@ -51,13 +51,7 @@ inline void rows_all_tokens(const SparityMatrix& weight, const Inputs& in, int64
       rows_tile<Isa, count, false>(weight, in, token, tile, results);
     for (int t = 0; t < count; ++t) write(token + t, results[t]);
   };
-  int64_t token = 0;
-  for (; token + 4 <= tokens; token += 4) multiply(std::integral_constant<int, 4>(), token);
-  if (tokens - token >= 2) {
-    multiply(std::integral_constant<int, 2>(), token);
-    token += 2;
-  }
-  if (tokens - token == 1) multiply(std::integral_constant<int, 1>(), token);
+  in_batches(tokens, multiply);
 }
 
 template <class Isa>

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 import sparity
 from interruptions import contents
 from packed_folders import TOKENS, alone, logits
+from sparity.engine.kernels import native
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import Decoder
 from sparity.pipeline.run.packing import convert
@@ -140,3 +141,14 @@ def test_saving_says_what_it_cannot_do(plain, tmp_path):
         model.save_pretrained(tmp_path / "file")
     model.save_pretrained(tmp_path / "out", is_main_process=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
+@pytest.mark.parametrize(("dtype", "slow"), [("float32", True), ("bfloat16", False)])
+def test_loading_says_what_will_be_slow(plain, tmp_path, caplog, dtype, slow):
+    folder = plain(dtype=dtype, output={"format": "packed"})
+    with caplog.at_level("WARNING", logger="sparity"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    said = [record.getMessage() for record in caplog.records if "slow" in record.getMessage()]
+    words = "21 packed matrices are unpacked for every product, which is slow: kernels take bfloat16, not float32"
+    assert said == ([words] if slow else [])

@@ -7,7 +7,8 @@ Imported by the hook in `sparity/__init__.py` once transformers' quantizers are 
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sparity.checkpoints import packed
 from sparity.checkpoints.packed import INDEX, METHOD, VERSION, StoredMatrix
 from sparity.checkpoints.source import CheckpointSource
 from sparity.engine.decoding.model import enable_fast_path
+from sparity.engine.kernels import native
 from sparity.engine.modules.by_channel import laid_out
 from sparity.engine.modules.experts import PackedExpert, PackedExperts
 from sparity.engine.modules.linear import PackedLinear
@@ -130,6 +132,7 @@ class SparityQuantizer(HfQuantizer):
         names = {module: name for name, module in model.named_modules()}
         for module, matrix in self._waiting:
             module.give(laid_out(model, names[module], module, matrix.packed()))
+        _say_what_is_slow(module.prepared.declined for module, _ in self._waiting)
         self._vocabulary.give()
         for experts in self._experts.values():
             experts.give(_read_experts(self._source, experts.names))
@@ -246,3 +249,11 @@ def _check_complete(shards: list[Path]) -> None:
     if totals != {len(shards)}:
         where = ", ".join({str(path.parent) for path in shards}) or "a packed checkpoint"
         raise CorruptFile(f"{where}: the index names {len(shards)} shards of {max(totals, default=0)}")
+
+
+def _say_what_is_slow(reasons: Iterable[str | None]) -> None:
+    """Warn of packed matrices that no compiled kernel multiplies, although there are compiled kernels."""
+    if native.unavailable():
+        return  # `sparity doctor` says so
+    for reason, count in Counter(reason for reason in reasons if reason).items():
+        log.warning("%d packed matrices are unpacked for every product, which is slow: %s", count, reason)
