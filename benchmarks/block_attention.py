@@ -41,7 +41,7 @@ def divergence(model, dense, sparse):
 
 def main():
     """Measure, and write."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True)
     parser.add_argument("--out")
     parser.add_argument("--model", default="zoo:smollm2")

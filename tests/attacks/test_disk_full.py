@@ -49,11 +49,11 @@ def full_at(monkeypatch):
         else:
             save = shards._write
 
-            def write(file, tensors, metadata):
+            def write(file, tensors, metadata, *rest):
                 if full():
                     file.write(b"half")
                     raise OSError(errno.ENOSPC, "No space left on device")
-                save(file, tensors, metadata)
+                save(file, tensors, metadata, *rest)
 
             patch.setattr(shards, "_write", write)
 

@@ -130,7 +130,7 @@ def test_a_token_takes_no_longer_than_with_the_uniform_shares(sparsity):
     )
     tokens = torch.arange(48).view(2, 24)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparity.dynamic.activations.stage.milliseconds", milliseconds)
+        patch.setattr("sparity.dynamic.activations.fitting.milliseconds", milliseconds)
         with EvidenceInMemory(decoder, stage, tokens) as known:
             found = stage.decide(decoder, known)["sparsity"]
 
