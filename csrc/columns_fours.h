@@ -41,12 +41,15 @@ struct FourColumns {
     int64_t lines, channel = 0, line = 0;
 
     inline void fetch() {
-      for (int64_t i = 0; i < group.count && channel < group.count; ++i) {
-        __builtin_prefetch(group.channels[channel] + 64 * line, 0, 2);
-        if (++line == lines) {
-          line = 0;
-          ++channel;
-        }
+      for (int64_t left = group.count; left > 0 && channel < group.count;) {
+        const int64_t now = lines - line < left ? lines - line : left;
+        const uint8_t* from = group.channels[channel] + 64 * line;
+        for (int64_t i = 0; i < now; ++i) __builtin_prefetch(from + 64 * i, 0, 2);
+        left -= now;
+        line += now;
+        if (line < lines) return;
+        line = 0;
+        ++channel;
       }
     }
   };
@@ -58,12 +61,14 @@ struct FourColumns {
                               int64_t width) {
     alignas(64) int32_t totals[Tokens][kLine];
     alignas(64) uint32_t ordered[Zeros ? kLine : 1];
-    uint8_t zeros[kLine] = {};
-    float scales[kLine + sparity::kScaleLanes] = {};
+    uint8_t zeros[kLine];
+    float scales[kLine + sparity::kScaleLanes];
     const int64_t first = group * weight.rows + row;
     load_scales(weight, first, count, scales);
+    for (int64_t i = count; i < kLine; ++i) scales[i] = 0;
     if (Zeros) {
       memcpy(zeros, weight.zeros + first, size_t(count));
+      memset(zeros + count, 0, size_t(kLine - count));
       Isa::ColumnFours::order_zeros(zeros, ordered);
     }
     if (count == kLine) {

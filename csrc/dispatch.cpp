@@ -88,11 +88,10 @@ bool supported(const SparityMatrix& weight) {
   return !weight.scales || weight.columns < int64_t(1) << 17;  // beyond, int32 sums could overflow
 }
 
-// What threads share out: tiles of 4 rows (dense int4: of 16), or rows of blocks; in the format columns, tiles of each
+// What threads share out: tiles of 4 rows (of 16 where int4 lies side by side), or rows of blocks; in the format columns, tiles of each
 // range of channels.
 int64_t units_of(const SparityMatrix& weight) {
-  const bool side_by_side = weight.group && weight.format == SPARITY_DENSE;
-  const int64_t tile = side_by_side ? sparity::kSideBySide : sparity::kTileRows;
+  const int64_t tile = sparity::side_by_side(weight) ? sparity::kSideBySide : sparity::kTileRows;
   const int64_t rows = weight.format == SPARITY_BLOCK ? weight.block_rows : tile;
   const int64_t parts = weight.format == SPARITY_COLUMNS ? column_parts(weight) : 1;
   return (weight.rows + rows - 1) / rows * parts;

@@ -21,6 +21,7 @@ inline __m128i double_places(uint64_t places) {
 #include "columns_avx2.h"
 #include "columns_fours_avx2.h"
 #include "nibbles_avx2.h"
+#include "pairs_avx2.h"
 #include "rows_avx2.h"
 
 struct Avx2 : Columns256 {

@@ -14,6 +14,7 @@ inline __m512 widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32
 #include "columns_avx512.h"
 #include "columns_fours_avx2.h"
 #include "nibbles_avx2.h"
+#include "pairs_avx2.h"
 #include "rows_avx2.h"
 
 struct Avx512 : Columns512 {

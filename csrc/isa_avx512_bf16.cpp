@@ -24,6 +24,7 @@ inline __m512i expand_all_bytes(__mmask64 mask, __m512i kept) {
 #include "columns_avx512.h"
 #include "columns_fours_avx512.h"
 #include "nibbles_avx512.h"
+#include "pairs_avx2.h"
 #include "rows_avx512.h"
 
 struct Avx512Bf16 : Columns512 {

@@ -26,7 +26,6 @@ struct ScalarFours {
     }
     return out;
   }
-  static Codes spread_half(uint64_t mask, const uint8_t* from) { return spread(mask, from, 0); }
   static void store(const Codes& codes, uint8_t* to) { memcpy(to, codes.at, 64); }
 
   template <bool Zeros, int Groups>
@@ -82,6 +81,23 @@ struct ScalarRows {
           const int code = codes[64 * i + 4 * row + j % 4] >> (j / 4 * 4);
           for (int t = 0; t < Tokens; ++t)
             totals[t].at[row] += (((code + zero) & 15) - zero) * x[t * stride + 8 * i + j];
+        }
+  }
+  using PairZeros = Zeros;
+  static PairZeros pair_zeros(const uint8_t* from) {
+    Zeros out;
+    memset(out.at, 8, sizeof out.at);
+    return from ? zeros(from) : out;
+  }
+  template <int Tokens>
+  static void add_pairs(Total* totals, const uint8_t* places, const uint8_t* codes, const PairZeros& zeros,
+                        const int8_t* x, int64_t stride) {
+    for (int four = 0; four < 8; ++four)
+      for (int row = 0; row < sparity::kSideBySide; ++row)
+        for (int kept = 0; kept < 2; ++kept) {
+          const int place = places[32 * (four / 4) + 2 * row + kept] >> four % 4 * 2 & 3;
+          const int code = codes[32 * (four / 2) + 2 * row + kept] >> four % 2 * 4 & 15;
+          for (int t = 0; t < Tokens; ++t) totals[t].at[row] += (code - zeros.at[row]) * x[t * stride + 4 * four + place];
         }
   }
   static Sum scales(const SparityMatrix& weight, int64_t at) {

@@ -7,13 +7,18 @@ namespace sparity {
 
 constexpr int64_t kTileRows = 4;
 constexpr int64_t kGroup = 64;  // columns
-constexpr int64_t kSideBySide = 16;  // rows of a tile of dense int4
+constexpr int64_t kSideBySide = 16;  // rows of a tile in which they lie side by side
 constexpr int64_t kScaleLanes = 16;  // of an int4 weight's or input's scales, which are read in whole vectors
 constexpr int kChannels = 8;               // input channels that are added at a time
 constexpr int64_t kMostTokens = 16;        // that share a tile's sums
 constexpr int64_t kMostRows = 8192, kMostSums = 16384;  // of a tile of the format columns, and their sums
 constexpr int64_t kMostLine = 128;                      // rows of a cache line in any encoding
 constexpr int kMostParts = 8;                           // ranges of its channels
+
+// Whether sixteen rows lie side by side: int4, dense or two of four.
+inline bool side_by_side(const SparityMatrix& weight) {
+  return weight.group && (weight.format == SPARITY_DENSE || weight.format == SPARITY_TWO_OF_FOUR);
+}
 
 // Inputs as a kernel reads them: [tokens, stride], zeros behind the columns.
 struct Inputs {

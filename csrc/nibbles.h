@@ -4,7 +4,7 @@
 //   Codes  the weights of a step as they are stored, one in a byte;    Sum    float32 partial sums
 //   ready  makes them unsigned: code - zero + 8, with zero points + 16
 //   Total  int32 partial sums, which start with what takes the 8 or 16 back
-// Dense weights are in rows.h.
+// Those of bitmask are here, dense ones and two of four in rows.h.
 // Included by gemv.h inside its namespace.
 
 constexpr int64_t kPiece = 4096;  // columns whose scales are prepared at a time, and stay in the first cache
@@ -32,7 +32,8 @@ inline float scale_of(const SparityMatrix& weight, int64_t at) {
 inline void load_scales(const SparityMatrix& weight, int64_t first, int64_t count, float* out) {
   constexpr int64_t kLanes = sparity::kScaleLanes;
   const auto* halves = static_cast<const uint16_t*>(weight.group_scales) + first;
-  const int64_t there = weight.rows * (weight.columns / weight.group) - first, whole = (count + kLanes - 1) / kLanes * kLanes;
+  const int64_t groups = weight.columns >> __builtin_ctz(uint32_t(weight.group));  // a division takes as long as a line
+  const int64_t there = weight.rows * groups - first, whole = (count + kLanes - 1) / kLanes * kLanes;
   if (weight.scale_type == SPARITY_FLOAT32) {
     memcpy(out, static_cast<const float*>(weight.group_scales) + first, size_t(count) * sizeof(float));
   } else if (weight.scale_type == SPARITY_FLOAT16) {
@@ -180,18 +181,22 @@ inline void fours_all_tokens(const SparityMatrix& weight, const Inputs& in, cons
   in_batches(tokens, multiply);
 }
 
+// Where the scale and the zero point of a row's group are.
+inline int64_t side_of(const SparityMatrix& weight, int64_t row, int64_t group) {
+  const int64_t groups = weight.columns / weight.group;
+  if (!sparity::side_by_side(weight)) return row * groups + group;
+  return (row / kSideBySide * groups + group) * kSideBySide + row % kSideBySide;
+}
+
 #include "rows.h"
 
 template <class Isa>
 void fours(const SparityMatrix& weight, const Inputs& in, const Outputs& out, int64_t tokens, int64_t begin,
            int64_t end) {
-  if (weight.format == SPARITY_DENSE) return rows_side_by_side<Isa>(weight, in, out, tokens, begin, end);
-  for (int64_t row = begin * kTileRows; row < end * kTileRows && row < weight.rows; row += kTileRows) {
-    if (weight.format == SPARITY_BITMASK)
-      fours_all_tokens<Isa, MaskedFours>(weight, in, out, tokens, row);
-    else
-      fours_all_tokens<Isa, PairedFours>(weight, in, out, tokens, row);
-  }
+  if (weight.format == SPARITY_DENSE) return rows_side_by_side<Isa, DenseTile>(weight, in, out, tokens, begin, end);
+  if (weight.format == SPARITY_TWO_OF_FOUR) return rows_side_by_side<Isa, PairedTile>(weight, in, out, tokens, begin, end);
+  for (int64_t row = begin * kTileRows; row < end * kTileRows && row < weight.rows; row += kTileRows)
+    fours_all_tokens<Isa, MaskedFours>(weight, in, out, tokens, row);
 }
 
 // ---- inputs

@@ -46,15 +46,6 @@ struct Fours256 {
     }
     return joined(eights);
   }
-  static inline Codes spread_half(uint64_t mask, const uint8_t* from) {
-    uint8_t bytes[33] = {}, apart[64];
-    memcpy(bytes, from, 16);
-    take_apart(bytes, 0, apart);
-    __m128i eights[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) eights[i] = eight(mask >> 8 * i, apart + 4 * i);
-    return joined(eights);
-  }
   static inline void store(const Codes& codes, uint8_t* to) {
     for (int i = 0; i < 2; ++i) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32 * i), codes.at[i]);
   }

@@ -27,12 +27,6 @@ struct Fours512 {
     const __m512i halves = _mm512_multishift_epi64_epi8(_mm512_load_si512(kHalfBytes.shifts[odd]), bytes);
     return {expand_all_bytes(mask, halves)};  // upper halves of bytes are those of neighbours
   }
-  static inline Codes spread_half(uint64_t mask, const uint8_t* from) {
-    const __m128i kept = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    const __m256i shifts = _mm256_load_si256(reinterpret_cast<const __m256i*>(kHalfBytes.shifts[0]));
-    const __m256i halves = _mm256_multishift_epi64_epi8(shifts, _mm256_cvtepu32_epi64(kept));
-    return {expand_all_bytes(mask, _mm512_castsi256_si512(halves))};
-  }
   static inline void store(const Codes& codes, uint8_t* to) {
     _mm512_storeu_si512(to, _mm512_and_si512(codes.at, _mm512_set1_epi8(15)));
   }

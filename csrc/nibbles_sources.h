@@ -34,31 +34,3 @@ struct MaskedFours {
     return Fours::spread(mask, copy, odd);
   }
 };
-
-// Two values of every four: 16 bytes for 64 columns.
-template <class Isa, int Rows, int Parts>
-struct PairedFours {
-  using Fours = typename Isa::Fours;
-  static constexpr int64_t kStep = kGroup, kBytes = kGroup / 4;
-  const uint8_t *masks, *values;
-
-  PairedFours(const SparityMatrix& weight, int64_t row) {
-    const int64_t places = row / kTileRows * ((weight.columns + kGroup - 1) / kGroup) * kTileRows;
-    masks = weight.masks + places * 8;
-    values = static_cast<const uint8_t*>(weight.values) + places * kBytes;
-  }
-
-  inline bool has_room(int64_t) const { return true; }
-  inline void begin(int64_t) {
-    __builtin_prefetch(masks + kAhead / 4);
-    __builtin_prefetch(values + kAhead / 2);
-  }
-  template <bool>
-  inline typename Fours::Codes codes(int64_t, int) {
-    const uint64_t mask = load_word(masks);
-    const uint8_t* at = values;
-    masks += 8;
-    values += kBytes;
-    return Fours::spread_half(mask, at);
-  }
-};

@@ -1,13 +1,6 @@
 // Part of nibbles.h: included there, within its namespace.
 // ---- unpacking: weights as bfloat16; 0.0f makes +0 of the -0 that a negative scale gives
 
-// Where the scale and the zero point of a row's group are.
-inline int64_t side_of(const SparityMatrix& weight, int64_t row, int64_t group) {
-  const int64_t groups = weight.columns / weight.group;
-  if (weight.format != SPARITY_DENSE) return row * groups + group;
-  return (row / kSideBySide * groups + group) * kSideBySide + row % kSideBySide;
-}
-
 // `values` of one row, as they are stored, one in a byte -> out; `column` is the first one's.
 inline void scale_values(const SparityMatrix& weight, int64_t row, int64_t column, int64_t count, const uint8_t* values,
                          uint16_t* out) {
@@ -66,12 +59,11 @@ void unpack_fours(const SparityMatrix& weight, int64_t tile, int64_t rows, uint1
     return unpack_fours_columns(weight, tile * kTileRows, tile * kTileRows + rows, out);
   if (weight.format == SPARITY_BITMASK)
     return unpack_fours_from<Isa, MaskedFours<Isa, kTileRows, 1>>(weight, tile, rows, out);
-  if (weight.format == SPARITY_TWO_OF_FOUR)
-    return unpack_fours_from<Isa, PairedFours<Isa, kTileRows, 1>>(weight, tile, rows, out);
+  const auto codes = weight.format == SPARITY_DENSE ? dense_codes : paired_codes;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t column = 0; column < weight.columns; column += 32) {
       uint8_t values[32];
-      row_codes(weight, tile * kTileRows + r, column, values);
+      codes(weight, tile * kTileRows + r, column, values);
       scale_values(weight, tile * kTileRows + r, column, 32, values, out + r * weight.columns + column);
     }
   }

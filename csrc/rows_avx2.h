@@ -67,6 +67,23 @@ struct Rows256 {
     }
   }
 
+  using PairZeros = __m256i;
+  static inline PairZeros pair_zeros(const uint8_t* from) { return PairedSums::zeros(from); }
+
+  template <int Tokens>
+  static inline void add_pairs(Total* totals, const uint8_t* places, const uint8_t* codes, PairZeros zeros,
+                               const int8_t* x, int64_t stride) {
+    __m256i sums[Tokens];
+    PairedSums::add<Tokens>(sums, places, codes, zeros, x, stride);
+#pragma GCC unroll 4
+    for (int t = 0; t < Tokens; ++t) {
+      const __m256i low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sums[t]));
+      const __m256i high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums[t], 1));
+      totals[t].at[0] = _mm256_add_epi32(totals[t].at[0], low);
+      totals[t].at[1] = _mm256_add_epi32(totals[t].at[1], high);
+    }
+  }
+
   static inline Sum scales(const SparityMatrix& weight, int64_t at) {
     Sum out;
     for (int i = 0; i < 2; ++i, at += 8) {

@@ -47,6 +47,18 @@ struct Rows512 {
     }
   }
 
+  using PairZeros = __m256i;
+  static inline PairZeros pair_zeros(const uint8_t* from) { return PairedSums::zeros(from); }
+
+  template <int Tokens>
+  static inline void add_pairs(Total* totals, const uint8_t* places, const uint8_t* codes, PairZeros zeros,
+                               const int8_t* x, int64_t stride) {
+    __m256i sums[Tokens];
+    PairedSums::add<Tokens>(sums, places, codes, zeros, x, stride);
+#pragma GCC unroll 4
+    for (int t = 0; t < Tokens; ++t) totals[t].low = _mm512_add_epi32(totals[t].low, _mm512_cvtepi16_epi32(sums[t]));
+  }
+
   static inline __m512 scales(const SparityMatrix& weight, int64_t at) {
     if (weight.scale_type == SPARITY_FLOAT32) return _mm512_loadu_ps(static_cast<const float*>(weight.group_scales) + at);
     const auto* from = static_cast<const uint16_t*>(weight.group_scales) + at;

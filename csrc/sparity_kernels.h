@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { SPARITY_ABI = 10 };
+enum { SPARITY_ABI = 11 };
 enum { SPARITY_DENSE = 0, SPARITY_BITMASK = 1, SPARITY_TWO_OF_FOUR = 2, SPARITY_BLOCK = 3, SPARITY_COLUMNS = 4 };
 // The types of a group's scales.
 enum { SPARITY_FLOAT32 = 0, SPARITY_FLOAT16 = 1, SPARITY_BFLOAT16 = 2 };

@@ -12,10 +12,11 @@ from sparity.dynamic.speculate.exact import generate_exact
 from sparity.engine.decoding.fast_path import Step
 from sparity.engine.decoding.model import declines, fallbacks
 from sparity.engine.kernels import native
+from sparity.engine.modules.by_channel import least
 from sparity.engine.modules.linear import PackedLinear
 from sparity.engine.modules.skips import tokens_of
 from sparity.errors import InvalidInput
-from sparity.formats import unpack
+from sparity.formats import build_encoding, unpack
 from sparity.models.attached_runtime import input_sites
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
@@ -79,21 +80,21 @@ def test_every_scale_of_a_rule_runs_on_the_fast_path(model, method, options):
     assert float((found - expected).abs().max()) <= 0.05 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize(
-    ("sparsity", "values", "by_columns"),
-    [
-        (0.09, "same", False),
-        (0.1, "same", True),
-        (0.09, "int8", False),
-        (0.1, "int8", True),
-        (0.64, "int4", False),
-        (0.65, "int4", True),
-    ],
-)
-def test_weights_lie_by_column_where_enough_is_skipped(model, sparsity, values, by_columns):
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("values", ["same", "int8", "int4"])
+def test_weights_lie_by_column_where_enough_is_skipped(model, values, by_columns):
+    sparsity = least(build_encoding(values)) - (0 if by_columns else 0.01)
     with sparity.with_activations(model, IDS, method="teal", sparsity=sparsity), sparity.attached(model, values=values):
         packed = [module.packed.format for module in model.modules() if isinstance(module, PackedLinear)]
     assert packed.count("columns") == (7 * len(model.model.layers) if by_columns else 0)
+
+
+def test_from_which_share_on_weights_lie_by_column():
+    shares = {}
+    for name in native.instruction_sets():
+        with native.using(name):
+            shares[name] = [least(build_encoding(values)) for values in ("same", "int8", "int4")]
+    assert all(found == [0.1, 0.1, 0.65 if name == "avx512_bf16" else 0.5] for name, found in shares.items())
 
 
 @pytest.mark.parametrize("values", ["int8", "int4"])

@@ -7,21 +7,29 @@ import pytest
 import torch
 
 from kernel_inputs import inputs, weight_for
-from sparity.engine.kernels import native
+from sparity.engine.kernels import native, native_weight
 from sparity.engine.kernels.gemv import pytorch, reference
 from sparity.engine.kernels.gemv.cpu import gemv, gemv_many, gemv_rows
 from sparity.engine.kernels.native_weight import NativeWeight, declines
 from sparity.engine.kernels.prefill.cpu import prefill
 from sparity.formats import build_format, unpack
 
-FORMATS = ("dense", "bitmask", "two_of_four", "columns")
+FORMATS = ("dense", "bitmask", "masks", "two_of_four", "columns")  # masks: a bitmask that never lies dense
 GROUPS = (32, 64, 128)
 SHAPES = ((1, 128), (3, 32), (5, 96), (6, 192), (7, 384), (9, 4224))
 TOKENS = (1, 3, 7)
 
 
+@pytest.fixture(autouse=True)
+def reading_of_masks(request, monkeypatch):
+    case = getattr(request.node, "callspec", None)
+    if case is not None and "masks" in case.params.values():
+        monkeypatch.setattr(native_weight, "DENSEST_MASKED", dict.fromkeys(native.instruction_sets(), 1.0))
+
+
 def packed_in(name, shape, group=32, symmetric=True, scale_type="bfloat16", keep=0.5):
     options = {"group": group, "symmetric": symmetric, "scale_type": scale_type}
+    name = "bitmask" if name == "masks" else name
     return build_format(name).pack(weight_for(name, *shape, keep=keep), {"int4": options})
 
 
@@ -50,10 +58,11 @@ def check(packed, x, result):
     assert bool((error <= reference.error_bound(weight, seen, unit)).all())
 
 
+@pytest.mark.parametrize("name", ["dense", "two_of_four"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", GROUPS)
-def test_dense_rows_have_the_same_bits_with_every_instruction_set(symmetric, group):
-    packed, x = packed_in("dense", (21, 384), group, symmetric), inputs(3, 384)
+def test_rows_side_by_side_have_the_same_bits_with_every_instruction_set(name, symmetric, group):
+    packed, x = packed_in(name, (21, 384), group, symmetric), inputs(3, 384)
     weight, before = NativeWeight(packed), native.instruction_set()
     found = []
     for name in native.instruction_sets():
@@ -61,6 +70,19 @@ def test_dense_rows_have_the_same_bits_with_every_instruction_set(symmetric, gro
             found.append(gemv(weight, x, torch.empty(3, 21)))
     assert native.instruction_set() == before
     assert all(torch.equal(result, found[0]) for result in found)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", GROUPS)
+def test_zeros_that_are_not_read_have_the_bits_of_zeros_that_are(isa, symmetric, group):
+    encoding = {"int4": {"group": group, "symmetric": symmetric}}
+    for shape in SHAPES:
+        if shape[1] % group:
+            continue
+        weight, x = weight_for("two_of_four", *shape), inputs(5, shape[1])
+        weight[0, :8] = 0  # fours that keep fewer than two
+        dense, *others = (run(build_format(name).pack(weight, encoding), x) for name in ("dense", "two_of_four"))
+        assert all(torch.equal(other, dense) for other in others)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -87,10 +109,11 @@ def test_a_product_by_hand(isa):
         assert run(build_format(name).pack(weight.bfloat16(), "int4"), x).item() == -2 * (-8 * 127 + 2 * 2 + 3)
 
 
+@pytest.mark.parametrize("name", ["bitmask", "masks"])
 @pytest.mark.parametrize("keep", [0.0, 0.03, 0.9, 1.0])
 @pytest.mark.parametrize("group", GROUPS)
-def test_bitmask_from_empty_to_full(isa, keep, group):
-    packed = packed_in("bitmask", (21, 384), group, keep=keep)
+def test_bitmask_from_empty_to_full(isa, name, keep, group):
+    packed = packed_in(name, (21, 384), group, keep=keep)
     for tokens in (1, 4):
         x = inputs(tokens, 384)
         result = run(packed, x)

@@ -12,7 +12,9 @@ from torch import Tensor
 from sparity.engine.kernels import native
 from sparity.errors import InvalidInput
 from sparity.formats import Packed, format_of
-from sparity.formats.storage.side_by_side import SideBySide
+from sparity.formats.conversions.spread import SpreadSideBySide
+from sparity.formats.storage.pairs_beside import PairsSideBySide
+from sparity.formats.storage.side_by_side import DenseSideBySide, SideBySide
 from sparity.formats.storage.values import aligned
 
 TAKES = frozenset(  # (format, encoding)
@@ -25,6 +27,7 @@ TAKES = frozenset(  # (format, encoding)
 CODES = {"dense": 0, "bitmask": 1, "two_of_four": 2, "block": 3, "columns": 4}  # of csrc/sparity_kernels.h
 SCALE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 LARGE = 1 << 21  # bytes of one large page
+DENSEST_MASKED = {"avx512_bf16": 0.45}  # int4: the share of kept weights up to which masks are read faster than zeros
 _NOTHING = torch.zeros(1)
 _allocated: set[int] = set()  # addresses of the buffers on large pages
 INT8_COLUMNS = 1 << 17  # beyond, sums of int8 products could leave int32
@@ -76,8 +79,8 @@ class NativeWeight:
             scales=address["scales"] if packed.encoding.integer_products else None,
             block_rows=packed.options.get("rows", 0),
             block_width=packed.options.get("columns", 0),
-            kept=packed.shape[0] if side_by_side(packed) else len(parts["values"]),
-            format=CODES[packed.format],
+            kept=len(parts["values"]),
+            format=CODES["dense" if isinstance(moved, SpreadSideBySide) else packed.format],
         )
         if packed.encoding.half_bytes:
             self._add_groups(parts, address)
@@ -97,27 +100,38 @@ class NativeWeight:
             pointers = dict(zip(self.packed.sides, (side.data_ptr() for side in self._sides), strict=True))
             matrix.group_scales, matrix.zeros = pointers["scales"], pointers.get("zeros")
         matrix.scale_type = SCALE_TYPES[parts["scales"].dtype]
-        if "offsets" in parts:
+        if "offsets" in parts:  # of half bytes, more than there are bytes
             matrix.kept = int(parts["offsets"][-1])
 
     def __repr__(self) -> str:
         return f"NativeWeight({self.packed.format}, {self.packed.shape[0]} x {self.packed.shape[1]})"
 
 
-def side_by_side(packed: Packed) -> bool:
-    """Whether kernels read a matrix with sixteen rows side by side."""
-    return packed.format == "dense" and packed.encoding.half_bytes
-
-
 def _in_place(packed: Packed) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """Tensors of a matrix as kernels read them, where they stay; and the same as its format has them."""
-    if not side_by_side(packed):
+    laid = _side_by_side(packed)
+    if laid is None:
         moved = {name: on_large_pages(aligned(part)) for name, part in packed.tensors.items()}
         return moved, moved
-    given = packed.tensors
-    laid = given if isinstance(given, SideBySide) else SideBySide.of(given)
-    laid = SideBySide(laid.rows, {name: on_large_pages(aligned(part)) for name, part in laid.laid.items()})
+    laid = laid.moved({name: on_large_pages(aligned(part)) for name, part in laid.laid.items()})
     return laid.laid, laid
+
+
+def _side_by_side(packed: Packed) -> SideBySide | None:
+    """The tensors with sixteen rows side by side, where kernels read them so."""
+    if isinstance(packed.tensors, SideBySide):
+        return packed.tensors
+    if not packed.encoding.half_bytes:
+        return None
+    if packed.format == "dense":
+        return DenseSideBySide.of(packed.tensors)
+    if packed.format == "two_of_four":
+        return PairsSideBySide.of(packed.tensors, *packed.shape)
+    if packed.format == "bitmask":
+        kept = int(packed.tensors["offsets"][-1]) / (packed.shape[0] * packed.shape[1])
+        if kept > DENSEST_MASKED.get(native.instruction_set(), 0):
+            return SpreadSideBySide.of(packed)
+    return None
 
 
 def on_large_pages(tensor: Tensor) -> Tensor:

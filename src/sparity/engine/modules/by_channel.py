@@ -4,11 +4,14 @@ from typing import Any
 
 from torch import nn
 
+from sparity.engine.kernels import native
 from sparity.engine.kernels.native_weight import TAKES
 from sparity.engine.modules.skips import InputSkip, output_skip_of, skip_of
 from sparity.formats import Encoding, Packed, build_format, format_of
 
-LEAST, LEAST_OF_HALF_BYTES = 0.1, 0.65  # the share of skipped channels from which it is faster: docs/performance.md
+# The share of skipped channels from which it is faster: docs/performance.md.
+LEAST, LEAST_OF_HALF_BYTES = 0.1, 0.5
+LEAST_WITH_DOT_PRODUCTS = 0.65  # of half bytes, where the dense form's sums have instructions of their own
 
 
 def skip_before(model: Any, name: str, layer: nn.Module) -> InputSkip | None:
@@ -20,8 +23,14 @@ def skip_before(model: Any, name: str, layer: nn.Module) -> InputSkip | None:
 
 def pays(encoding: Encoding, skip: InputSkip | None) -> bool:
     """Whether a dense weight in this encoding is multiplied faster by channel than row by row."""
-    least = LEAST_OF_HALF_BYTES if encoding.half_bytes else LEAST
-    return skip is not None and ("columns", encoding.name) in TAKES and skip.tokens.sparsity >= least
+    return skip is not None and ("columns", encoding.name) in TAKES and skip.tokens.sparsity >= least(encoding)
+
+
+def least(encoding: Encoding) -> float:
+    """The share of skipped channels from which weights in this encoding are multiplied faster by channel."""
+    if not encoding.half_bytes:
+        return LEAST
+    return LEAST_WITH_DOT_PRODUCTS if native.instruction_set() == "avx512_bf16" else LEAST_OF_HALF_BYTES
 
 
 def laid_out(model: Any, name: str, layer: nn.Module, packed: Packed) -> Packed:

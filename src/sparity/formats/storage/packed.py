@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparity.formats.encodings.base import Encoding
 from sparity.formats.encodings.same import Same
-from sparity.formats.storage.side_by_side import SideBySide
+from sparity.formats.storage.side_by_side import DenseSideBySide, SideBySide
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,12 @@ class Packed:
 
     def rows_of(self, ids: Tensor) -> dict[str, Tensor]:
         """Of a dense matrix the rows `ids` [count] of every tensor."""
-        if isinstance(self.tensors, SideBySide):
+        if isinstance(self.tensors, DenseSideBySide):
             return self.tensors.chosen(ids)
         return {name: tensor.index_select(0, ids) for name, tensor in self.tensors.items()}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, in memory and in the file (whose header comes on top)."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        """Bytes of all tensors as they lie in memory; after `pack` those of the file too, whose header comes on top."""
+        lying = self.tensors.laid if isinstance(self.tensors, SideBySide) else self.tensors
+        return sum(tensor.numel() * tensor.element_size() for tensor in lying.values())
