@@ -23,6 +23,7 @@ from sparity.models import Block, Decoder, InputSite, Projection
 from sparity.registry import register
 from sparity.sections import Number, Spec, Whole
 from sparity.stages import Change, Decision, Needs, RuntimeStage
+from sparity.stages.allocation import projections
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
 from sparity.stages.kinds import RuntimeFit
 
@@ -125,13 +126,8 @@ class AttentionStage(RuntimeStage):
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
-        changes = []
-        for index in range(len(model)):
-            for projection in (each for site in model.sites(index) for each in site.projections):
-                rows, columns = projection.weight.shape
-                shape = (rows, columns)
-                changes.append(Change(self.name, projection.name, projection.role, index, shape, shape, zeros=0.0))
-        return Estimate(changes=tuple(changes), runtime_bytes=8 * Sizes.of(model.config).heads * len(model))
+        changes = tuple(Change.planned(self.name, projection, index) for index, projection in projections(model))
+        return Estimate(changes=changes, runtime_bytes=8 * Sizes.of(model.config).heads * len(model))
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
         """Blocks whose recorded share is another than was asked for."""

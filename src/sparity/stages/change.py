@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sparity.models import Projection
 
@@ -55,6 +55,20 @@ class Change:
         zeros = float((projection.weight == 0).sum()) / projection.weight.numel()
         was = (rows, columns) if before is None else (before[0], before[1])
         return cls(stage, projection.name, projection.role, block, was, (rows, columns), zeros, **found)
+
+    @classmethod
+    def planned(cls, stage: str, projection: Projection, block: int, zeros: float = 0.0, **found: float | None) -> Self:
+        """What a stage that keeps a projection's shape is expected to leave of it, known without its weights.
+
+        Args:
+            stage: the stage's name.
+            projection: by its shape alone.
+            block: its block's number.
+            zeros: the share of its weights that will be zero.
+            found: `target`, `skipped`, `bits` or `loss`.
+        """
+        shape = (projection.weight.shape[0], projection.weight.shape[1])
+        return cls(stage, projection.name, projection.role, block, shape, shape, zeros, **found)
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Change":

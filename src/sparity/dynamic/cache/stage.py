@@ -24,6 +24,7 @@ from sparity.models import Block, Decoder, InputSite, Projection
 from sparity.registry import register
 from sparity.sections import Number, Spec, Whole
 from sparity.stages import Change, Decision, Needs, RuntimeStage
+from sparity.stages.allocation import projections
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
 from sparity.stages.kinds import RuntimeFit
 
@@ -169,16 +170,11 @@ class CacheStage(RuntimeStage):
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
-        changes = []
-        for index in range(len(model)):
-            for projection in (each for site in model.sites(index) for each in site.projections):
-                rows, columns = projection.weight.shape
-                shape = (rows, columns)
-                changes.append(Change(self.name, projection.name, projection.role, index, shape, shape, zeros=0.0))
+        changes = tuple(Change.planned(self.name, projection, index) for index, projection in projections(model))
         sizes = Sizes.of(model.config)
         shapes = [shape_of(name, sizes) for name in self.asked.policy.learns]
         learned = sum(math.prod(shape) * (1 if len(shape) == 1 else 4) for shape in shapes)  # a bool, or float32
-        return Estimate(changes=tuple(changes), runtime_bytes=(8 + learned) * len(model))
+        return Estimate(changes=changes, runtime_bytes=(8 + learned) * len(model))
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
         """Blocks whose recorded share is another than was asked for."""

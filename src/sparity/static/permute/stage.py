@@ -115,9 +115,8 @@ class Permute(BlockStage):
             columns = readers(model.dimensions(index), every, self.where)
             rows = {cut.projection for each in model.dimensions(index) for cut in each.cuts if cut.axis == "rows"}
             for each in every:
-                shape = (each.weight.shape[0], each.weight.shape[1])
                 if each.name in columns | (rows if CHANNELS in self.where else set()) or self.edits_rest:
-                    changes.append(Change(self.name, each.name, each.role, index, shape, shape, 0.0))
+                    changes.append(Change.planned(self.name, each, index))
                 if each.name in columns:
                     most = max(most, each.weight.numel())
         return Estimate(tuple(changes), memory={"scores and what is tried": 4 * 4 * most})

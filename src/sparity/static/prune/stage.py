@@ -187,18 +187,7 @@ class Prune(BlockStage):
         for index, projection in projections(model):
             rows, columns = projection.weight.shape
             sparsity = decision["sparsity"].get(projection.name, 0.0)
-            changes.append(
-                Change(
-                    self.name,
-                    projection.name,
-                    projection.role,
-                    index,
-                    (rows, columns),
-                    (rows, columns),
-                    sparsity,
-                    sparsity,
-                )
-            )
+            changes.append(Change.planned(self.name, projection, index, sparsity, target=sparsity))
             largest, largest_input = max(largest, rows * columns), max(largest_input, columns)
             solving += 2.0 * rows * columns**2
         solves = "gram" in pruning.needs

@@ -166,8 +166,7 @@ class Quantize(BlockStage):
         for index, projection in projections(model):
             rows, columns = projection.weight.shape
             bits = decision["bits"].get(projection.name)
-            shape = (rows, columns)
-            changes.append(Change(self.name, projection.name, projection.role, index, shape, shape, 0.0, bits=bits))
+            changes.append(Change.planned(self.name, projection, index, bits=bits))
             if bits is not None:
                 quantizing = self.of(projection.name).quantizing
                 largest, largest_input = max(largest, rows * columns), max(largest_input, columns)

@@ -99,8 +99,7 @@ class Rescale(BlockStage):
         changes, most = list[Change](), 0
         for index, projection in projections(model):
             if projection.role in roles:
-                shape = (projection.weight.shape[0], projection.weight.shape[1])
-                changes.append(Change(self.name, projection.name, projection.role, index, shape, shape, 0.0))
+                changes.append(Change.planned(self.name, projection, index))
                 most = max(most, projection.weight.numel())
         flops = sum(2.0 * change.size * change.shape_before[1] for change in changes) * self.steps
         return Estimate(tuple(changes), flops if self.method == "awq" else 0.0, {"what is tried": 4 * 6 * most})

@@ -45,5 +45,4 @@ class FineTune(ModelStage):
 def same_shapes(stage: str, model: Decoder) -> Iterator[Change]:
     """What a stage plans that changes weights and no shape."""
     for index, projection in projections(model):
-        rows, columns = projection.weight.shape
-        yield Change(stage, projection.name, projection.role, index, (rows, columns), (rows, columns), 0.0)
+        yield Change.planned(stage, projection, index)

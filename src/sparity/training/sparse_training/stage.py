@@ -126,8 +126,5 @@ class SparseTraining(FineTune):
 
     def _changes(self, model: Decoder, decision: Decision) -> Iterator[Change]:
         for index, projection in projections(model):
-            rows, columns = projection.weight.shape
             share = decision["sparsity"][projection.name]
-            yield Change(
-                self.name, projection.name, projection.role, index, (rows, columns), (rows, columns), share, share
-            )
+            yield Change.planned(self.name, projection, index, share, target=share)
