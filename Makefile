@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 OUT ?= demo-out
 
-.PHONY: demo test lint sanitize install install-test clean
+.PHONY: demo test lint sanitize emulate install install-test clean
 
 demo: install
 	-$(VENV)/bin/sparity fetch smollm2
@@ -28,6 +28,12 @@ sanitize: install-test
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	SPARITY_LIBRARY=build/sanitized/libsparity_kernels.so OMP_NUM_THREADS=1 \
 	$(VENV)/bin/python -m pytest -q -n auto tests/engine tests/attacks/test_fast_path_inputs.py
+
+# The kernels for 64-bit ARM, as they are shipped, under emulation; Debian: g++-aarch64-linux-gnu qemu-user-static cmake.
+emulate: install-test
+	cmake -S csrc -B build/aarch64 --toolchain toolchains/aarch64-linux-gnu.cmake -DSPARITY_REPLAY=ON
+	cmake --build build/aarch64 --parallel
+	SPARITY_AARCH64=build/aarch64 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/engine/kernels/test_neon.py
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

@@ -29,6 +29,8 @@ const AttentionKernels* kernels(int64_t per, int64_t width, int64_t value_width)
   found[1] = &sparity::avx2_attention;
   found[2] = &sparity::avx512_attention;
   found[3] = &sparity::avx512_bf16_attention;
+#elif defined(__aarch64__)
+  found[1] = &sparity::neon_attention;
 #endif
   for (int rank = sparity::rank_in_use(); rank >= 0; --rank) {
     const int64_t load = found[rank] ? found[rank]->lanes * per : 0;

@@ -23,6 +23,8 @@ const BlockKernels& kernels(int32_t type) {
   found[1] = &sparity::avx2_blocks;
   found[2] = &sparity::avx512_blocks;
   found[3] = type == SPARITY_BFLOAT16 ? &sparity::avx512_bf16_blocks : &sparity::avx512_blocks;
+#elif defined(__aarch64__)
+  found[1] = &sparity::neon_blocks;
 #endif
   for (int rank = sparity::rank_in_use(); rank > 0; --rank)
     if (found[rank]) return *found[rank];

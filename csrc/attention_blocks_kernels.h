@@ -48,6 +48,8 @@ extern const BlockKernels scalar_blocks;
 extern const BlockKernels avx2_blocks;
 extern const BlockKernels avx512_blocks;
 extern const BlockKernels avx512_bf16_blocks;  // bfloat16 alone
+#elif defined(__aarch64__)
+extern const BlockKernels neon_blocks;
 #endif
 
 }  // namespace sparity

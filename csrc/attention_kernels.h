@@ -43,6 +43,8 @@ extern const AttentionKernels scalar_attention;
 extern const AttentionKernels avx2_attention;
 extern const AttentionKernels avx512_attention;
 extern const AttentionKernels avx512_bf16_attention;
+#elif defined(__aarch64__)
+extern const AttentionKernels neon_attention;
 #endif
 
 }  // namespace sparity

@@ -1,24 +1,7 @@
 // Byte shuffles that spread kept values over eight places, by the mask of the eight. Included by isa_avx2.cpp inside its
 // namespace. A shuffle stays within half a register.
 
-constexpr int kEntry = 32;           // bytes of an entry of every table
-constexpr uint8_t kNothing = 0x80;  // a shuffle makes it 0
-
-// Values of 2 bytes, in both halves -> the upper halves of eight float32, which is what bfloat16 is.
-struct FloatPlaces {
-  alignas(kEntry) uint8_t of[256][kEntry];
-  constexpr FloatPlaces() : of() {
-    for (int mask = 0; mask < 256; ++mask)
-      for (int bit = 0, next = 0; bit < 8; ++bit) {
-        const bool kept = mask >> bit & 1;
-        of[mask][4 * bit] = of[mask][4 * bit + 1] = kNothing;
-        of[mask][4 * bit + 2] = kept ? uint8_t(2 * next) : kNothing;
-        of[mask][4 * bit + 3] = kept ? uint8_t(2 * next + 1) : kNothing;
-        next += kept;
-      }
-  }
-};
-constexpr FloatPlaces kFloatPlaces;
+#include "float_places.h"
 
 // Values of 1 byte, in both halves -> the upper bytes of sixteen int16, which is 256 times the value. The entries of the
 // first and of the second eight are added: the first one's upper half is how many values the second one's come after.

@@ -26,6 +26,8 @@ const Level kLevels[] = {
     {"avx2", &sparity::avx2_kernels},
     {"avx512", &sparity::avx512_kernels},
     {"avx512_bf16", &sparity::avx512_bf16_kernels},
+#elif defined(__aarch64__)
+    {"neon", &sparity::neon_kernels},
 #endif
 };
 constexpr int kCount = int(sizeof(kLevels) / sizeof(kLevels[0]));
@@ -42,7 +44,7 @@ int best() {
     return 2;
   return 3;
 #else
-  return 0;
+  return kCount - 1;  // 64-bit ARM: every one has NEON
 #endif
 }
 
