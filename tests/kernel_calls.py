@@ -39,6 +39,8 @@ def odd(x):
 def bfloat16():
     """Products in bfloat16, in every format, and with what is not finite."""
     for (name, options), shape, keep in product(FORMATS.items(), SHAPES, (0.1, 0.5)):
+        if keep != 0.5 and name not in ("bitmask", "block"):
+            continue
         weight = NativeWeight(build_format({name: options}).pack(weight_for(name, *shape, keep=keep)))
         for tokens in TOKENS:
             gemv(weight, inputs(tokens, shape[1]), torch.empty(tokens, shape[0]))
@@ -71,6 +73,17 @@ def int4():
             weight = NativeWeight(build_format(name).pack(weight_for(name, rows, columns), options))
             for tokens in (1, 3, 6):
                 gemv(weight, inputs(tokens, columns), torch.empty(tokens, rows))
+
+
+def largest():
+    """Sums of whole numbers that are as large as they can be."""
+    groups = [{"int4": {"group": 128, "symmetric": symmetric}} for symmetric in (True, False)]
+    x = torch.full((3, 1024), 3.0).bfloat16()
+    for name, encoding, sign in product(("dense", "bitmask", "two_of_four", "columns"), ("int8", *groups), (1, -1)):
+        kept = torch.arange(1024) % 4 < 2 if name == "two_of_four" else torch.ones(1024)
+        weight = NativeWeight(build_format(name).pack((sign * kept).expand(36, 1024).bfloat16(), encoding))
+        for tokens in (1, 3):
+            gemv(weight, x[:tokens], torch.empty(tokens, 36))
 
 
 def parts():
@@ -175,4 +188,4 @@ def steps():
     decoded(model, torch.arange(12).view(2, 6))
 
 
-EVERY = (bfloat16, blocks, int8, int4, parts, between_products, caches, prompts, steps)
+EVERY = (bfloat16, blocks, int8, int4, largest, parts, between_products, caches, prompts, steps)
