@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparity.calibration.mapped import release
+
 SMALL_TRIANGLE = 256
+WHOLE = 4096  # rows up to which a matrix is factorised at once, in several copies of it
+PANEL = 1024  # rows of a larger one that are worked on at a time
 
 
 def factor_of_inverse(matrix: Tensor) -> Tensor | None:
@@ -12,13 +16,84 @@ def factor_of_inverse(matrix: Tensor) -> Tensor | None:
     Only the upper triangle of `matrix` is read. A Cholesky factorisation from the last row to the first gives
     matrix = R RT with R upper triangular, so U is the inverse of R: one factorisation and a triangular inverse, where
     inverting first would take two and a full inverse.
+
+    A matrix of more than 4,096 rows becomes its own factor, a panel of 1,024 rows at a time, so that nothing but a few
+    panels is needed beside it. What lies below its diagonal panels must be zero. The steps are the same for a matrix in
+    memory and in a file, and so are the bits.
     """
+    if len(matrix) > WHOLE:
+        return matrix if _factorise_panels(matrix) and _invert_panels(matrix) else None
     reversed_lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
     if int(failed):
         return None
     upper = torch.zeros_like(matrix)
     _invert_upper(reversed_lower.flip(0, 1), upper)
     return upper if bool(torch.isfinite(upper.diagonal()).all()) else None
+
+
+def _factorise_panels(matrix: Tensor) -> bool:
+    """Put R, of which `matrix` is R RT, in its place, from the last panel to the first; whether there is one."""
+    panels = _panels(len(matrix))
+    for number, rows in reversed(list(enumerate(panels))):
+        own = _read(matrix, rows)  # [panel, in - start]
+        for below in reversed(panels[number + 1 :]):
+            factor, here = _read(matrix, below), _shifted(below, rows.start)
+            height = len(factor)
+            own[:, here] -= own[:, here.stop :] @ factor[:, height:].T
+            corner = factor[:, :height].T  # lower
+            own[:, here] = torch.linalg.solve_triangular(corner, own[:, here], upper=False, left=False)
+        height = len(own)
+        corner = own[:, :height] - own[:, height:] @ own[:, height:].T  # what is below its diagonal is not looked at
+        reversed_lower, failed = torch.linalg.cholesky_ex(corner.flip(0, 1))
+        if int(failed):
+            return False
+        own[:, :height] = reversed_lower.flip(0, 1)
+        _write(matrix, rows, own)
+    return True
+
+
+def _invert_panels(matrix: Tensor) -> bool:
+    """Put the inverse of an upper triangular matrix in its place, from the first panel to the last; if it is finite.
+
+    Row panel U_i of the inverse has U_i R = (0, I, 0): each of its tiles follows from those before it.
+    """
+    panels = _panels(len(matrix))
+    for number, rows in enumerate(panels):
+        factor = _read(matrix, rows)
+        height = len(factor)
+        own = torch.zeros_like(factor)
+        _invert_upper(factor[:, :height], own[:, :height])
+        if not bool(torch.isfinite(own[:, :height].diagonal()).all()):
+            return False
+        own[:, height:] = own[:, :height] @ factor[:, height:]
+        for below in panels[number + 1 :]:
+            factor, here = _read(matrix, below), _shifted(below, rows.start)
+            height = len(factor)
+            corner = factor[:, :height]
+            own[:, here] = torch.linalg.solve_triangular(corner, own[:, here].neg(), upper=True, left=False)
+            own[:, here.stop :] += own[:, here] @ factor[:, height:]
+        _write(matrix, rows, own)
+    return True
+
+
+def _panels(size: int) -> list[slice]:
+    return [slice(start, min(start + PANEL, size)) for start in range(0, size, PANEL)]
+
+
+def _shifted(part: slice, start: int) -> slice:
+    return slice(part.start - start, part.stop - start)
+
+
+def _read(matrix: Tensor, rows: slice) -> Tensor:
+    """A copy of a row panel from its diagonal on, which lies together wherever the matrix does."""
+    found = matrix[rows, rows.start :].clone(memory_format=torch.contiguous_format)
+    release(matrix[rows])
+    return found
+
+
+def _write(matrix: Tensor, rows: slice, panel: Tensor) -> None:
+    matrix[rows, rows.start :] = panel
+    release(matrix[rows])
 
 
 def _invert_upper(matrix: Tensor, into: Tensor) -> None:

@@ -2,8 +2,11 @@
 
 import errno
 import math
+import mmap
 import os
+import tempfile
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -11,6 +14,9 @@ from torch import Tensor
 
 from sparity.errors import CorruptFile
 from sparity.files import disk_errors
+
+PREFIX = "scratch-"
+_mapped: WeakValueDictionary[int, np.memmap] = WeakValueDictionary()  # by the address where each begins
 
 
 def create_tensor(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -47,7 +53,39 @@ def open_tensor(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tenso
         memory = np.memmap(path, np.uint8, "r+")
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read ({error.strerror or error})") from error
-    return torch.from_numpy(memory).view(dtype)[: math.prod(shape)].reshape(shape)
+    found = torch.from_numpy(memory)
+    _mapped[found.data_ptr()] = memory
+    return found.view(dtype)[: math.prod(shape)].reshape(shape)
+
+
+def scratch_tensor(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros whose memory is a file in `folder` that nobody else can open; its disk space goes with it.
+
+    Raises:
+        SparityError: the disk is full or the folder cannot be written.
+    """
+    with disk_errors(folder / PREFIX):
+        descriptor, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
+        os.close(descriptor)
+    found = create_tensor(Path(name), shape, dtype)
+    os.unlink(name)  # the mapping keeps the file, also when the process is killed in the middle
+    return found
+
+
+def release(tensor: Tensor) -> None:
+    """Let go of the memory that a part of a mapped tensor takes; its file keeps what is in it. Others stay as they are.
+
+    The rows between the first and the last entry of `tensor` count, also where it is a view of some columns.
+    """
+    begin = tensor.untyped_storage().data_ptr()
+    memory = _mapped.get(begin)
+    if memory is None or not tensor.numel() or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr() - begin
+    stop = start + span * tensor.itemsize
+    start -= start % mmap.PAGESIZE
+    memory._mmap.madvise(mmap.MADV_DONTNEED, start, stop - start)  # type: ignore[attr-defined]
 
 
 def flush(path: Path) -> None:

@@ -1,6 +1,6 @@
 """What calibration learns about the input of a projection: raw sums that merge, and what follows from them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 from sparity import registry
 from sparity.calibration.input_statistics.base import statistic
 from sparity.calibration.input_statistics.histogram import magnitude_at
-from sparity.calibration.inverse_factor import factor_of_inverse
+from sparity.calibration.inverse_factor import PANEL, factor_of_inverse
+from sparity.calibration.mapped import release
 from sparity.errors import InvalidInput, NumericalError, suggestion
 from sparity.visible import logger
 
@@ -36,6 +37,7 @@ class Statistics:
         needs: the statistics to gather, plug-ins of the kind `statistic`.
         sums: their raw sums by name, none before the first input.
         gradients: those of `GRADIENTS` and `REGIONAL` that are known, each `[out, in]`.
+        room: gives zeros `[in, in]`, float32, for a factor of so many columns, where memory has no place for it.
     """
 
     site: str
@@ -44,6 +46,7 @@ class Statistics:
     tokens: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    room: Callable[[int], Tensor] | None = field(default=None, repr=False)
     _factors: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _ready: set[str] = field(default_factory=set, repr=False)  # the sums that were made ready in place
 
@@ -77,9 +80,7 @@ class Statistics:
                 self.sums[name] = counted.empty(x.shape[1], x.device)
             counted.add(self.sums[name], x)
             if not counted.is_finite(self.sums[name]):
-                raise NumericalError(
-                    f"{self.site}: the inputs hold NaN or infinite numbers; use a wider dtype (float32) or other text"
-                )
+                raise NumericalError(not_finite(self.site))
         self._factors.clear()
         self._ready.clear()
 
@@ -192,15 +193,9 @@ class Statistics:
         return self._factors[damping]
 
     def _factorise(self, damping: float) -> tuple[Tensor, Tensor]:
-        hessian = self._sum("gram") * (2.0 / self.sequences)  # its upper triangle, which is all that is read
-        dead = hessian.diagonal() < WEAKEST
-        hessian[dead] = 0.0
-        hessian[:, dead] = 0.0
-        hessian.diagonal()[dead] = 1.0
-        diagonal = hessian.diagonal().clone()
         strength = damping
         while True:
-            hessian.diagonal().copy_(diagonal + strength * diagonal.mean())
+            hessian, dead = self._damped(strength)
             factor = factor_of_inverse(hessian)
             if factor is not None:
                 return factor, dead
@@ -213,6 +208,26 @@ class Statistics:
             log.warning("%s: Gram matrix singular with damping %g, trying %g", self.site, strength, stronger)
             strength = stronger
 
+    def _damped(self, strength: float) -> tuple[Tensor, Tensor]:
+        """The upper panels `[in, in]` of the damped Hessian, and the dead channels `[in]`."""
+        total, scale = self._sum("gram"), 2.0 / self.sequences
+        width = len(total)
+        hessian = total.new_zeros(width, width) if self.room is None else self.room(width)
+        diagonal = total.diagonal() * scale
+        dead = diagonal < WEAKEST
+        diagonal[dead] = 1.0
+        damped = diagonal + strength * diagonal.mean()
+        for start in range(0, width, PANEL):
+            rows = slice(start, start + PANEL)
+            panel = total[rows, start:] * scale
+            panel[dead[rows]] = 0.0
+            panel[:, dead[start:]] = 0.0
+            panel.diagonal().copy_(damped[rows])
+            hessian[rows, start:] = panel
+            release(total[rows])
+            release(hessian[rows])
+        return hessian, dead
+
     def _gradient(self, name: str) -> Tensor:
         if name not in self.gradients:
             raise InvalidInput(f'{self.site}: the statistic "{name}" was not gathered; declare it in `needs`')
@@ -224,3 +239,8 @@ class Statistics:
         if not self.tokens:
             raise NumericalError(f"{self.site}: no calibration token reached it")
         return self.sums[name]
+
+
+def not_finite(site: str) -> str:
+    """What is said of inputs that cannot be counted."""
+    return f"{site}: the inputs hold NaN or infinite numbers; use a wider dtype (float32) or other text"

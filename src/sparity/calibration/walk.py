@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
 from sparity.calibration.chunks import ChunkSums, Owners, chunks_of, owners_of, rounds
+from sparity.calibration.gram_slices import GramFiles
 from sparity.calibration.statistics import Statistics
 from sparity.errors import InvalidInput
 from sparity.models import Block, BlockInputs, Decoder, InputSite
@@ -22,7 +23,8 @@ class Visit:
     """One block on the walk: its inputs, and after `finish` its outputs.
 
     `hidden` holds the block's inputs until `finish`; from then on it is `outputs`, the inputs of the next block, which
-    may be the same memory. `block` may be replaced by what an edit made of it.
+    may be the same memory. `block` may be replaced by what an edit made of it. With `files` Gram matrices are summed by
+    slices and lie there.
     """
 
     block: Block
@@ -30,6 +32,7 @@ class Visit:
     hidden: Tensor  # [samples, tokens, hidden]
     outputs: Tensor  # of the same shape
     group: Group = ALONE
+    files: GramFiles | None = None
     _outputs_ready: bool = False
 
     def gather(
@@ -42,6 +45,7 @@ class Visit:
         """
         watched = tuple(sites)
         owners = owners_of(self.block.sites, self.group.size)
+        in_files, needs = self._in_files(watched, needs)
         found = {site.name: Statistics.gather(site.name, needs) for site in watched}
         if needs or keep_outputs:
             sums = ChunkSums(watched, needs, self.group, owners)
@@ -50,8 +54,36 @@ class Visit:
             # every site counts all sequences, also where experts share the tokens
             found = sums.statistics(len(self.hidden), everywhere=not apart)
             self._outputs_ready |= keep_outputs
+        found = {name: self._together(statistics, in_files.get(name)) for name, statistics in found.items()}
         gathered = ((site, found.pop(site.name)) for site in watched)
         yield from shared_out(gathered, owners, self.group) if apart else gathered
+
+    def _in_files(
+        self, sites: tuple[InputSite, ...], needs: frozenset[str]
+    ) -> tuple[dict[str, tuple[Tensor, int]], frozenset[str]]:
+        """By site the Gram matrix that lies in a file, with the number of tokens; what is left to gather."""
+        if self.files is None or "gram" not in needs:
+            return {}, needs
+        chunks = chunks_of(self.group, self.hidden.shape, self.inputs.batch)
+
+        def run(chunk: slice) -> None:
+            self.block.run(self.inputs, self.hidden[chunk])
+
+        return self.files.gather(sites, chunks, run), needs - {"gram"}
+
+    def _together(self, statistics: Statistics, in_file: tuple[Tensor, int] | None) -> Statistics:
+        """The statistics of a site with its Gram matrix."""
+        if in_file is None or self.files is None:
+            return statistics
+        total, tokens = in_file
+        return replace(
+            statistics,
+            needs=statistics.needs | {"gram"},
+            sequences=len(self.hidden),
+            tokens=tokens,
+            sums={**statistics.sums, **({"gram": total} if tokens else {})},
+            room=self.files.matrix,
+        )
 
     def _of_chunk(
         self, chunk: slice, sites: Collection[InputSite], needs: frozenset[str], keep_outputs: bool
@@ -105,6 +137,7 @@ def walk(
     room: Room | None = None,
     carry: bool = True,
     group: Group = ALONE,
+    files: GramFiles | None = None,
 ) -> Iterator[Visit]:
     """One visit per block: loaded, handed over, run again unless the visitor did so, released.
 
@@ -117,11 +150,13 @@ def walk(
         room: gives the memory for the inputs of a block by its number, at least two taking turns.
         carry: whether hidden states are carried from block to block; without it no block is run.
         group: the ranks that share the calibration sequences; each carries only its own.
+        files: where Gram matrices lie that memory has no room for; for a process of its own only.
     """
     current = inputs.hidden if hidden is None else hidden
     for index in range(start, len(decoder)):
         with decoder.block(index) as block:
-            visit = Visit(block, inputs, current, room(index + 1) if room is not None and carry else current, group)
+            outputs = room(index + 1) if room is not None and carry else current
+            visit = Visit(block, inputs, current, outputs, group, files)
             yield visit
             if carry:
                 visit.finish()

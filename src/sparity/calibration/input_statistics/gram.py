@@ -27,8 +27,7 @@ class Gram(Statistic):
     def add(self, total: Tensor, x: Tensor) -> None:
         """Add x xT to `total` [in, in], whose part below the diagonal of its panels stays as it is."""
         for start in range(0, len(total), PANEL):
-            panel = slice(start, start + PANEL)
-            total[panel, start:].addmm_(x[:, panel].T, x[:, start:])
+            add_panel(total[start : start + PANEL, start:], x, start)
 
     def is_finite(self, total: Tensor) -> bool:
         """An input that is not finite, or too large to be squared, shows on the diagonal."""
@@ -55,3 +54,8 @@ class Gram(Statistic):
         for start in range(0, columns, PANEL):
             total[start : start + PANEL, start:] = part(str(start))
         return total
+
+
+def add_panel(panel: Tensor, x: Tensor, start: int) -> None:
+    """Add to the `panel` [rows, in - start] of the sum that begins at row and column `start`; x is `[tokens, in]`."""
+    panel.addmm_(x[:, start : start + len(panel)].T, x[:, start:])

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sparity.calibration.mapped import release
+
 STRIP = 16
 
 
@@ -40,6 +42,7 @@ def settle_columns(columns: Tensor, factor: Tensor, settle: Settle, width: int, 
         settle.begin(block)
         errors = _settle_block(columns[block], factor[block, block], settle, start, step)
         columns[block.stop :] -= factor[block, block.stop :].T @ errors
+        release(factor[block])
 
 
 def _settle_block(columns: Tensor, factor: Tensor, settle: Settle, start: int, step: int | None) -> Tensor:
