@@ -26,20 +26,23 @@ from transformers import LlamaConfig
 
 from results import save
 from sparity.measure.data.machine import describe
+from sparity.pipeline.run.job import prepare
+from sparity.pipeline.run.planned_memory import plan_memory
+from sparity.recipe import Recipe
 
 SAMPLES, LENGTH = 16, 256
 PRUNE = {"wanda": {"score": "wanda"}, "sparsegpt": {"solver": "sparsegpt"}}
 RUN = "import json, sys, sparity; sparity.run(json.loads(sys.argv[1]), output=sys.argv[2], resume=True)"
 
 
-def configuration(blocks):
+def configuration(blocks, hidden=4096, inner=14336, vocabulary=128256):
     return LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
+        hidden_size=hidden,
+        intermediate_size=inner,
         num_hidden_layers=blocks,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
+        num_attention_heads=hidden // 128,
+        num_key_value_heads=hidden // 512,
+        vocab_size=vocabulary,
         max_position_embeddings=8192,
         rope_theta=500000.0,
         tie_word_embeddings=False,
@@ -48,9 +51,9 @@ def configuration(blocks):
     )
 
 
-def write_model(folder, blocks):
+def write_model(folder, blocks, samples=SAMPLES, length=LENGTH, **shapes):
     """One shard per block and one for the rest, so that no more than a block is in memory."""
-    config = configuration(blocks)
+    config = configuration(blocks, **shapes)
     hidden, inner, keys = config.hidden_size, config.intermediate_size, config.hidden_size // 4
     generator = torch.Generator().manual_seed(0)
     homes = {}
@@ -86,7 +89,7 @@ def write_model(folder, blocks):
     index = {"metadata": {}, "weight_map": homes}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config.save_pretrained(folder)
-    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, config.vocab_size, (SAMPLES, LENGTH)))
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, config.vocab_size, (samples, length)))
 
 
 def prune(recipe, output, stop_after=None):
@@ -107,14 +110,6 @@ def prune(recipe, output, stop_after=None):
     if stop_after is None and child.returncode != 0:
         sys.exit(f"the run failed with exit code {child.returncode}")
     return max(peak, used.ru_maxrss * 1024), time.perf_counter() - begun
-
-
-def gram_bytes(config, solving):
-    """One block's Gram matrices, and the copies of the largest that the factorisation holds: the stated extra terms."""
-    if not solving:
-        return 0
-    inputs = (*(config.hidden_size,) * 3, config.intermediate_size)
-    return 4 * (sum(width**2 for width in inputs) + 4 * max(inputs) ** 2)
 
 
 def main():
@@ -141,13 +136,13 @@ def main():
     second_peak, second_seconds = prune(recipe, output)
     effort = json.loads((output / "sparity.json").read_text())["report"]["candidates"][0]["effort"]
     per_block = effort["seconds_per_block"]
-    config = configuration(options.blocks)
+    predicted = plan_memory(prepare(Recipe.read(recipe))).peak
     content = {
         "command": f"python benchmarks/large_model.py FOLDER --blocks {options.blocks} --method {options.method}",
         "machine": describe(),
         "model_gigabytes": sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9,
         "peak_resident_gigabytes": max(first_peak, second_peak) / 1e9,
-        "stated_gram_gigabytes": gram_bytes(config, options.method == "sparsegpt") / 1e9,
+        "predicted_gigabytes_beside_libraries": predicted / 1e9,
         "killed_after_blocks": options.blocks // 2,
         "seconds_before_kill": first_seconds,
         "seconds_after_resume": second_seconds,

@@ -1,9 +1,14 @@
 """How much memory there is, and refusing what would need more of it before any of it is taken."""
 
+import ctypes
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 
 from sparity.errors import InvalidInput
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def available_memory() -> int | None:
@@ -19,6 +24,24 @@ def check_memory(what: str, needed: int, advice: str) -> None:
         raise InvalidInput(
             f"{what} would take {needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are free: {advice}"
         )
+
+
+def as_bytes(memory: int | str) -> int:
+    """Bytes from a number or from such as "1.5GB".
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(memory).lower())
+    if isinstance(memory, bool) or not match or match[2] not in UNITS:
+        raise InvalidInput(f"memory {memory!r}: bytes, or a number with B, kB, MB, GB, KiB, MiB or GiB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def give_back() -> None:
+    """Hand freed memory to the system: glibc keeps pieces of up to 32 MB each, all in all perhaps hundreds of them."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _of_the_system() -> int | None:

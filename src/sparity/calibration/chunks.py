@@ -17,6 +17,7 @@ from sparity.processes.group import Group
 
 MOST = 16  # chunks: so many processes can share the work; each chunk's sums travel to the rank that adds them up
 FEWEST = 2048  # tokens of a chunk, where there are as many: adding its sums up must cost little beside computing them
+ROWS = 64  # that are added at once
 
 Owners = Mapping[str, int]  # input site -> the rank that adds its sums up
 Parts = dict[str, Tensor]  # what is stored of a raw sum, by name
@@ -59,6 +60,12 @@ def _width(site: InputSite) -> int:
     return int(site.projections[0].weight.shape[1])
 
 
+def add_wide(total: Tensor, part: Tensor) -> None:
+    """Add `part` to a `total` of a wider type a few rows at a time: all of it would be copied into that type first."""
+    for rows, more in zip(total.split(ROWS), part.split(ROWS), strict=True) if total.ndim else [(total, part)]:
+        rows.add_(more)
+
+
 @dataclass
 class RunningSum:
     """A statistic's raw sum over chunks that come in their order."""
@@ -75,7 +82,7 @@ class RunningSum:
             self._total = other if self._total is None else self.counted.merge(self._total, other)
         elif self._wide:
             for name, total in self._wide.items():
-                total.add_(parts[name])
+                add_wide(total, parts[name])
         else:
             for name, part in parts.items():
                 self._wide[name] = part.to(torch.float64 if part.is_floating_point() else part.dtype, copy=True)

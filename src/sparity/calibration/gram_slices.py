@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparity.calibration.chunks import add_wide
 from sparity.calibration.input_statistics.gram import PANEL, add_panel
 from sparity.calibration.mapped import release, scratch_tensor
 from sparity.calibration.statistics import not_finite
 from sparity.errors import NumericalError
+from sparity.memory import give_back
 from sparity.models import InputSite
 
 ENTRY = 4 + 8  # bytes of an entry of a panel while it is summed: in float32 for a chunk, in float64 over chunks
@@ -65,17 +67,17 @@ class GramFiles:
                     for number in seen:
                         watching.enter_context(sites[number].watch(partial(_add, sites[number], number, counted, seen)))
                     run(chunk)
-                for panel, total in counted.items():
-                    if panel in sums:
-                        sums[panel] += total
-                    elif seen[panel[0]]:
-                        sums[panel] = total.double()
+                for panel in part if any(seen.values()) else ():
+                    if panel not in sums:
+                        sums[panel] = torch.zeros_like(counted[panel], dtype=torch.float64)
+                    add_wide(sums[panel], counted.pop(panel))
                 for number, start in part:
                     tokens[number] += seen[number] if start == 0 else 0
-            for (number, start), total in sums.items():
+            for number, start in list(sums):
                 rows = slice(start, start + PANEL)
-                found[number][rows, start:] = total.float()
+                found[number][rows, start:] = sums.pop((number, start))  # rounded once
                 release(found[number][rows])
+            give_back()
         return {site.name: (total, count) for site, total, count in zip(sites, found, tokens, strict=True)}
 
 

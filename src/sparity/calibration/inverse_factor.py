@@ -4,10 +4,24 @@ import torch
 from torch import Tensor
 
 from sparity.calibration.mapped import release
+from sparity.memory import give_back
 
 SMALL_TRIANGLE = 256
 WHOLE = 4096  # rows up to which a matrix is factorised at once, in several copies of it
+FP32 = 4
 PANEL = 1024  # rows of a larger one that are worked on at a time
+
+
+COPIES = 4.5  # of a matrix that is factorised at once: itself, turned around, its factor, that turned back, the inverse
+PANELS = 4  # row panels of a larger one that are alive at once
+
+
+def factor_bytes(columns: int, in_file: bool) -> int:
+    """What `factor_of_inverse` needs, its matrix `[in, in]` counted unless that lies `in_file`."""
+    if columns <= WHOLE:
+        return int(COPIES * FP32 * columns**2)
+    upper = FP32 * sum((part.stop - part.start) * (columns - part.start) for part in _panels(columns))
+    return PANELS * FP32 * PANEL * columns + (0 if in_file else upper)
 
 
 def factor_of_inverse(matrix: Tensor) -> Tensor | None:
@@ -37,11 +51,7 @@ def _factorise_panels(matrix: Tensor) -> bool:
     for number, rows in reversed(list(enumerate(panels))):
         own = _read(matrix, rows)  # [panel, in - start]
         for below in reversed(panels[number + 1 :]):
-            factor, here = _read(matrix, below), _shifted(below, rows.start)
-            height = len(factor)
-            own[:, here] -= own[:, here.stop :] @ factor[:, height:].T
-            corner = factor[:, :height].T  # lower
-            own[:, here] = torch.linalg.solve_triangular(corner, own[:, here], upper=False, left=False)
+            _settle_tile(own, _shifted(below, rows.start), _read(matrix, below))
         height = len(own)
         corner = own[:, :height] - own[:, height:] @ own[:, height:].T  # what is below its diagonal is not looked at
         reversed_lower, failed = torch.linalg.cholesky_ex(corner.flip(0, 1))
@@ -66,14 +76,26 @@ def _invert_panels(matrix: Tensor) -> bool:
         if not bool(torch.isfinite(own[:, :height].diagonal()).all()):
             return False
         own[:, height:] = own[:, :height] @ factor[:, height:]
+        del factor
         for below in panels[number + 1 :]:
-            factor, here = _read(matrix, below), _shifted(below, rows.start)
-            height = len(factor)
-            corner = factor[:, :height]
-            own[:, here] = torch.linalg.solve_triangular(corner, own[:, here].neg(), upper=True, left=False)
-            own[:, here.stop :] += own[:, here] @ factor[:, height:]
+            _invert_tile(own, _shifted(below, rows.start), _read(matrix, below))
         _write(matrix, rows, own)
     return True
+
+
+def _settle_tile(own: Tensor, here: slice, factor: Tensor) -> None:
+    """The columns `here` of a row panel of R, from those behind them and the panel of R whose diagonal they meet."""
+    height = len(factor)
+    own[:, here] -= own[:, here.stop :] @ factor[:, height:].T
+    corner = factor[:, :height].T  # lower
+    own[:, here] = torch.linalg.solve_triangular(corner, own[:, here], upper=False, left=False)
+
+
+def _invert_tile(own: Tensor, here: slice, factor: Tensor) -> None:
+    """The columns `here` of a row panel of the inverse, and what they add to those behind them."""
+    height = len(factor)
+    own[:, here] = torch.linalg.solve_triangular(factor[:, :height], own[:, here].neg(), upper=True, left=False)
+    own[:, here.stop :].addmm_(own[:, here], factor[:, height:])
 
 
 def _panels(size: int) -> list[slice]:
@@ -94,6 +116,7 @@ def _read(matrix: Tensor, rows: slice) -> Tensor:
 def _write(matrix: Tensor, rows: slice, panel: Tensor) -> None:
     matrix[rows, rows.start :] = panel
     release(matrix[rows])
+    give_back()
 
 
 def _invert_upper(matrix: Tensor, into: Tensor) -> None:

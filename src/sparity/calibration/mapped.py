@@ -53,9 +53,9 @@ def open_tensor(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tenso
         memory = np.memmap(path, np.uint8, "r+")
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read ({error.strerror or error})") from error
-    found = torch.from_numpy(memory)
-    _mapped[found.data_ptr()] = memory
-    return found.view(dtype)[: math.prod(shape)].reshape(shape)
+    tensor = torch.from_numpy(memory)
+    _mapped[tensor.data_ptr()] = memory
+    return tensor.view(dtype)[: math.prod(shape)].reshape(shape)
 
 
 def scratch_tensor(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.calibration.input_statistics.base import statistic
+from sparity.calibration.input_statistics.gram import diagonal_of
 from sparity.calibration.input_statistics.histogram import magnitude_at
 from sparity.calibration.inverse_factor import PANEL, factor_of_inverse
 from sparity.calibration.mapped import release
 from sparity.errors import InvalidInput, NumericalError, suggestion
+from sparity.memory import give_back
 from sparity.visible import logger
 
 log = logger(__name__)
@@ -213,7 +215,7 @@ class Statistics:
         total, scale = self._sum("gram"), 2.0 / self.sequences
         width = len(total)
         hessian = total.new_zeros(width, width) if self.room is None else self.room(width)
-        diagonal = total.diagonal() * scale
+        diagonal = diagonal_of(total) * scale
         dead = diagonal < WEAKEST
         diagonal[dead] = 1.0
         damped = diagonal + strength * diagonal.mean()
@@ -226,6 +228,7 @@ class Statistics:
             hessian[rows, start:] = panel
             release(total[rows])
             release(hessian[rows])
+        give_back()
         return hessian, dead
 
     def _gradient(self, name: str) -> Tensor:

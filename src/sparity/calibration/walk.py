@@ -11,6 +11,7 @@ from sparity.calibration.chunks import ChunkSums, Owners, chunks_of, owners_of, 
 from sparity.calibration.gram_slices import GramFiles
 from sparity.calibration.statistics import Statistics
 from sparity.errors import InvalidInput
+from sparity.memory import give_back
 from sparity.models import Block, BlockInputs, Decoder, InputSite
 from sparity.processes.group import ALONE, Group
 
@@ -55,6 +56,7 @@ class Visit:
             found = sums.statistics(len(self.hidden), everywhere=not apart)
             self._outputs_ready |= keep_outputs
         found = {name: self._together(statistics, in_files.get(name)) for name, statistics in found.items()}
+        give_back()
         gathered = ((site, found.pop(site.name)) for site in watched)
         yield from shared_out(gathered, owners, self.group) if apart else gathered
 
@@ -155,6 +157,7 @@ def walk(
     current = inputs.hidden if hidden is None else hidden
     for index in range(start, len(decoder)):
         with decoder.block(index) as block:
+            give_back()
             outputs = room(index + 1) if room is not None and carry else current
             visit = Visit(block, inputs, current, outputs, group, files)
             yield visit

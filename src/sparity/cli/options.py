@@ -10,6 +10,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Of the processor.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--memory", help='Of the run beside Python and PyTorch, such as "5GB"; measuring apart.')
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what was begun and not finished.")]
 ResultFolder = Annotated[str, typer.Option("--output", "-o", help="The folder of the result.", show_default=False)]

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from sparity.cli import console
-from sparity.cli.options import Device, Json, OtherModel, Overrides, RecipeFile
+from sparity.cli.options import Device, Json, MemoryLimit, OtherModel, Overrides, RecipeFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +30,7 @@ def plan(
         str | None,
         typer.Option(help="Also whether the result loads there, and what it gains: transformers, llama.cpp or vllm."),
     ] = None,
+    memory: MemoryLimit = None,
     json: Json = False,
 ) -> None:
     """Check a recipe; show shapes, sizes and time of each stage, memory and disk. What does not fit is an error."""
@@ -42,7 +43,7 @@ def plan(
 
         check_target(target)
         job = prepare(Recipe.read(recipe, overrides), model, device)
-        found = predict(job)
+        found = predict(job, memory)
         roofs = rooflines(job, found, prompt, batch) if roofline else ()
         seen = outlook(job, found, target) if target else None
     if json:
@@ -80,6 +81,8 @@ def _show(plan: "Plan") -> None:
         console.out.print()
     console.out.print(f"calibration: {plan.samples} samples of {plan.length} tokens")
     console.out.print(f"memory, about {numbers.size(plan.peak_memory)} beside the libraries: {_parts(plan.memory)}")
+    if plan.gram_passes:
+        console.out.print(f"Gram matrices in files, their sums in {plan.gram_passes} passes through each block")
     available = available_memory()
     if available is not None and plan.peak_memory > available:
         console.out.print(f"that is more than the {numbers.size(available)} of memory that are free here")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from sparity.cli import console
-from sparity.cli.options import Device, Force, Json, OtherModel, Overrides, Quiet, RecipeFile, Resume
+from sparity.cli.options import Device, Force, Json, MemoryLimit, OtherModel, Overrides, Quiet, RecipeFile, Resume
 
 
 def run(
@@ -19,6 +19,7 @@ def run(
     keep_passes: Annotated[
         bool, typer.Option("--keep-passes", help="Keep what each pass made in OUTPUT.passes, for later runs.")
     ] = False,
+    memory: MemoryLimit = None,
     track: Annotated[
         str | None, typer.Option("--track", help="Log to trackio, wandb or mlflow, which must be installed.")
     ] = None,
@@ -40,5 +41,5 @@ def run(
             checked = checked.model_copy(update={"model": model})
         run_and_show(
             checked, output=output, device=device, force=force, resume=resume, json=json, quiet=quiet,
-            keep_passes=keep_passes, track=track, project=project,
+            keep_passes=keep_passes, memory=memory, track=track, project=project,
         )  # fmt: skip

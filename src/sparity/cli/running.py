@@ -27,6 +27,7 @@ def run_and_show(
     json: bool,
     quiet: bool,
     keep_passes: bool = False,
+    memory: str | None = None,
     track: str | None = None,
     project: str = "sparity",
 ) -> Result:
@@ -45,7 +46,7 @@ def run_and_show(
             told = Told(hook or nobody, bar)
             result = execute(
                 recipe, told, output=output, device=device, force=force, resume=resume, keep_passes=keep_passes,
-                group=group,
+                memory=memory, group=group,
             )  # fmt: skip
             if group.first:
                 told.result(result.report)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sparity.errors import NumericalError
 
-PIECE = 1 << 24  # numbers checked at once
+PIECE = 1 << 20  # numbers checked at once, and counted in ten times their memory
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

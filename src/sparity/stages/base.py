@@ -58,11 +58,15 @@ class Needs:
 
 @dataclass(frozen=True)
 class Workload:
-    """How much calibration there is: `samples` sequences of `length` tokens, `batch` at a time."""
+    """How much calibration there is: `samples` sequences of `length` tokens, `batch` at a time.
+
+    With `in_files` Gram matrices and their factors lie in files.
+    """
 
     samples: int
     length: int
     batch: int = 1
+    in_files: bool = False
 
     @property
     def tokens(self) -> int:
@@ -120,6 +124,11 @@ class Stage(Section, ABC):
     @property
     def compares(self) -> bool:
         """Whether matrices are held against those of the model that the recipe begins with."""
+        return False
+
+    @property
+    def gram_by_rows(self) -> bool:
+        """Whether all that it reads of a Gram matrix is its factor's rows, in order: both may lie in files then."""
         return False
 
     @property

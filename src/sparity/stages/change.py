@@ -52,7 +52,8 @@ class Change:
             found: `target`, `skipped`, `bits` or `loss`.
         """
         rows, columns = projection.weight.shape
-        zeros = float((projection.weight == 0).sum()) / projection.weight.numel()
+        count = projection.weight.numel()
+        zeros = (count - int(projection.weight.count_nonzero())) / count
         was = (rows, columns) if before is None else (before[0], before[1])
         return cls(stage, projection.name, projection.role, block, was, (rows, columns), zeros, **found)
 

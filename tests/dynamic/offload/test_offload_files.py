@@ -16,12 +16,12 @@ from sparity.checkpoints.shards import check_header
 from sparity.dynamic.offload.arena import Arena
 from sparity.dynamic.offload.bound import _speed, gap_of
 from sparity.dynamic.offload.bundle import open_bundle, write_bundle
-from sparity.dynamic.offload.folder import as_bytes
 from sparity.dynamic.offload.loading import load_offloaded
 from sparity.dynamic.offload.reading import Counts, Reader, fill
 from sparity.dynamic.offload.slots import Load
 from sparity.dynamic.offload.writing import offload
 from sparity.errors import CorruptFile, InvalidInput, RunConflict, SparityError
+from sparity.memory import as_bytes
 
 
 @pytest.fixture

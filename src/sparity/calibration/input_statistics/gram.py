@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sparity.calibration.input_statistics.base import Statistic
+from sparity.calibration.mapped import release
 from sparity.registry import register
 
 PANEL = 1024  # columns that are summed together
@@ -35,7 +36,7 @@ class Gram(Statistic):
 
     def is_silent(self, total: Tensor) -> bool:
         """See `Statistic.is_silent`."""
-        return not bool(total.diagonal().any())
+        return not bool(diagonal_of(total).any())
 
     def value(self, total: Tensor, sequences: int, tokens: int) -> Tensor:
         """`[in, in]`: `total` with the part that `add` leaves out filled in place."""
@@ -54,6 +55,16 @@ class Gram(Statistic):
         for start in range(0, columns, PANEL):
             total[start : start + PANEL, start:] = part(str(start))
         return total
+
+
+def diagonal_of(total: Tensor) -> Tensor:
+    """A copy of the diagonal `[in]`, panel by panel: of a matrix in a file whole pages are read for every entry."""
+    found = torch.empty(len(total), dtype=total.dtype, device=total.device)
+    for start in range(0, len(total), PANEL):
+        rows = slice(start, start + PANEL)
+        found[rows] = total[rows, start:].diagonal()
+        release(total[rows])
+    return found
 
 
 def add_panel(panel: Tensor, x: Tensor, start: int) -> None:

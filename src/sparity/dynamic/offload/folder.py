@@ -1,7 +1,6 @@
 """What lies in the folder of an offloaded model, checked; and the part of it that is always in memory."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from sparity.models import transformers as hf
 from sparity.models.attached_runtime import without_runtime
 
 FORMAT = 1
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -98,18 +96,6 @@ def resident_model(folder: Path, manifest: Mapping[str, Any]) -> Any:
     model.requires_grad_(False)
     model.config.return_dict = True
     return model.eval()
-
-
-def as_bytes(memory: int | str) -> int:
-    """Bytes from a number or from such as "1.5GB".
-
-    Raises:
-        InvalidInput: it is neither.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(memory).lower())
-    if isinstance(memory, bool) or not match or match[2] not in UNITS:
-        raise InvalidInput(f"memory {memory!r}: bytes, or a number with B, kB, MB, GB, KiB, MiB or GiB")
-    return int(float(match[1]) * UNITS[match[2]])
 
 
 def _shape(model: Any, name: str) -> torch.Size | None:

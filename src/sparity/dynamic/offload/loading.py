@@ -18,7 +18,7 @@ from sparity.dynamic.offload.deciding import Kind, far_experts, far_mlps
 from sparity.dynamic.offload.experts import FarExperts
 from sparity.dynamic.offload.far_layer import FarLayer
 from sparity.dynamic.offload.fixed import Fixed, refuse
-from sparity.dynamic.offload.folder import as_bytes, open_bundles, read_manifest, resident_model
+from sparity.dynamic.offload.folder import open_bundles, read_manifest, resident_model
 from sparity.dynamic.offload.layout import Layout, Place, lay_out
 from sparity.dynamic.offload.lookahead import Lookahead, guess_of, guess_of_router
 from sparity.dynamic.offload.modules import FarColumns, FarRows, Note
@@ -26,6 +26,7 @@ from sparity.dynamic.offload.placement import Costs
 from sparity.dynamic.offload.reading import Counts, Reader
 from sparity.errors import CorruptFile, InvalidInput, wrong_input
 from sparity.files import expand
+from sparity.memory import as_bytes
 from sparity.models.attached_runtime import attach_runtime, input_sites
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the memory for units, that hot ones may get

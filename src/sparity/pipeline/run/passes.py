@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from sparity.calibration import walk
 from sparity.calibration.evidence import Evidence, LiveIndependent, LiveSequential
 from sparity.calibration.gradients import gather_gradients, gradient_file, read_gradients
+from sparity.calibration.gram_slices import GramFiles
 from sparity.calibration.statistics import REGIONAL
 from sparity.calibration.store import StatisticsStore
 from sparity.checkpoints.recorded_scales import carry_scales, write_scales
 from sparity.checkpoints.source import read_header
 from sparity.errors import CorruptFile
+from sparity.memory import give_back
 from sparity.models import Block
 from sparity.models.attached_runtime import input_sites
 from sparity.pipeline.evidence.dense_statistics import dense_statistics, stored_needs
@@ -45,6 +47,7 @@ class Setting:
         layer_loss: whether the loss of every projection's output is measured.
         masked: whether zeros of an earlier pass must stay.
         previous: the folder of the pass before.
+        gram_sums: bytes of sums that Gram matrices in files may take at once; None keeps the matrices in memory.
         threads: the number under which the run began.
         load: gives the whole model as transformers loads it, of its own.
         dense: gives the model that the run began with in the same way.
@@ -58,6 +61,7 @@ class Setting:
     load: Callable[[], nn.Module]
     dense: Callable[[], nn.Module]
     previous: Path | None = None
+    gram_sums: int | None = None
 
 
 def run_blocks(planned: PlannedPass, setting: Setting, folder: PassFolder, progress: Progress, before: Done) -> Done:
@@ -80,6 +84,7 @@ def run_blocks(planned: PlannedPass, setting: Setting, folder: PassFolder, progr
                 if isinstance(each.stage, BlockStage):
                     rest = each.stage.edit_rest(rest, decision)
             folder.save_shard(plain_shard(1, total + 1), rest)
+            give_back()
             setting.opened.group.wait()
         _walk(planned, decisions, setting, folder, store, progress)
     return setting.opened.group.first_does(partial(_done, planned, setting, folder, before))
@@ -135,7 +140,10 @@ def _walk(
     total, done = len(decoder), folder.committed.blocks
     inputs, hidden, room = opened.inputs(folder, REGIONAL in live) if live else (NO_INPUTS, None, None)
     started = time.perf_counter()
-    for visit in walk(decoder, inputs, start=done, hidden=hidden, room=room, carry=bool(live), group=opened.group):
+    files = None if setting.gram_sums is None else GramFiles(folder.state, setting.gram_sums)
+    for visit in walk(
+        decoder, inputs, start=done, hidden=hidden, room=room, carry=bool(live), group=opened.group, files=files
+    ):
         index = visit.block.index
         record = edit_block(planned, decisions, sources, visit, folder, setting.layer_loss, setting.masked)
         if live:

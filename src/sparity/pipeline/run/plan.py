@@ -9,19 +9,16 @@ from dataclasses import dataclass, field
 import torch
 
 from sparity.calibration.gradients import gradient_bytes
-from sparity.calibration.input_statistics.base import statistic
 from sparity.calibration.store import store_bytes
 from sparity.measure.tasks.planning import Needed, needed_items
 from sparity.models import Decoder
 from sparity.pipeline.evidence.dense_statistics import stored_needs
 from sparity.pipeline.run.job import Job
 from sparity.pipeline.run.planned import PlannedPass, PlannedStage
+from sparity.pipeline.run.planned_memory import PlannedMemory, plan_memory
 from sparity.stages import Change
 from sparity.stages.base import Estimate, Workload
 from sparity.stages.order import needs_of
-
-FP32, FP64 = 4, 8
-LOGIT_COPIES = 4  # float32 copies of one sequence's logits alive at once: themselves, log-probabilities, gradients
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,7 @@ class Plan:
         memory: the most bytes at once beside the interpreter and its libraries, by what takes them.
         disk: the most bytes at once in the run's folder beside the result, by what takes them.
         tasks: what each limit on a task asks of its sample.
+        gram_passes: forward passes through a block for its Gram matrices, where a limit keeps them in files; else 0.
     """
 
     model: str
@@ -70,6 +68,7 @@ class Plan:
     memory: Mapping[str, int]
     disk: Mapping[str, int]
     tasks: tuple[Needed, ...] = ()
+    gram_passes: int = 0
 
     @property
     def peak_memory(self) -> int:
@@ -87,19 +86,21 @@ class Plan:
         return self.stages[-1].bytes
 
 
-def plan(job: Job) -> Plan:
-    """Predict a prepared job; nothing is written and no weight is read."""
+def plan(job: Job, limit: int | str | None = None) -> Plan:
+    """Predict a prepared job, with its memory within a `limit` if need be; nothing is written and no weight is read.
+
+    Raises:
+        InvalidInput: the limit cannot be kept.
+    """
+    taken = plan_memory(job, limit)
     work, loss = job.opened.workload, job.recipe.measure.layer_loss
     rate = flops_per_second(job.decoder.dtype, job.device)
     stages: list[StageForecast] = []
-    memory: dict[str, int] = {}
     disk: dict[str, int] = {}
     runtime = 0
     for planned in job.passes:
         estimates = [each.stage.estimate(each.model, each.draft, work) for each in planned.stages]
-        taken = _memory(planned, estimates, job, loss)
-        memory = max(memory, taken, key=lambda parts: sum(parts.values()))
-        there = _disk(planned, estimates, job, stages)
+        there = _disk(planned, estimates, job, stages, taken)
         disk = max(disk, there, key=lambda parts: sum(parts.values()))
         for each, estimate in zip(planned.stages, estimates, strict=True):
             after = _after(each)
@@ -113,12 +114,13 @@ def plan(job: Job) -> Plan:
                     number=planned.number,
                     statistics=tuple(sorted(needs.statistics | needs.gradients | needs.decision)),
                     changes=estimate.changes,
-                    seconds=(estimate.flops + _forward(each, work, loss)) / rate,
+                    seconds=(estimate.flops + _forward(each, work, loss, taken.passes)) / rate,
                     parameters=parameters,
                     bytes=parameters * job.decoder.dtype.itemsize + runtime,
                 )
             )
-    return Plan(job.name, tuple(stages), work.samples, work.length, memory, disk, tuple(_tasks(job)))
+    tasks = tuple(_tasks(job))
+    return Plan(job.name, tuple(stages), work.samples, work.length, taken.parts, disk, tasks, taken.passes)
 
 
 def _tasks(job: Job) -> Iterator[Needed]:
@@ -146,37 +148,9 @@ def _blocks(model: Decoder) -> list[tuple[int, int]]:
     return found
 
 
-def _memory(planned: PlannedPass, estimates: list[Estimate], job: Job, loss: bool) -> dict[str, int]:
-    """What a pass has in memory at once."""
-    model, work, width = planned.stages[0].model, job.opened.workload, job.decoder.dtype.itemsize
-    needs = [needs_of(each.stage, loss) for each in planned.stages]
-    blocks = _blocks(model)
-    weights, grams = max(weights for weights, _ in blocks), max(grams for _, grams in blocks)
-    memory = {
-        "embeddings, norms and head": (_parameters(model) - sum(inside for inside, _ in blocks)) * width,
-        "one block": weights * width,
-        "hidden states": 2 * work.tokens * int(model.config.hidden_size) * width,
-        "Gram matrices": grams * FP32 if any("gram" in need.statistics for need in needs) else 0,
-    }
-    largest: Counter[str] = Counter()
-    for estimate in estimates:  # one stage works after the other
-        largest |= Counter({name: size for name, size in estimate.memory.items() if size})
-    gradients = max(len(need.gradients) for need in needs)
-    if gradients:  # a block's gradients with their sums, or the logits of one sequence with their own gradients
-        sums = weights * (width + FP32 * gradients)
-        memory["gradients"] = max(sums, LOGIT_COPIES * FP32 * work.length * int(model.config.vocab_size))
-    if memory["Gram matrices"]:  # over chunks, in float64 and by halves, before any stage works
-        sums = max(_sums_over_chunks(model, index) for index in range(len(model)))
-        memory["sums over chunks"] = max(sums - sum(largest.values()), 0)
-    return memory | dict(largest)
-
-
-def _sums_over_chunks(model: Decoder, index: int) -> int:
-    gram = statistic("gram")
-    return sum(FP64 // FP32 * gram.nbytes(site.projections[0].weight.shape[1]) for site in model.sites(index))
-
-
-def _disk(planned: PlannedPass, estimates: list[Estimate], job: Job, before: list[StageForecast]) -> dict[str, int]:
+def _disk(
+    planned: PlannedPass, estimates: list[Estimate], job: Job, before: list[StageForecast], memory: PlannedMemory
+) -> dict[str, int]:
     """What lies in the run's folder at once while a pass works, beside its result."""
     first, work = planned.stages[0], job.opened.workload
     needs = needs_of(first.stage, job.recipe.measure.layer_loss)
@@ -186,6 +160,7 @@ def _disk(planned: PlannedPass, estimates: list[Estimate], job: Job, before: lis
             "the pass before": before[-1].bytes if before else 0,
             "gradients": gradient_bytes(first.model, work.samples, work.length, needs.gradients),
             "statistics": store_bytes(first.model, stored),
+            "Gram matrices": memory.disk,
         }
     )
     for estimate in estimates:
@@ -193,7 +168,7 @@ def _disk(planned: PlannedPass, estimates: list[Estimate], job: Job, before: lis
     return {name: size for name, size in found.items() if size}
 
 
-def _forward(each: PlannedStage, work: Workload, loss: bool) -> float:
+def _forward(each: PlannedStage, work: Workload, loss: bool, slices: int) -> float:
     """Operations of the forward passes for one stage, and of the sums over what they give."""
     needs = needs_of(each.stage, loss)
     blocks = _blocks(each.model)
@@ -203,6 +178,7 @@ def _forward(each: PlannedStage, work: Workload, loss: bool) -> float:
         passes += 4  # forward twice, and backward to the inputs and to the weights
     operations = 2.0 * passes * sum(weights for weights, _ in blocks) * work.tokens
     if "gram" in needs.statistics:
+        operations *= (passes + max(slices, 1) - 1) / passes
         operations += 2.0 * sum(grams for _, grams in blocks) * work.tokens
     return operations
 

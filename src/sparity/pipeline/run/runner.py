@@ -28,6 +28,7 @@ from sparity.pipeline.run.packing import is_exact, is_packed, pack_in_place, rea
 from sparity.pipeline.run.pass_folder import PassFolder
 from sparity.pipeline.run.passes import Setting, run_blocks
 from sparity.pipeline.run.planned import PlannedPass, fitted
+from sparity.pipeline.run.planned_memory import gram_widths, plan_memory
 from sparity.pipeline.run.progress import Progress, Silence
 from sparity.pipeline.run.reshape_pass import run_reshaping
 from sparity.pipeline.run.result_folder import output_folder, refuse_to_replace, working_places
@@ -67,6 +68,7 @@ def run(
     force: bool = False,
     resume: bool = False,
     keep_passes: bool = False,
+    memory: int | str | None = None,
 ) -> Result:
     """Take a model through the stages of a recipe, measure it beside the dense one, and save it.
 
@@ -80,9 +82,12 @@ def run(
         resume: continue an unfinished run; a finished part is not done again, and the result is bit-identical. A run
             whose recipe changed only in a later stage starts there.
         keep_passes: keep what every pass but the last has made in `OUTPUT.passes`, for later runs to that output.
+        memory: bytes, or such as "5GB", that the run may take beside Python and PyTorch, measuring not counted. Gram
+            matrices are then in files where memory has no room for them; the result is bit-identical.
 
     Raises:
-        SparityError: bad input, a conflict with another run, numerical trouble or a full disk; finished blocks stay.
+        SparityError: bad input, too little memory, a conflict with another run, numerical trouble or a full disk;
+            finished blocks stay.
 
     Example:
         >>> import sparity
@@ -99,7 +104,7 @@ def run(
     """
     return execute(
         Recipe.read(recipe), Silence(), model=model, output=output, device=device, force=force, resume=resume,
-        keep_passes=keep_passes,
+        keep_passes=keep_passes, memory=memory,
     )  # fmt: skip
 
 
@@ -113,6 +118,7 @@ def execute(
     force: bool = False,
     resume: bool = False,
     keep_passes: bool = False,
+    memory: int | str | None = None,
     group: Group = ALONE,
 ) -> Result:
     """`run` for a checked recipe, with a listener that is told how the run gets on.
@@ -124,6 +130,9 @@ def execute(
     named = recipe.output.path if output is None else output
     path, temporary = output_folder(named, "model", resume)
     check_output(job, path)
+    if memory is not None and group.size > 1:
+        raise InvalidInput("memory: a limit is kept by a process of its own; leave it out, or run without torchrun")
+    sums = None if memory is None else plan_memory(job, memory).sums
     chain = tuple(planned.name for planned in job.passes[:-1])
     agree(group, {**job.identity(), "output": str(path.absolute()), "options": [force, resume, keep_passes]})
     working = RunFolder.working(path, job.identity(), force, resume, chain)
@@ -132,7 +141,7 @@ def execute(
             return Result(finished_report(path), path, job.measured_on, temporary)
         if resume and not folder.resumed:
             progress.phase("nothing to resume, beginning")
-        report = _work(job, folder, progress, keep_passes, group)
+        report = _work(job, folder, progress, keep_passes, sums, group)
     return Result(report or finished_report(path), path, job.measured_on, temporary)
 
 
@@ -146,13 +155,15 @@ def check_output(job: Job, path: Path) -> None:
             raise InvalidInput(f"calibration.store: {kept} and the output {path} must lie apart")
 
 
-def _work(job: Job, folder: RunFolder, progress: Progress, keep_passes: bool, group: Group) -> Report | None:
-    """All of a run; the report, where rank 0 is told of it."""
+def _work(
+    job: Job, folder: RunFolder, progress: Progress, keep_passes: bool, sums: int | None, group: Group
+) -> Report | None:
+    """All of a run, with so many bytes of Gram matrices' sums at once; the report, where rank 0 is told of it."""
     begun, before = time.perf_counter(), folder.committed
     with watch_peak_memory() as peak:
         done = group.first_does(lambda: _packed(folder))
         if done is None:
-            done = _passes(job, folder, progress, keep_passes, group)
+            done = _passes(job, folder, progress, keep_passes, sums, group)
             group.first_does(lambda: write_companions(job, done, folder.path))
             folder.remember("done", done.to_dict())
         peak_memory = peak()
@@ -192,7 +203,7 @@ def _packed_changes(job: Job, done: Done, folder: RunFolder, progress: Progress)
     return tuple(replace(change, zeros=realised.get(change.name, change.zeros)) for change in done.changes)
 
 
-def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool, group: Group) -> Done:
+def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool, sums: int | None, group: Group) -> Done:
     """Everything that the passes do; finished ones, here or in the folder of kept ones, are not done again."""
     done, start, previous = group.first_does(lambda: _finished(job, folder))
     for planned in job.passes[start:]:
@@ -209,6 +220,7 @@ def _passes(job: Job, folder: RunFolder, progress: Progress, keep: bool, group: 
             load=partial(_own_model, job, previous),
             dense=partial(_own_model, job, None),
             previous=previous,
+            gram_sums=sums if gram_widths(planned, job) else None,
         )
         place: PassFolder = folder
         if not planned.last:

@@ -82,6 +82,11 @@ class Pruning:
         return frozenset(score_needs) | frozenset(self.solver.needs)
 
     @property
+    def by_rows(self) -> bool:
+        """Whether the solver alone reads the Gram matrix, and of its factor one row panel after the other."""
+        return self.solver.by_rows and (self._solver_scores or "gram" not in self.score.needs)
+
+    @property
     def dense_needs(self) -> frozenset[str]:
         """The statistics of the dense model that a threshold over all matrices reads."""
         return frozenset(self.score.needs) if self.across_layers else frozenset()

@@ -13,6 +13,7 @@ from sparity import registry
 from sparity.budgets.base import Budget, allocate
 from sparity.calibration import Statistics
 from sparity.calibration.evidence import BlockEvidence, Order
+from sparity.calibration.inverse_factor import factor_bytes
 from sparity.calibration.statistics import GRADIENTS
 from sparity.errors import InvalidInput, NumericalError
 from sparity.models import Block, Decoder
@@ -39,7 +40,7 @@ from sparity.visible import logger
 log = logger(__name__)
 
 FP32 = 4
-WORKSPACE = 6  # float32 copies of the largest matrix alive at once: weight, scores, order (int64), mask, result
+WORKSPACE = 4  # float32 copies of the largest matrix alive at once: weight, scores, their copy in order, mask, result
 SOLVER_WORKSPACE = 4  # float32 copies of the largest Gram matrix: Hessian, damped, factor, its inverse
 PER_WEIGHT = 50.0  # operations: scoring, ranking and reading it
 
@@ -95,6 +96,11 @@ class Prune(BlockStage):
     def only_sparsity(self) -> float | None:
         """That of an N:M pattern."""
         return self.pruning.pattern.sparsity
+
+    @property
+    def gram_by_rows(self) -> bool:
+        """See `Stage.gram_by_rows`."""
+        return self.pruning.by_rows
 
     @property
     def relies_on(self) -> frozenset[Property]:
@@ -191,11 +197,15 @@ class Prune(BlockStage):
             largest, largest_input = max(largest, rows * columns), max(largest_input, columns)
             solving += 2.0 * rows * columns**2
         solves = "gram" in pruning.needs
+        if solves and pruning.by_rows:
+            solver = factor_bytes(largest_input, work.in_files)
+        else:
+            solver = largest_input**2 * FP32 * SOLVER_WORKSPACE if solves else 0
         return Estimate(
             changes=tuple(changes),
             flops=PER_WEIGHT * sum(change.size for change in changes) + (solving if solves else 0.0),
             memory={
-                "solver": largest_input**2 * FP32 * SOLVER_WORKSPACE if solves else 0,
+                "solver": solver,
                 "scores and mask": largest * FP32 * WORKSPACE,
             },
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparity.calibration import Statistics
 from sparity.calibration.evidence import BlockEvidence, Order
+from sparity.calibration.inverse_factor import factor_bytes
 from sparity.errors import InvalidInput, NumericalError, suggestion
 from sparity.models import Block, Decoder, Projection
 from sparity.registry import register
@@ -100,10 +101,20 @@ class Quantize(BlockStage):
         """A weight that is changed again is no longer one of its grid's values."""
         return frozenset({"mask", "shapes", "values"})
 
+    @property
+    def gram_by_rows(self) -> bool:
+        """See `Stage.gram_by_rows`."""
+        methods = [each.quantizing.method for each in self._every]
+        return all(method.by_rows for method in methods if "gram" in method.needs)
+
+    @property
+    def _every(self) -> Sequence["Quantize"]:
+        """The stage, and those with the options that some projections have of their own."""
+        return self, *(self._with(own) for own in self.overrides.values())
+
     def needs(self) -> Needs:
         """See `Stage.needs`."""
-        every = (self, *(self._with(own) for own in self.overrides.values()))
-        statistics = frozenset[str]().union(*(each.quantizing.needs for each in every))
+        statistics = frozenset[str]().union(*(each.quantizing.needs for each in self._every))
         return Needs(statistics=statistics, order=self.order, true_sequential=self.true_sequential)
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
@@ -173,11 +184,13 @@ class Quantize(BlockStage):
                 solving += 2.0 * rows * columns**2 * quantizing.method.products
                 added += recorded_bytes(quantizing, rows, columns)
         solves = "gram" in self.needs().statistics
+        in_copies = largest_input**2 * FP32 * SOLVER_WORKSPACE
+        solver = factor_bytes(largest_input, work.in_files) if self.gram_by_rows else in_copies
         return Estimate(
             changes=tuple(changes),
             flops=PER_WEIGHT * sum(change.size for change in changes) + solving,
             memory={
-                "solver": largest_input**2 * FP32 * SOLVER_WORKSPACE if solves else 0,
+                "solver": solver if solves else 0,
                 "codes and scales": largest * FP32 * WORKSPACE,
             },
             runtime_bytes=added,

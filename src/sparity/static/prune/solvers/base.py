@@ -43,6 +43,7 @@ class Solver(ABC):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     own_score: ClassVar[str | None] = None
+    by_rows: ClassVar[bool] = False  # whether all that it reads of the Gram matrix is its factor's rows, in their order
     exchanges: ClassVar[bool] = False  # whether kept and pruned weights change places, which not every pattern allows
     compare_within: ClassVar[CompareWithin | None] = None  # of its own scores; None is what the score of that name says
 

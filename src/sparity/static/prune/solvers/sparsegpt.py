@@ -41,6 +41,7 @@ class SparseGPT(Solver):
 
     needs: ClassVar[tuple[str, ...]] = ("gram",)
     own_score: ClassVar[str | None] = "obs"
+    by_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.damping <= 1:

@@ -78,6 +78,11 @@ class Method(ABC):
     mixes_bits: ClassVar[bool] = False  # whether some groups have one bit more or less
 
     @property
+    def by_rows(self) -> bool:
+        """Whether all that it reads of the Gram matrix is the rows of its factor, in their order."""
+        return False
+
+    @property
     def products(self) -> float:
         """How many products of the weight with a matrix `[in, in]` the method takes, for the estimate of its time."""
         return 0.0

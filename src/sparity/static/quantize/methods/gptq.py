@@ -41,6 +41,11 @@ class GPTQ(Method):
             raise InvalidInput(f"block_columns {self.block_columns}: it must be at least 1")
 
     @property
+    def by_rows(self) -> bool:
+        """Unless another order of the columns needs a copy of the whole matrix."""
+        return not self.act_order
+
+    @property
     def products(self) -> float:
         """The triangle of the factor."""
         return 1.0
