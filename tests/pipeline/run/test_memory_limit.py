@@ -1,36 +1,22 @@
 """A run within a limit of memory: the same checkpoint, Gram matrices in files, and less memory taken."""
 
-import json
-import subprocess
 import sys
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import sparity
 from sparity.errors import InvalidInput
+from sparity.measure.data.machine import watch_peak_memory
+from sparity.memory import give_back
 from sparity.pipeline.run.job import prepare
 from sparity.pipeline.run.plan import plan
 from sparity.pipeline.run.planned_memory import plan_memory
 from sparity.recipe import Recipe
 
 WIDE = 5120  # of the MLP: more than is factorised at once, five panels
-RUN = """
-import json, sys, sparity
-from pathlib import Path
-from sparity.pipeline.run.job import prepare
-from sparity.recipe import Recipe
-def of_file(name, field):
-    line = next(line for line in Path(f"/proc/self/{name}").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-recipe, output, limit = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
-prepare(Recipe.read(recipe))
-before = of_file("status", "VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-sparity.run(recipe, output=output, memory=None if limit == "none" else int(limit))
-print(of_file("status", "VmHWM") - before)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +30,7 @@ def wide(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wide")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokens = torch.randint(0, 64, (3, 48), generator=torch.Generator().manual_seed(1))
-    numpy.save(folder / "tokens.npy", tokens.numpy())
+    np.save(folder / "tokens.npy", tokens.numpy())
     return folder
 
 
@@ -58,9 +44,12 @@ def recipe_of(folder, **stage):
 
 
 def taken(folder, output, limit):
-    """Peak resident bytes of a run in a process of its own, beside what it takes to open the model."""
-    command = [sys.executable, "-c", RUN, json.dumps(recipe_of(folder)), str(output), str(limit)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    """Peak resident bytes of a run beside what is there before it."""
+    give_back()
+    with watch_peak_memory() as peak:
+        before = peak()
+        sparity.run(recipe_of(folder), output=output, device="cpu", memory=limit)
+        return peak() - before
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -73,7 +62,7 @@ def test_a_limit_is_kept_and_the_checkpoint_is_the_same(wide, tmp_path):
     assert limited.peak <= limit
     assert limited.passes > 1
     assert limited.disk > WIDE**2 * 8
-    assert taken(wide, tmp_path / "free", "none") > limit
+    assert taken(wide, tmp_path / "free", None) > limit
     assert taken(wide, tmp_path / "limited", limit) <= limit
     names = [sorted(path.name for path in (tmp_path / run).glob("*.safetensors")) for run in ("free", "limited")]
     assert names[0] == names[1] != []

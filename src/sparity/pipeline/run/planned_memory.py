@@ -118,7 +118,7 @@ def _phases(job: Job, sums: int | None) -> Iterator[Parts]:
                 **block,
                 "gradients": max(of_block, LOGIT_COPIES * FP32 * work.length * int(model.config.vocab_size)),
             }
-        del block["activations of a batch"]
+        block.pop("activations of a batch", None)
         for each in planned.stages:
             own = {
                 name: size for name, size in each.stage.estimate(each.model, each.draft, work).memory.items() if size
@@ -154,7 +154,8 @@ def _widths(model: Decoder) -> list[list[int]]:
 
 
 def _all_panels(widths: list[int]) -> int:
-    return sum(size for width in widths for size in [(FP32 + FP64) // FP32 * statistic("gram").nbytes(width)])
+    """What the sums of all panels take: those of a chunk, and those over chunks in float64."""
+    return sum((FP32 + FP64) // FP32 * statistic("gram").nbytes(width) for width in widths)
 
 
 def _while_solving(widths: list[int]) -> int:
