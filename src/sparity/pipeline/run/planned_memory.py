@@ -84,7 +84,8 @@ def plan_memory(job: Job, limit: int | str | None = None) -> PlannedMemory:
 
 
 def _largest(phases: Iterator[Parts]) -> Parts:
-    return max(phases, key=lambda parts: sum(parts.values()))
+    largest = max(phases, key=lambda parts: sum(parts.values()))
+    return {name: size for name, size in largest.items() if size}
 
 
 def _phases(job: Job, sums: int | None) -> Iterator[Parts]:
@@ -124,7 +125,7 @@ def _phases(job: Job, sums: int | None) -> Iterator[Parts]:
                 name: size for name, size in each.stage.estimate(each.model, each.draft, work).memory.items() if size
             }
             kept = 0 if filed or not grams else max(_while_solving(widths) for widths in inputs)
-            yield {**block, "Gram matrices": kept, **own}
+            yield {**block, "Gram matrices": kept, "gradients": FP32 * gradients * weights, **own}
 
 
 def gram_widths(planned: PlannedPass, job: Job) -> list[list[int]]:
