@@ -20,6 +20,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,19 +48,31 @@ class Numbers:
 
 
 class Server:
-    """A `sparity serve` in a process of its own."""
+    """A `sparity serve` in a process of its own.
 
-    def __init__(self, model, options):
+    Args:
+        model: that it serves.
+        options: `slots` and `threads`.
+        folder: for what it writes; a pipe that nobody reads would fill and hold it up.
+        more: arguments for it.
+    """
+
+    def __init__(self, model, options, folder, *more):
         command = [sys.executable, "-m", "sparity", "serve", model, "--port", "0", "--slots", str(options.slots)]
-        command += ["--threads", str(options.threads), "--name", "model"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        said = ""
-        while not (found := re.search(r"listening at (\S+)/v1", said)):
-            line = self.process.stderr.readline()
-            if not line:
-                raise SystemExit(f"the server of {model} did not start: {said}")
-            said += line
+        command += ["--threads", str(options.threads), "--name", "model", *more]
+        log, name = tempfile.mkstemp(dir=folder)
+        self._log, self.process = Path(name), subprocess.Popen(command, stderr=log)
+        os.close(log)
+        while not (found := re.search(r"listening at (\S+)/v1 .*\n", self.said)):
+            if self.process.poll() is not None:
+                raise SystemExit(f"the server of {model} did not start: {self.said}")
+            time.sleep(0.05)
         self.url = found[1]
+
+    @property
+    def said(self):
+        """All that it wrote."""
+        return self._log.read_text()
 
     @property
     def memory(self):
@@ -169,14 +182,15 @@ def main():
     options = parser.parse_args()
     models = options.models.split(",")
     numbers, memory, codes = {model: Numbers() for model in models}, {model: [] for model in models}, {}
-    servers = {model: Server(model, options) for model in models}
-    try:
-        for turn in range(options.rounds):
-            for model in models:
-                asyncio.run(load(servers[model].url, numbers[model], turn, options))
-                memory[model].append(servers[model].memory)
-    finally:
-        codes = {model: server.stop() for model, server in servers.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        servers = {model: Server(model, options, folder) for model in models}
+        try:
+            for turn in range(options.rounds):
+                for model in models:
+                    asyncio.run(load(servers[model].url, numbers[model], turn, options))
+                    memory[model].append(servers[model].memory)
+        finally:
+            codes = {model: server.stop() for model, server in servers.items()}
     save(
         {
             "command": " ".join(["python", "benchmarks/serving.py", *sys.argv[1:]]),

@@ -1,7 +1,7 @@
 """Random mixes of requests: is each answer, bit for bit, that of the same request alone?
 
     python benchmarks/serving_mixes.py OUT.json [--model zoo:llama] [--mixes 10000] [--each 50] [--seconds S] [--seed 0]
-        [--forms dense,bitmask,int8,teal] [--orders 1000] [--only BATCH]
+        [--forms dense,bitmask,int8,teal] [--orders 400] [--only BATCH]
 
 A mix is 2 to 6 requests with random prompts, lengths, ways of sampling, stop strings and logprobs, the steps at which
 each joins, and for one in four the step at which its client leaves. `--each` mixes are a batch: one after another they
@@ -36,7 +36,7 @@ from sparity.serve.scheduler import Scheduler, run_to_end
 from sparity.serve.sequence import Answer, Order, texts_of
 from sparity.serve.served_model import ends_of
 
-CONTEXT = 224
+CONTEXT = 192
 COMMON = ["e", "th", "\n", " a", "ing", "er the", "zq"]  # stop strings, most of which do come
 SHOWN = 5  # differences that are told in full
 
@@ -84,9 +84,8 @@ def order_of(number, vocabulary):
     """The order of a number; one of five ways in which prompts begin."""
     draw = random.Random(f"order {number}")
     start = random.Random(f"start {draw.randrange(5)}")
-    prompt = [start.randrange(vocabulary) for _ in range(200)][
-        : draw.choice([draw.randint(1, 40), draw.randint(1, 200)])
-    ]
+    longest = draw.choice([20, 20, 70, 150])
+    prompt = [start.randrange(vocabulary) for _ in range(draw.randint(1, longest))]
     prompt += [draw.randrange(vocabulary) for _ in range(draw.randint(0, 4))]
     sampling = Sampling(
         temperature=draw.choice([0.0, 0.0, 0.7, 1.0, 2.0]),
@@ -103,7 +102,7 @@ def order_of(number, vocabulary):
     return Order(
         prompt=tuple(prompt),
         sampling=sampling,
-        most=draw.randint(0, 1) if scored else draw.randint(1, 14),
+        most=draw.randint(0, 1) if scored else draw.randint(1, 9),
         least=draw.randint(0, 3),
         stop=tuple(draw.sample(COMMON, draw.choice([0, 1, 2, 3]))),
         stop_kept=draw.random() < 0.5,
@@ -123,7 +122,7 @@ def outcome(answer, pieces):
 def mix(draw, orders):
     """Of each request the step at which it joins, its order, and the step at which its client leaves, if it does."""
     return [
-        (draw.randint(0, 14), draw.randrange(orders), draw.randint(1, 20) if draw.random() < 0.25 else None)
+        (draw.randint(0, 9), draw.randrange(orders), draw.randint(1, 12) if draw.random() < 0.25 else None)
         for _ in range(draw.randint(2, 6))
     ]
 
@@ -200,7 +199,7 @@ def main():
     parser.add_argument("out", nargs="?", type=Path)
     parser.add_argument("--model", default="zoo:llama")
     parser.add_argument("--forms", default="dense,bitmask,int8,teal")
-    for name, default in (("mixes", 10_000), ("each", 50), ("seed", 0), ("orders", 1000)):
+    for name, default in (("mixes", 10_000), ("each", 50), ("seed", 0), ("orders", 400)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--only", type=int)
