@@ -83,7 +83,7 @@ class Server:
     def stop(self):
         """End it -> its exit code."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
+        return self.process.wait(600)
 
 
 def request(random_numbers, options):

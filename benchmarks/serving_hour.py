@@ -11,8 +11,8 @@ another: what each is answered alone. Then that server ends, and another one, wi
 - one in ten: a request that the client leaves, within the stream or before its answer comes;
 - one in ten: a malformed request, which must be refused with its status, or a connection that breaks off.
 
-Whatever else happens is an error. Four in five good requests are completions, of text, of tokens, or scored, the
-others chats. The server's resident set, its threads and its open files are sampled 360 times. `growth` is the slope of a line
+Whatever else happens is an error. Four in five good requests are completions, of text, of tokens, or scored, the others
+chats. The server's resident set, its threads and its open files are sampled 360 times. `growth` is the slope of a line
 through the means of 20 equal stretches of samples behind the first fifth, with its 95 % confidence interval (Student's
 t): means, since neighbouring samples are not independent. In the end nothing may be held any more.
 """
@@ -39,7 +39,7 @@ from sparity.measure.data.machine import describe
 
 SAMPLES, STRETCHES, WARM = 360, 20, 0.2
 T_95 = 2.101  # Student's t with STRETCHES - 2 degrees of freedom, 97.5 %
-INTERRUPTED = 130  # the exit code of a server that was told to stop
+TOLD_TO_STOP = (0, 130)  # exit codes of a server
 WRONG = (httpx.HTTPError, ValueError, KeyError, TypeError, OSError)
 
 
@@ -62,18 +62,21 @@ class Load:
         self.counts, self.errors, self.changed, self._new = Counter(), [], [], len(alone)
 
     async def run(self, seconds, clients):
-        """Send requests for some time."""
-        end, limits = time.monotonic() + seconds, httpx.Limits(max_connections=None)
+        """Send requests for some time; each client sends at least one."""
+        limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=self.url, timeout=900, limits=limits) as client:
+            end = time.monotonic() + seconds
 
             async def one():
-                while time.monotonic() < end:
+                while True:
                     kind = self.draw.choices([self.known, self.new, self.leave, self.bad], [7, 1, 1, 1])[0]
                     try:
                         await kind(client)
                     except WRONG as error:
                         self.errors.append(f"{kind.__name__}: {type(error).__name__}: {error}")
                     self.counts[kind.__name__] += 1
+                    if time.monotonic() > end:
+                        return
 
             await asyncio.gather(*(one() for _ in range(clients)))
 
@@ -247,14 +250,8 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--model", default="zoo:llama")
-    for name, default in (
-        ("clients", 8),
-        ("slots", 4),
-        ("pool", 400),
-        ("prefix-cache", 4),
-        ("threads", 1),
-        ("seed", 0),
-    ):
+    defaults = {"clients": 8, "slots": 4, "pool": 200, "prefix-cache": 4, "threads": 1, "seed": 0}
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -263,7 +260,7 @@ def main():
     write_json(options.out, {"command": command, "machine": describe(), "processors": os.cpu_count(), **found})
     print({name: value for name, value in found.items() if name != "samples"})
     wrong = any(found[name] for name in ("errors", "changed", "held_in_the_end", "logged"))
-    return int(wrong or found["exit_code"] != INTERRUPTED)
+    return int(wrong or found["exit_code"] not in TOLD_TO_STOP)
 
 
 if __name__ == "__main__":
