@@ -4,13 +4,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sparity.measure.data.hardware import DATA_SHEETS, Hardware, read_rate
 from sparity.measure.data.outcome import Outcome
 from sparity.measure.data.roofline import DECODING, ENGINE, LIBRARY, STORED, Shape, attention, product, roof
 from sparity.measure.show.table_roofline import describe_roof, render_rooflines, short
 from sparity.pipeline.run.job import prepare
-from sparity.pipeline.run.plan import plan
+from sparity.pipeline.run.plan import flops_per_second, plan
 from sparity.pipeline.run.roofline import shape_of
 from sparity.recipe import Recipe
 from sparity.stages import Change
@@ -125,3 +126,13 @@ def test_the_table_and_the_units():
     assert table.row_count == 2
     assert [short(3.4e-5), short(0.0123)] == ["34 µs", "12 ms"]
     assert read_rate(1 << 20, 1) > 1e6
+
+
+@pytest.mark.parametrize(("products", "computed"), [("float32", torch.float32), ("own", torch.bfloat16)])
+def test_the_rate_is_that_of_the_products_that_are_used(monkeypatch, products, computed):
+    made, ones = [], torch.ones
+    monkeypatch.setenv("SPARITY_PRODUCTS", products)
+    monkeypatch.setattr(torch, "ones", lambda *size, **options: made.append(options["dtype"]) or ones(*size, **options))
+    assert flops_per_second(torch.bfloat16, "cpu", size=8) > 0
+    assert flops_per_second(torch.float64, "cpu", size=8) > 0
+    assert made == [computed, torch.float64]
