@@ -1,10 +1,11 @@
-# Two commands do everything on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+# Two commands do everything on a fresh machine with Python 3.11 or newer: `make demo` and `make test`; `make docs` builds the
+# documentation as a site, `make dist` what a package index takes.
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 OUT ?= demo-out
 
-.PHONY: demo test lint sanitize emulate install install-test clean
+.PHONY: demo test lint sanitize emulate docs dist install install-test clean
 
 demo: install
 	-$(VENV)/bin/sparity fetch smollm2
@@ -34,6 +35,20 @@ emulate: install-test
 	cmake -S csrc -B build/aarch64 --toolchain toolchains/aarch64-linux-gnu.cmake -DSPARITY_REPLAY=ON
 	cmake --build build/aarch64 --parallel
 	SPARITY_AARCH64=build/aarch64 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/engine/kernels/test_neon.py
+
+# To build/site, which needs no network then or later; a broken link or a page outside the navigation is an error.
+docs: install-test
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html -c docs/site -d build/site-doctrees . build/site
+	@echo "open build/site/index.html"
+
+# To dist: the source archive, and one wheel for this kind of processor, built from that archive and tried in an environment of
+# its own. libgomp is not put into it: PyTorch brings one, and a process should have one.
+dist: install-test
+	rm -rf build/wheels
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(VENV)/bin/python -m build --outdir build/wheels .
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheels/*.whl
+	cp build/wheels/*.tar.gz dist/
+	$(VENV)/bin/python tools/try_wheel.py dist/*.whl
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
