@@ -50,7 +50,9 @@ def faults(wheel):
     source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/sparity").rglob("*") if path.is_file()}
     source = {name for name in source if "__pycache__" not in name and not name.endswith((".so", ".pyc"))}
     found += [f"{name} is missing" for name in sorted((source | {LIBRARY}) - names)]
-    found += [f"{name} does not belong there" for name in sorted(names - source - {LIBRARY}) if ".dist-info/" not in name]
+    found += [
+        f"{name} does not belong there" for name in sorted(names - source - {LIBRARY}) if ".dist-info/" not in name
+    ]
     return found if library is None else found + library_faults(library)
 
 

@@ -3,6 +3,7 @@
 Compiling takes minutes, so the wheel of these tests is built around the library that is in use.
 """
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -11,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-for needed in ("scikit_build_core", "auditwheel", "elftools"):
-    pytest.importorskip(needed, reason=f"{needed} of the extra dist is not installed")
-
-import try_wheel
 from documents import ROOT
 from sparity.engine.kernels import native
 
+try_wheel = pytest.importorskip("try_wheel", reason="the extra dist is not installed", exc_type=ImportError)
+TOOLS = all(importlib.util.find_spec(name) for name in ("scikit_build_core", "auditwheel"))
 pytestmark = [
+    pytest.mark.skipif(not TOOLS, reason="the extra dist is not installed"),
     pytest.mark.skipif(sys.platform != "linux", reason="wheels of Linux"),
     pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake"),
     pytest.mark.skipif(native.unavailable() is not None, reason=f"no compiled kernels: {native.unavailable()}"),
@@ -28,7 +28,10 @@ cmake_minimum_required(VERSION 3.18)
 project(compiled_before LANGUAGES NONE)
 install(FILES "{library}" DESTINATION sparity/engine/kernels RENAME libsparity_kernels.so)
 """
-BUILD = "import sys; from scikit_build_core.build import build_wheel; build_wheel(sys.argv[1], {'cmake.source-dir': sys.argv[2]})"
+BUILD = """import sys
+from scikit_build_core.build import build_wheel
+build_wheel(sys.argv[1], {"cmake.source-dir": sys.argv[1]})
+"""
 
 
 def tool(name, *arguments):
@@ -43,7 +46,7 @@ def built(tmp_path_factory):
     """The wheel as the build leaves it, of this system only."""
     folder = tmp_path_factory.mktemp("built")
     (folder / "CMakeLists.txt").write_text(CMAKE.format(library=Path(native.library()._name).resolve()))
-    subprocess.run([sys.executable, "-c", BUILD, folder, folder], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", BUILD, folder], cwd=ROOT, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
