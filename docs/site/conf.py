@@ -12,7 +12,7 @@ copyright = "the authors of Sparity, Apache-2.0"
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "recipe_pages"]
 
-# The source folder is the repository, so that links between the README, the pages and the recipes are what they are there.
+# The source folder is the repository, so that links between the README, the pages and the recipes lead where they say.
 root_doc = "docs/site/contents"
 include_patterns = ["*.md", "docs/**", "src/sparity/zoo/*/README.md", "zoo/*/README.md"]
 exclude_patterns = [".*", "build", "demo-out", "docs/site/templates"]
