@@ -38,13 +38,13 @@ emulate: install-test
 
 # To build/site, which needs no network then or later; a broken link or a page outside the navigation is an error.
 docs: install-test
-	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html -c docs/site -d build/site-doctrees . build/site
+	$(VENV)/bin/python -m sphinx -W --keep-going -E -a -q -b html -c docs/site -d build/site-doctrees . build/site
 	@echo "open build/site/index.html"
 
 # To dist: the source archive, and one wheel for this kind of processor, built from that archive and tried in an environment of
 # its own. libgomp is not put into it: PyTorch brings one, and a process should have one.
 dist: install-test
-	rm -rf build/wheels
+	rm -rf build/wheels dist
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(VENV)/bin/python -m build --outdir build/wheels .
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheels/*.whl
 	cp build/wheels/*.tar.gz dist/
