@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from sparity.dynamic.cache.checks import check_right
 from sparity.dynamic.cache.held import Held, Known, rows_apart
@@ -15,12 +14,13 @@ from sparity.dynamic.cache.reading import Pages, read_of
 from sparity.dynamic.cache.run import Run, output_weight_of
 from sparity.dynamic.cache.sight import Sight
 from sparity.dynamic.cache.store import Holding, Store
+from sparity.dynamic.cache.text_layer import TextLayer
 from sparity.errors import InvalidInput, UnsupportedModel
 
 ATTRIBUTE = "sparity_cache_layer"  # of the keys that go from a layer to attention
 
 
-class PolicyLayer(CacheLayerMixin):
+class PolicyLayer(TextLayer):
     """A layer of a `DynamicCache`.
 
     While it holds everything as it is, it returns it, as a dynamic layer does. Once tokens were evicted or quantised,
@@ -31,10 +31,6 @@ class PolicyLayer(CacheLayerMixin):
         run: what is asked for.
         index: of the layer.
     """
-
-    is_sliding = False
-    is_compileable = False
-    supports_early_init = False
 
     def __init__(self, run: Run, index: int) -> None:
         self.run, self.index = run, index
@@ -77,11 +73,6 @@ class PolicyLayer(CacheLayerMixin):
     def values(self) -> Tensor | None:
         """All values, likewise."""
         return None if self.store is None or self.partial else self.store.views()[1]
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
-        """Nothing is allocated before there are tokens."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Hold new keys and values `[batch, kv_heads, new, width]`; what attention is to be given.
@@ -231,21 +222,6 @@ class PolicyLayer(CacheLayerMixin):
         self.store.keep([row for row in real for _ in range(self.store.heads)])
         self.partial = True
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beams go on from other rows."""
-        if self.store is not None:
-            self.store.select_rows(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Only some rows go on."""
-        if self.store is not None:
-            self.store.select_rows(torch.arange(self.store.rows)[indices.cpu()])
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row comes several times."""
-        if self.store is not None:
-            self.store.select_rows(torch.arange(self.store.rows).repeat_interleave(repeats))
-
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last tokens back; their number is negative, as transformers gives it.
 
@@ -268,25 +244,6 @@ class PolicyLayer(CacheLayerMixin):
             )
         self.store.crop(length)
         self.length, self.decoded = length, max(self.decoded + tokens_to_remove, 0)
-
-    def get_seq_length(self) -> int:
-        """Tokens of the text."""
-        return self.length
-
-    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
-        """Masks are made for the whole text; attention looks up the places that are held."""
-        return self.length + (query_length if isinstance(query_length, int) else len(query_length)), 0
-
-    def get_max_length(self) -> int:
-        """Texts may have any length."""
-        return -1
-
-    get_max_cache_shape = get_max_length  # its name in some releases
-
-    @property
-    def nbytes(self) -> int:
-        """Of what is held."""
-        return 0 if self.store is None else self.store.nbytes
 
     def _exceeds(self, budgets: list[int], real: Tensor) -> bool:
         """Whether some row holds more real tokens than it may."""
