@@ -51,6 +51,11 @@ SMALL = {
     "triattention": {"window": 16},
 }
 KIVI = {"kivi": {"bits": 4, "residual": 32}}
+MERGED = {
+    "minicache": {},
+    "minicache, retain 0.5": {"retain": 0.5},
+    "minicache, all layers": {"start": 0.0},
+}
 CONTROLS = ("keep_all", "random", "drop_all")
 
 
@@ -59,6 +64,8 @@ def requests(policies, keeps):
     found = {"keep_all": ("keep_all", 1.0, {}, False), "drop_all": ("drop_all", 0.1, {}, False)}
     for bits in (8, 4, 2):
         found[f"kivi, {bits} bits"] = ({"kivi": {"bits": bits, "residual": 32}}, 1.0, {}, False)
+    for row, own in MERGED.items():
+        found[row] = ({"minicache": own}, 1.0, {}, False)
     for keep in keeps:
         for name in ("random", *policies):
             policy = {name: SMALL.get(name, {})}

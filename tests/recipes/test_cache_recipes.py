@@ -26,6 +26,7 @@ KEPT = {  # recipe -> what each head of a block holds of a prompt of 300 tokens,
     "quest": (300, 304),
     "pqcache": (300, 304),
     "kivi": (300, 304),
+    "minicache": (300, 304),
     "razorattention": (65 + 3 / 18 * 235, 69 + 3 / 18 * 235),  # three of 18 heads keep everything
     "keydiff": (75, 76),
     "knorm": (75, 76),

@@ -231,7 +231,7 @@ def test_options_that_do_not_fit_are_refused(model):
         model(IDS)
     with sparity.cache(model, "kivi", **KIVI):
         past = model(IDS).past_key_values
-    with pytest.raises(InvalidInput, match="evicted or quantised, and the policy is no longer attached"):
+    with pytest.raises(InvalidInput, match="evicted, quantised or merged, and the policy is no longer attached"):
         model(IDS[:, :1], past_key_values=past)
     mask = torch.ones_like(IDS)
     mask[0, 35:] = 0

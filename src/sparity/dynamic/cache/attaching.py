@@ -53,8 +53,8 @@ def cache(
 
     Args:
         model: a Hugging Face causal language model, on any device.
-        policy: of `sparity methods cache.policy`, or `{name: options}`. With `kivi`, `quest`
-            and `pqcache` everything stays.
+        policy: of `sparity methods cache.policy`, or `{name: options}`. With `kivi`, `minicache`,
+            `quest` and `pqcache` everything stays.
         keep: of each layer the share of the text's tokens that stay, in (0, 1], or their number from 2 on; with
             `quest` and `pqcache` that are read. Or one for each layer (`sparity.cache_budgets`).
         store: how tokens that stay are stored, `kivi` or `{"kivi": options}`; None = as they are.
@@ -149,7 +149,7 @@ def run_of(
 
     Raises:
         InvalidInput: what is learned is missing, or of another model or policy.
-        UnsupportedModel: the policy needs to know of the model what it does not say.
+        UnsupportedModel: the policy needs to know of the model what it does not say, or layers to merge.
     """
     policy = found.policy
     keep = shares_of(found, model.config.get_text_config(decoder=True).num_hidden_layers) if keep is None else keep
@@ -170,6 +170,7 @@ def run_of(
         found.read_keep,
         learned or [{} for _ in keep],
         exact,
+        policy.pairs(layers_of(model)),
     )
 
 

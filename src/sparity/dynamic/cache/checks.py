@@ -43,6 +43,6 @@ def check_right(real: Tensor) -> None:
     """Refuse padding on the right, bool `[rows, tokens]`; raises `InvalidInput`."""
     if not bool(real[:, -1].all()):
         raise InvalidInput(
-            "padding on the right: the last token of every row must be a real one where tokens are evicted or "
-            'quantised; pad on the left (tokenizer.padding_side = "left")'
+            "padding on the right: the last token of every row must be a real one where tokens are evicted, "
+            'quantised or merged; pad on the left (tokenizer.padding_side = "left")'
         )

@@ -57,3 +57,13 @@ def convert(given: Any, run: Run, layers: int) -> None:
             layer.run = run
         elif isinstance(layer, DynamicLayer) and type(layer).__name__ in ("DynamicLayer", "GrowingLayer"):
             given.layers[index] = PolicyLayer.of(layer, run, index)
+    _link(given.layers, run)
+
+
+def _link(layers: Sequence[Any], run: Run) -> None:
+    """Let layers know those with which they are merged, and all others one that is."""
+    for later, earlier in run.pairs.items():
+        layers[later].partner = layers[earlier]
+    for index, layer in enumerate(layers):
+        if run.pairs and isinstance(layer, PolicyLayer) and index not in {*run.pairs, *run.pairs.values()}:
+            layer.merged = layers[next(iter(run.pairs))]

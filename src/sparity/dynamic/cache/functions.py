@@ -145,7 +145,7 @@ def check(policy: Policy) -> None:
         raise InvalidInput(f'policy "{policy.name}", option "bits": {vars(policy)["bits"]} must lie in [1, 8]')
     if getattr(policy, "kernel", 1) % 2 == 0:
         raise InvalidInput(f'policy "{policy.name}", option "kernel": {vars(policy)["kernel"]} must be odd')
-    for option in ("floor", "first", "echo", "induction", "heads"):
+    for option in ("floor", "first", "echo", "induction", "heads", "interpolation", "retain", "start"):
         value = getattr(policy, option, 0)
         if not 0 <= value <= 1:
             raise InvalidInput(f'policy "{policy.name}", option "{option}": {value} must lie in [0, 1]')

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparity.dynamic.cache.merged_store import MergedStore
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.policies.quest import Quest
 from sparity.dynamic.cache.quantised_store import QuantisedStore
@@ -18,17 +19,21 @@ MOST_NEW = 8  # tokens of each row; of more, products of matrices are faster
 
 def takes(query: Tensor, store: Holding) -> bool:
     """Whether the library reads a store for `query` [rows, heads, new, width]."""
-    if not isinstance(store, Store | QuantisedStore) or query.device.type != "cpu" or query.shape[2] > MOST_NEW:
+    if (
+        not isinstance(store, Store | QuantisedStore | MergedStore)
+        or query.device.type != "cpu"
+        or query.shape[2] > MOST_NEW
+    ):
         return False
     if torch.is_grad_enabled() and query.requires_grad:
         return False
-    plain = store if isinstance(store, Store) else store.recent
+    plain = store if isinstance(store, Store) else store.plain if isinstance(store, MergedStore) else store.recent
     width, value_width = query.shape[-1], store.value_width
     if plain.device.type != "cpu" or plain.keys.dtype != query.dtype or cpu.declines(query.dtype, width, value_width):
         return False
     if isinstance(store, PagedStore):
         return cpu.declines(query.dtype, width, value_width, store.page) is None
-    if isinstance(store, Store):
+    if isinstance(store, Store | MergedStore):
         return True
     return cpu.declines(query.dtype, width, value_width, store.group, store.bits, store.channels) is None
 
@@ -131,6 +136,11 @@ def _parts(store: Holding, placed: bool, chosen: Chosen | None) -> list[Slots]:
         page = store.page if isinstance(store, PagedStore) else 1
         places = store.buffers["places"] if placed else None
         return [Slots(store.keys, store.values, store.starts, store.lengths, places, added, page, chosen)]
+    if isinstance(store, MergedStore):
+        keys, values, places = store.restored()
+        own = store.directions
+        merged = Slots(keys, values, own.starts, own.lengths, places.contiguous() if placed else None)
+        return [merged, *_parts(store.plain, placed, None)]
     assert isinstance(store, QuantisedStore), "takes comes first"
     packed, groups = store.packed, store.groups
     codes = Codes(

@@ -8,7 +8,9 @@ from transformers.cache_utils import DynamicLayer
 
 from sparity.dynamic.cache.checks import check_right
 from sparity.dynamic.cache.held import Held, Known, rows_apart
+from sparity.dynamic.cache.joining import join, open_to
 from sparity.dynamic.cache.pages import PagedStore
+from sparity.dynamic.cache.policies.minicache import MiniCache
 from sparity.dynamic.cache.quantised_store import QuantisedStore
 from sparity.dynamic.cache.reading import Pages, read_of
 from sparity.dynamic.cache.run import Run, output_weight_of
@@ -23,9 +25,9 @@ ATTRIBUTE = "sparity_cache_layer"  # of the keys that go from a layer to attenti
 class PolicyLayer(TextLayer):
     """A layer of a `DynamicCache`.
 
-    While it holds everything as it is, it returns it, as a dynamic layer does. Once tokens were evicted or quantised,
-    `update` returns only the new ones: attention reads what is held from `store`, and says when it has been read
-    (`read`).
+    While it holds everything as it is, it returns it, as a dynamic layer does. Once tokens were evicted, quantised or
+    merged, `update` returns only the new ones: attention reads what is held from `store`, and says when it has been
+    read (`read`).
 
     Args:
         run: what is asked for.
@@ -34,6 +36,8 @@ class PolicyLayer(TextLayer):
 
     def __init__(self, run: Run, index: int) -> None:
         self.run, self.index = run, index
+        self.partner: PolicyLayer | None = None  # the earlier layer with which it is merged
+        self.merged: PolicyLayer | None = None  # of a layer without a pair: one with, so that both refuse alike
         self.reset()
 
     def reset(self) -> None:
@@ -41,7 +45,7 @@ class PolicyLayer(TextLayer):
         self.store: Holding | None = None
         self.length = 0  # of the text
         self.evicted_at = 0  # its length at the last eviction; 0 = nothing was evicted
-        self.partial = False  # whether only `store` can say what is held: something is gone or quantised
+        self.partial = False  # whether only `store` can say what is held: something is gone, quantised or merged
         self.decoded = 0  # tokens since then that were decoded
         self.waiting = False  # for attention to read what the last update returned
         self.is_initialized = False
@@ -62,7 +66,8 @@ class PolicyLayer(TextLayer):
     @property
     def settled(self) -> int:
         """Before which length tokens cannot be taken back; 0 = none."""
-        return max(self.evicted_at, 0 if self.store is None else self.store.settled)
+        beside = 0 if self.merged is None else self.merged.settled
+        return max(self.evicted_at, beside, 0 if self.store is None else self.store.settled)
 
     @property
     def keys(self) -> Tensor | None:
@@ -82,10 +87,10 @@ class PolicyLayer(TextLayer):
             UnsupportedModel: attention did not read what an earlier update returned.
         """
         self.check_read()
-        if self.partial and not self.run.open:
+        if (self.partial or self.settled) and not self.run.open:
             raise InvalidInput(
-                "tokens of this cache were evicted or quantised, and the policy is no longer attached to the model: "
-                "use it within sparity.cache"
+                "tokens of this cache were evicted, quantised or merged, and the policy is no longer attached to the "
+                "model: use it within sparity.cache"
             )
         first = self.store is None
         self._hold(key_states, value_states)
@@ -140,6 +145,7 @@ class PolicyLayer(TextLayer):
         self._evict(module, query, sight, scaling, softcap, decoding)
         if not decoding and self.run.pending is None:
             self._quantise(sight, self.length)
+            self._merge(sight)
 
     def _evict(
         self, module: nn.Module, query: Tensor, sight: Sight, scaling: float, softcap: float | None, decoding: bool
@@ -191,6 +197,21 @@ class PolicyLayer(TextLayer):
         store.quantise(store.due(length), length)
         self.partial = True
 
+    def _merge(self, sight: Sight) -> None:
+        """Merge with the earlier layer of a pair what both hold of the text but its ends."""
+        policy, earlier = self.run.policy, self.partner
+        if not isinstance(policy, MiniCache) or policy.retain >= 1 or earlier is None:
+            return
+        assert self.store is not None, "attention follows an update"
+        candidates = open_to(self.store, sight.real(), (self.run.sinks, self.run.recent))
+        if not bool(candidates.any()):
+            return
+        earlier._without_padding(sight)
+        self._without_padding(sight)
+        assert earlier.store is not None, "layers are read in their order"
+        earlier.store, self.store = join(earlier.store, self.store, policy, candidates, self.run.recent)
+        earlier.partial = self.partial = True
+
     def chosen(self, query: Tensor, sight: Sight, scaling: float, softcap: float | None) -> Pages | None:
         """Before attention: what fell out of the last tokens is quantised, and the pages that are read are chosen.
 
@@ -236,7 +257,8 @@ class PolicyLayer(TextLayer):
             return
         length, policy = max(self.length + tokens_to_remove, 0), self.run.policy
         if policy.accumulates or length < self.settled:
-            gone = "evicted" if length < self.evicted_at else "quantised"
+            kept = "merged" if self.run.pairs else "quantised"
+            gone = "evicted" if length < self.evicted_at else kept
             why = "has added up what they paid" if policy.accumulates else f"has {gone} others since"
             raise InvalidInput(
                 f"tokens cannot be taken back from this cache: the policy {policy.name} {why}; generate without drafts "

@@ -8,6 +8,7 @@ from sparity.dynamic.cache.functions import policy_of
 from sparity.dynamic.cache.policies.base import Policy, Reader
 from sparity.dynamic.cache.policies.keep_all import KeepAll
 from sparity.dynamic.cache.policies.kivi import Kivi
+from sparity.dynamic.cache.policies.minicache import MiniCache
 from sparity.dynamic.cache.policies.quest import Quest
 from sparity.dynamic.cache.run import check_request
 from sparity.errors import InvalidInput
@@ -48,7 +49,9 @@ class Roles:
     def words(self) -> str:
         """What a plan says."""
         found = []
-        if not self.plain:
+        if isinstance(self.policy, MiniCache):
+            found.append(f"{self.policy.name}, layers merged two by two behind the first {_share(self.policy.start)}")
+        elif not self.plain:
             shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
             words = _share(shares[0]) if len(shares) == 1 else f"{_share(min(shares))} to {_share(max(shares))}"
             found.append(f"{self.policy.name}, {words} of the cache")
@@ -71,7 +74,7 @@ def roles(
     every: int = 1,
     decode: bool | None = None,
 ) -> Roles:
-    """A request from its options; `kivi`, `quest` and `pqcache` as the policy let everything stay.
+    """A request from its options; `kivi`, `minicache`, `quest` and `pqcache` as the policy let everything stay.
 
     Raises:
         InvalidInput: unknown, given twice, or such that it cannot be met.
@@ -96,6 +99,8 @@ def roles(
             f"{built.name} merges what goes into one token, which is stored as it is and always read: leave `store` "
             "and `read` out, or give compensate=False"
         )
+    if isinstance(built, MiniCache) and (codec is not None or reader is not None):
+        raise InvalidInput(f"{built.name} says how tokens are stored and reads all: leave `store` and `read` out")
     if reader is not None:
         check_request(reader, read_keep, sinks, recent, every, None)
         if codec is not None and not isinstance(reader, Quest):

@@ -1,6 +1,6 @@
 """A policy at work in one model: what it is asked for, and what it knows of each attention module."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +38,7 @@ class Run:
         read_keep: the share of the text's tokens that it reads, or their number.
         learned: what was found of each layer before, by name.
         exact: whether a layer that holds and reads everything gives the bits of the model's own attention.
+        pairs: layers that are merged with an earlier one, and with which.
         open: whether the model's attention still knows the cache.
         hidden: layer -> what its projection of keys reads in the present call, `[tokens, hidden]`, if the policy asks.
         pending: a prompt waits to be read again: bool `[rows, tokens]`, what of it is no padding.
@@ -57,6 +58,7 @@ class Run:
     read_keep: float = 1.0
     learned: Learned = ()
     exact: bool = True
+    pairs: Mapping[int, int] = field(default_factory=dict)
     open: bool = field(default=True)
     whole: bool = False
     pending: Tensor | None = None

@@ -122,6 +122,7 @@ class CacheStage(RuntimeStage):
         check_model(model.skeleton)
         rotary_of(model.skeleton, found.policy)
         whole = list(layers_of(model.skeleton))
+        found.policy.pairs(whole)
         names = [_key_projection(model.sites(index)).name for index in range(len(model))]
         shares = zip(names, shares_of(found, len(model)), whole, strict=True)
         decision = {"keep": {name: keep if sees else 1.0 for name, keep, sees in shares}}

@@ -1,6 +1,7 @@
 """What a policy is: it gives the tokens of one layer's cache scores, and says which of them stay."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -59,6 +60,14 @@ class Policy(ABC):
     def merges(self) -> bool:
         """Whether what goes is merged into one token of each head, which counts as often as there were."""
         return False
+
+    def pairs(self, whole: Sequence[bool]) -> Mapping[int, int]:
+        """Layers that are merged with an earlier one, and with which.
+
+        Args:
+            whole: of each layer whether its cache holds the whole text.
+        """
+        return {}
 
     @property
     def dense_layers(self) -> int:

@@ -1,0 +1,391 @@
+"""MiniCache: what two layers share, in NumPy's words, in bytes and in whole models."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+import sparity
+from masked_dense import called, calls_of
+from sparity.dynamic.cache.functions import policy_of
+from sparity.dynamic.cache.joining import join, open_to
+from sparity.dynamic.cache.merged_store import MergedStore
+from sparity.dynamic.cache.slerp import angles, slerp
+from sparity.dynamic.cache.store import Store
+from sparity.errors import InvalidInput, UnsupportedModel
+from sparity.quality.recall import bytes_of
+
+SIZES = (20, 1, 33, 1, 3, 1)  # a prompt, a decoded token, a second prompt, decoding and a short turn
+FAMILIES = ("llama", "qwen3", "phi3", "opt", "gpt2", "gpt_neox")
+ENDS = {"sinks": 2, "recent": 4}
+GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+IDS = torch.randint(3, 90, (2, 40), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def model(family_models):
+    return copy.deepcopy(family_models["llama"])
+
+
+def minicache(model, **options):
+    return sparity.cache(model, "minicache", **{"retain": 0.3, **ENDS, **options})
+
+
+def between(first, second, share):
+    """Angle and direction of two float64 vectors, by the formula of the paper."""
+    one, other = first / np.linalg.norm(first), second / np.linalg.norm(second)
+    angle = np.arccos(np.clip(one @ other, -1, 1))
+    return angle, (np.sin((1 - share) * angle) * one + np.sin(share * angle) * other) / np.sin(angle)
+
+
+def merged(first, second, candidates, retain, share=0.6):
+    """What one head's tokens are read as, and which were merged.
+
+    `first` and `second` are [keys, values] of both layers, float64 `[tokens, width]`; `candidates` are places.
+    """
+    found, far = [[x.copy() for x in layer] for layer in (first, second)], set()
+    for kind in (0, 1):
+        angle = [between(first[kind][i], second[kind][i], share)[0] for i in candidates]
+        low, high = min(angle, default=0), max(angle, default=0)
+        far |= {i for i, each in zip(candidates, angle, strict=True) if each > high - retain * (high - low)}
+    gone = [i for i in candidates if i not in far]
+    for kind in (0, 1):
+        for i in gone:
+            direction = between(first[kind][i], second[kind][i], share)[1]
+            for layer, states in enumerate((first, second)):
+                found[layer][kind][i] = np.linalg.norm(states[kind][i]) * direction
+    return found, gone
+
+
+def states(seed, tokens=24, rows=2, heads=2, width=8, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(rows, heads, tokens, width, generator=generator).to(dtype) for _ in range(4)]
+
+
+def joined(given, policy, real=None, protected=(0, 0)):
+    """Both layers' stores of keys and values `given`, merged."""
+    stores = Store(*given[:2]), Store(*given[2:])
+    real = torch.ones(given[0].shape[0], given[0].shape[2], dtype=torch.bool) if real is None else real
+    return join(*stores, policy, open_to(stores[0], real, protected), protected[1])
+
+
+def test_a_right_angle_by_hand():
+    given = [torch.tensor(x)[None, None] for x in ([[3.0, 0.0]], [[0.0, 1.0]], [[0.0, 5.0]], [[2.0, 0.0]])]
+    first, second = joined(given, policy_of({"minicache": {"interpolation": 1 / 3}}))
+    root = math.sqrt(3) / 2  # the direction lies 30 degrees from the earlier layer's
+    assert torch.allclose(first.segment(0, 0)[0], torch.tensor([[3 * root, 1.5]]))
+    assert torch.allclose(second.segment(0, 0)[0], torch.tensor([[5 * root, 2.5]]))
+    assert torch.allclose(first.segment(0, 0)[1], torch.tensor([[0.5, root]]))
+    assert torch.allclose(second.segment(0, 0)[1], torch.tensor([[1.0, 2 * root]]))
+    assert first.directions is second.directions
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1), angle=st.floats(1e-6, 3.1))
+def test_directions_are_those_of_the_formula_at_any_angle(seed, share, angle):
+    generator = np.random.default_rng(seed)
+    first, other = generator.normal(size=(2, 6))
+    other -= first * (first @ other) / (first @ first)
+    second = math.cos(angle) * first / np.linalg.norm(first) + math.sin(angle) * other / np.linalg.norm(other)
+    pair = torch.tensor(first).float(), 7 * torch.tensor(second).float()
+    assert float(angles(*pair)) == pytest.approx(angle, rel=1e-4, abs=1e-6)
+    expected = between(first, second, share)[1]
+    assert np.allclose(slerp(*pair, share).numpy(), expected, atol=2e-5)
+
+
+def test_equal_opposite_and_zero_vectors():
+    one, zero = torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)
+    assert torch.allclose(slerp(one, 2 * one, 0.6), one / 5)
+    assert torch.allclose(slerp(zero, one, 0.6), one / 5)
+    assert torch.equal(slerp(zero, zero, 0.6), zero)
+    policy = policy_of("minicache")
+    assert policy.distinct(one, -2 * one).tolist() == [True]  # no direction lies between
+    assert policy.distinct(one.repeat(3, 1), one.repeat(3, 1)).tolist() == [False] * 3
+    assert policy.distinct(one[:0], one[:0]).tolist() == []
+
+
+def test_the_upper_part_of_the_range_of_angles_stays():
+    turns = torch.tensor([0.1, 0.2, 0.85, 0.86, 1.0])  # radians; range 0.9
+    first = torch.tensor([[1.0, 0.0]]).repeat(5, 1)
+    second = torch.stack([turns.cos(), turns.sin()], 1)
+    for retain, expected in ((0.0, "-----"), (0.05, "----x"), (0.16, "---xx"), (0.5, "--xxx"), (0.95, "-xxxx")):
+        found = policy_of({"minicache": {"retain": retain}}).distinct(first, second)
+        assert "".join("x" if each else "-" for each in found) == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    retain=st.floats(0, 0.9),
+    share=st.floats(0, 1),
+    pad=st.integers(0, 6),
+    ends=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+)
+def test_what_is_read_is_the_numpy_reference(seed, retain, share, pad, ends):
+    given = states(seed)
+    real = torch.stack([torch.arange(24) >= 0, torch.arange(24) >= pad])
+    policy = policy_of({"minicache": {"retain": retain, "interpolation": share}})
+    stores = joined(given, policy, real, ends)
+    for row in range(2):
+        candidates = range((pad if row else 0) + ends[0], 24 - ends[1])
+        for head in range(2):
+            arrays = [x[row, head].double().numpy() for x in given]
+            expected, gone = merged(arrays[:2], arrays[2:], candidates, retain, share)
+            for store, own in zip(stores, expected, strict=True):
+                keys, values, places = store.segment(row, head)
+                assert places.tolist() == list(range(24))
+                assert np.allclose(keys.numpy(), own[0], atol=2e-5)
+                assert np.allclose(values.numpy(), own[1], atol=2e-5)
+                assert sorted(store.restored(store.norms.cut(row, head))[2].tolist()) == gone
+                untouched = [place for place in range(24) if place not in gone]
+                assert torch.equal(keys[untouched], torch.tensor(arrays[0 if store.earlier else 2]).float()[untouched])
+
+
+def test_bytes_are_one_direction_four_norms_and_what_stays():
+    given = states(0, 4096, 1, 4, 64, torch.bfloat16)
+    whole = sum(Store(*pair).nbytes for pair in (given[:2], given[2:]))
+    first, second = joined(given, policy_of({"minicache": {"retain": 0.0}}))
+    count = 4 * 4096
+    assert first.directions.nbytes == count * (2 * 64 * 2 + 4)
+    assert first.norms.nbytes == second.norms.nbytes == count * 2 * 4
+    assert first.nbytes + second.nbytes == first.directions.nbytes + 2 * count * 8 + 2 * first.plain.nbytes
+    assert first.plain.nbytes == 4 * 16 * (2 * 64 * 2 + 4)  # room for tokens to come
+    assert first.nbytes + second.nbytes < 0.54 * whole
+
+
+def dense_calls(model, calls, pairs, retain, sinks, recent, pads):
+    """Logits of calls through transformers' whole cache, which is altered in NumPy after each prompt."""
+    past, found, judged, length = DynamicCache(config=model.config), [], 0, 0
+    for call in calls:
+        with torch.no_grad():
+            found.append(model(**call, past_key_values=past).logits)
+        new = call["input_ids"].shape[1]
+        length += new
+        if new < length and new < 32:
+            continue
+        for earlier, later in pairs:
+            layers = past.layers[earlier], past.layers[later]
+            for row, pad in enumerate(pads):
+                candidates = range(max(pad + sinks, judged), length - recent)
+                for head in range(layers[0].keys.shape[1]):
+                    arrays = [[x[row, head].double().numpy() for x in (each.keys, each.values)] for each in layers]
+                    for layer, own in zip(layers, merged(*arrays, candidates, retain)[0], strict=True):
+                        layer.keys[row, head], layer.values[row, head] = (torch.tensor(x).float() for x in own)
+        judged = length - recent
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pads", [(0,), (0, 5)])
+def test_calls_read_what_the_reference_leaves(family, pads, family_models):
+    model, calls = family_models[family], calls_of(pads, *SIZES)
+    with minicache(model):
+        found = called(model, calls)
+    expected, dense = dense_calls(model, calls, [(1, 2)], 0.3, 2, 4, pads), called(model, calls)
+    assert torch.equal(found[0], dense[0])  # a prompt is read before it is merged
+    for number, (here, there, call) in enumerate(zip(found, expected, calls, strict=True)):
+        rows = call["attention_mask"][:, -call["input_ids"].shape[1] :].bool()
+        assert torch.allclose(here[rows], there[rows], atol=3e-5 * float(there.abs().max()))
+        assert number == 0 or not torch.allclose(here[rows], dense[number][rows], atol=1e-3)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.34])
+def test_other_pairs_are_merged_from_another_start(start, model):
+    calls = calls_of((0, 0), *SIZES)
+    with minicache(model, start=start), torch.no_grad():
+        past = model(**calls[0]).past_key_values
+        found = called(model, calls)
+    pair = (int(3 * start), int(3 * start) + 1)
+    assert [isinstance(layer.store, MergedStore) for layer in past.layers] == [index in pair for index in range(3)]
+    for here, there in zip(found, dense_calls(model, calls, [pair], 0.3, 2, 4, (0, 0)), strict=True):
+        assert torch.allclose(here, there, atol=3e-5 * float(there.abs().max()))
+
+
+@pytest.mark.parametrize("options", [{"retain": 1.0}, {"recent": 99}, {"sinks": 99}])
+def test_tokens_that_all_stay_give_the_bits_of_the_whole_cache(options, family_models):
+    for family in ("llama", "gpt2"):
+        model, calls = family_models[family], calls_of((0, 5), *SIZES)
+        with minicache(model, **options):
+            found = called(model, calls)
+        assert all(torch.equal(*pair) for pair in zip(found, called(model, calls), strict=True))
+
+
+def test_a_padded_row_and_a_row_alone_are_merged_alike(model):
+    calls = calls_of((0, 7), *SIZES)
+    alone = [{"input_ids": call["input_ids"][1:]} for call in calls]
+    alone[0] = {"input_ids": calls[0]["input_ids"][1:, 7:]}
+    with minicache(model):
+        both, single = called(model, calls), called(model, alone)
+    for together, own in zip(both[1:], single[1:], strict=True):
+        assert torch.allclose(together[1:], own, atol=3e-5 * float(own.abs().max()))
+
+
+@torch.no_grad()
+def test_memory_is_freed_and_counted_once(model):
+    with sparity.cache(model, "keep_all"):
+        whole = model(IDS.repeat(1, 10)).past_key_values
+    with minicache(model, retain=0.0):
+        past = model(IDS.repeat(1, 10)).past_key_values
+    kept = sum(layer.nbytes for layer in past.layers)
+    assert kept == bytes_of(past)
+    heads, middle = 4, 400 - 6
+    room = 6 + 16  # the ends, and room
+    pair = heads * (middle * (2 * 8 * 4 + 4 + 4 * 4) + 2 * room * (2 * 8 * 4 + 4))
+    assert past.layers[1].nbytes + past.layers[2].nbytes == pair
+    assert past.layers[0].nbytes == whole.layers[0].nbytes
+    assert kept < 0.76 * bytes_of(whole)
+    storages = {buffer.untyped_storage().data_ptr(): buffer.untyped_storage().nbytes() for layer in past.layers[1:]
+                for slots in (layer.store.plain, layer.store.norms, layer.store.directions)
+                for buffer in slots.buffers.values()}  # fmt: skip
+    assert sum(storages.values()) == pair
+
+
+@torch.no_grad()
+def test_beams_rows_copies_and_tokens_that_are_taken_back(model):
+    with minicache(model):
+        past = model(IDS).past_key_values
+        token = torch.tensor([[5], [9]])
+        expected = model(token, past_key_values=copy.deepcopy(past)).logits
+        turned = copy.deepcopy(past)
+        turned.reorder_cache(torch.tensor([1, 0]))
+        assert turned.layers[1].store.directions is turned.layers[2].store.directions
+        assert turned.layers[1].store.directions is not past.layers[1].store.directions
+        assert torch.equal(model(token.flip(0), past_key_values=turned).logits, expected.flip(0))
+        twice = copy.deepcopy(past)
+        twice.batch_repeat_interleave(2)
+        found = model(token.repeat_interleave(2, 0), past_key_values=twice).logits
+        assert torch.allclose(found[::2], expected, atol=1e-5)
+        one = copy.deepcopy(past)
+        one.batch_select_indices(torch.tensor([1]))
+        assert torch.allclose(model(token[1:], past_key_values=one).logits, expected[1:], atol=1e-5)
+        model(IDS[:, :3], past_key_values=past)
+        past.crop(-3)
+        assert torch.equal(model(token, past_key_values=past).logits, expected)
+        with pytest.raises(InvalidInput, match="has merged others since"):
+            past.crop(-2)
+        assert [layer.length for layer in past.layers] == [41] * 3  # also of layers that are not merged
+        before = past.layers[1].store.norms.lengths
+        model(IDS[:, :35], past_key_values=past)  # the next prompt merges what was not judged yet
+        assert past.layers[1].store.settled == past.layers[2].store.settled == 76
+        assert bool((past.layers[1].store.norms.lengths > before).all())
+
+
+@torch.no_grad()
+def test_generation_with_beams_and_drafts(model):
+    with minicache(model):
+        output = model.generate(IDS, num_beams=3, max_new_tokens=8, return_dict_in_generate=True, **GREEDY)
+        layers = output.past_key_values.layers
+        assert layers[1].store.directions is layers[2].store.directions
+        assert layers[1].store.rows == 6
+        plain = model.generate(IDS[:1], max_new_tokens=12, **GREEDY)
+        drafted = model.generate(IDS[:1], max_new_tokens=12, prompt_lookup_num_tokens=2, **GREEDY)
+        assert torch.equal(drafted, plain)
+        pieces = model.generate(IDS[:1].repeat(1, 2), max_new_tokens=4, prefill_chunk_size=36, **GREEDY)
+        assert pieces.shape == (1, 84)
+
+
+@torch.no_grad()
+def test_inference_mode_and_bfloat16(model):
+    with minicache(model):
+        with torch.inference_mode():
+            past = model(IDS).past_key_values
+        outside = model(IDS[:, :35], past_key_values=past).logits
+        past = model(IDS).past_key_values
+        assert torch.equal(model(IDS[:, :35], past_key_values=past).logits, outside)
+    half = copy.deepcopy(model).bfloat16()
+    with minicache(half):
+        past = half(IDS).past_key_values
+        assert past.layers[1].store.directions.buffers["keys"].dtype == torch.bfloat16
+        assert past.layers[1].store.norms.buffers["keys"].dtype == torch.float32
+        logits = half(IDS[:, :1], past_key_values=past).logits
+    assert logits.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_compiled_attention_and_pytorch_read_the_same(model, monkeypatch):
+    from sparity.dynamic.cache import attention
+
+    with minicache(model):
+        past = model(IDS).past_key_values
+        here = model(IDS[:, :2], past_key_values=copy.deepcopy(past)).logits
+        monkeypatch.setattr(attention, "attend_in_place", lambda *_, **__: None)
+        there = model(IDS[:, :2], past_key_values=past).logits
+    assert torch.allclose(here, there, atol=1e-5)
+
+
+def test_what_cannot_be_merged_is_refused(model, family_models):
+    for options, words in (
+        ({"retain": 1.5}, r'option "retain": 1.5 must lie in \[0, 1\]'),
+        ({"interpolation": -0.1}, r"must lie in \[0, 1\]"),
+        ({"start": 2}, r"must lie in \[0, 1\]"),
+        ({"store": "kivi"}, "minicache says how tokens are stored and reads all: leave `store` and `read` out"),
+        ({"read": "quest"}, "leave `store` and `read` out"),
+        ({"decode": True}, "cannot evict while decoding: leave `decode` out"),
+    ):
+        with pytest.raises(InvalidInput, match=words), minicache(model, **options):
+            pass
+    no_two = "no two neighbours see the whole text: lower `start`"
+    with pytest.raises(UnsupportedModel, match=no_two), minicache(model, start=1):
+        pass
+    with (
+        pytest.raises(UnsupportedModel, match="from layer 1 of 3 on no two neighbours"),
+        minicache(family_models["gemma2"]),
+    ):
+        pass
+    mask = torch.ones_like(IDS)
+    mask[0, 35:] = 0
+    with minicache(model), pytest.raises(InvalidInput, match="padding on the right"):
+        model(IDS, attention_mask=mask)
+    with minicache(model), torch.no_grad():
+        past = model(IDS).past_key_values
+    with pytest.raises(InvalidInput, match="evicted, quantised or merged, and the policy is no longer attached"):
+        model(IDS[:, :1], past_key_values=past)
+    assert [layer.length for layer in past.layers] == [40] * 3
+    store = past.layers[1].store
+    masks = [torch.ones(int(count), dtype=torch.bool) for count in store.lengths]
+    with pytest.raises(InvalidInput, match="none goes for one of them"):
+        store.keep(masks)
+    with pytest.raises(InvalidInput, match="no other policy chooses"):
+        store.set_mass(0, masks)
+
+
+def test_layers_whose_heads_differ_are_refused():
+    given = states(0)
+    with pytest.raises(UnsupportedModel, match=r"are \[2, 8, 8\] and \[1, 8, 8\]"):
+        joined([*given[:2], *(x[:, :1] for x in given[2:])], policy_of("minicache"))
+
+
+def test_pairs_skip_layers_that_see_a_window():
+    pairs = policy_of({"minicache": {"start": 0.0}}).pairs
+    assert pairs([True] * 5) == {1: 0, 3: 2}
+    assert pairs([False, True, True, False, True, True]) == {2: 1, 5: 4}
+    assert policy_of("minicache").pairs([True] * 30) == {16 + 2 * i: 15 + 2 * i for i in range(7)}
+
+
+@torch.no_grad()
+def test_it_is_saved_with_a_model_and_merges_when_loaded(family_models, tmp_path):
+    recipe = {"stages": [{"cache": {"policy": {"minicache": {"retain": 0.3}}, **ENDS}}], "measure": {"speed": None}}
+    model = family_models["llama"]
+    loaded = sparity.load(sparity.run(recipe, model=model, output=tmp_path / "out", device="cpu").path)
+    past = loaded(IDS).past_key_values
+    assert [isinstance(layer.store, MergedStore) for layer in past.layers] == [False, True, True]
+    with minicache(model):
+        expected = model(IDS).past_key_values
+        assert torch.equal(
+            model(IDS[:, :1], past_key_values=expected).logits, loaded(IDS[:, :1], past_key_values=past).logits
+        )
+    assert bytes_of(past) == bytes_of(expected)
+    with pytest.raises(UnsupportedModel, match="no two neighbours"):
+        sparity.run(recipe, model=family_models["gemma2"], output=tmp_path / "none", device="cpu")
+
+
+def test_a_plan_says_what_is_merged():
+    from sparity.dynamic.cache.stage import CacheStage
+
+    stage = CacheStage.model_validate({"policy": "minicache"})
+    assert (stage.words, stage.how) == ("minicache, layers merged two by two behind the first 50 %", "minicache")
