@@ -1,10 +1,13 @@
 """Whether the errors of zeros and of few bits add up: docs/studies/quantisation.md.
 
-    python benchmarks/quantisation_study.py OUT.json [--models zoo:llama zoo:smollm2] [--rows "50 %" int4 ...]
+    python benchmarks/quantisation_study.py OUT.json [--models zoo:llama zoo:smollm2] [--rows "50 %" int4 ...] [--calibration FILE --text FILE]
     python benchmarks/quantisation_study.py OUT.json --table       as Markdown, what is finished
 
 Each row is a recipe: zeros alone, few bits alone, one after the other, and both in one loop. Zeros are SparseGPT's. The
 same command goes on after the rows of OUT.json.
+
+Rows with "symmetric" and "signed" ask what the choice of a group's scale does: 2 max|w| / 15, or that or -w / 8 of its
+largest weight w, whichever loses less.
 """
 
 from recipe_rows import main
@@ -19,6 +22,18 @@ BITS = {
     "int4": {"method": "nearest", "bits": 4, "group": GROUP, "symmetric": False},
     "gptq, 4 bits": {"method": "gptq", "bits": 4, "group": GROUP, "symmetric": False},
 }
+SCALES = {
+    "symmetric": {"symmetric": True},
+    "signed": {"symmetric": True, "signed": True},
+}
+WAYS = {
+    "nearest": "nearest",
+    "gptq": "gptq",
+    "gptq, static groups": {"gptq": {"static_groups": True}},
+    "gptq, act order": {"gptq": {"act_order": True}},
+    "gptq, blocks of a group": {"gptq": {"block_columns": GROUP}},
+    "gptq, damping 0.1": {"gptq": {"damping": 0.1}},
+}
 JOINT = "gptq, 4 bits"  # what one loop does at once, in turn
 
 
@@ -29,7 +44,20 @@ def rows(options):
     both = {f"{zeros}, then {bits}": [*alone[zeros], *alone[bits]] for zeros in ZEROS for bits in BITS}
     loop = {"sparsegpt": {"bits": 4, "group": GROUP}}
     joint = {f"{zeros} and 4 bits in one loop": [{"prune": {"solver": loop, **how}}] for zeros, how in ZEROS.items()}
-    return {**alone, **both, **joint}
+    return {**alone, **both, **joint, **by_scale()}
+
+
+def by_scale():
+    """Name -> stages, of what the choice of scales does."""
+    found = {}
+    for scale, how in SCALES.items():
+        for way, method in WAYS.items():
+            options = {"method": method, "group": GROUP, "grid": {"integers": how}}
+            found[f"{way}, {scale}"] = [{"quantize": options}]
+        for zeros, pruned in ZEROS.items():
+            loop = {"sparsegpt": {"bits": 4, "group": GROUP, **how}}
+            found[f"{zeros} and 4 bits in one loop, {scale}"] = [{"prune": {"solver": loop, **pruned}}]
+    return found
 
 
 def table(found):

@@ -20,7 +20,7 @@ def recipe_of(model, stages, options):
             "model": model,
             "dtype": "float32",
             "calibration": {
-                "text": "python-docs:calibration",
+                "text": options.calibration,
                 "documents": "joined",
                 "samples": options.samples,
                 "length": options.length,
@@ -28,7 +28,7 @@ def recipe_of(model, stages, options):
             },
             "stages": stages,
             "measure": {
-                "perplexity": ["python-docs:held-out"],
+                "perplexity": [options.text],
                 "window": options.window,
                 "windows": options.windows,
                 "speed": None,
@@ -82,6 +82,8 @@ def main(text, rows, table):
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", nargs="+", default=["zoo:llama"])
     parser.add_argument("--rows", nargs="+", help="these only")
+    parser.add_argument("--calibration", default="python-docs:calibration", help="a text or a file")
+    parser.add_argument("--text", default="python-docs:held-out", help="what perplexity is measured on")
     parser.add_argument("--steps", type=int, default=50, help="of one course of training")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)

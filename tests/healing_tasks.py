@@ -18,6 +18,7 @@ IDS = torch.randint(2, 97, (6, 24), generator=torch.Generator().manual_seed(0))
 METHODS = {
     "least_squares": {},
     "eora": {"rank": 4},
+    "slim": {"rank": 0.2},
     "reconstruction": {"steps": 4, "rate": 3e-3},
     "lora": {"steps": 4, "rate": 1e-2, "rank": 2},
     "distillation": {"steps": 4, "rate": 3e-3, "top": 16},

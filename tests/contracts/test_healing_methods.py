@@ -81,7 +81,7 @@ def test_killed_and_resumed_is_bit_identical(name, tmp_path):
     model, masks = sparse_of(dense)
     start = copy.deepcopy(model)
     whole = build(name).heal(task_of(dense, model, masks, tmp_path))
-    blockwise = name in ("least_squares", "eora", "reconstruction")
+    blockwise = name in ("least_squares", "eora", "slim", "reconstruction")
     for dies in (4, 5) if blockwise else (2, 4):
         killed, resumed = copy.deepcopy(start), copy.deepcopy(start)
         notes = Notes(dies=dies, folder=tmp_path)

@@ -30,11 +30,12 @@ def test_every_method_has_a_recipe():
 def test_a_recipe_runs_and_keeps_its_pattern(path, tmp_path):
     assert path.read_text().startswith("# ")
     assert f"sparity run {path.relative_to(RECIPES.parent)} -o OUT" in path.read_text()
-    steps = [f"stages.1.heal.method.{path.stem}.steps={STEPS[path.stem]}"] if path.stem in STEPS else []
+    place = len(Recipe.read(path).stages) - 1
+    steps = [f"stages.{place}.heal.method.{path.stem}.steps={STEPS[path.stem]}"] if path.stem in STEPS else []
     recipe = Recipe.read(path, [*SMALL, *steps])
-    assert recipe.stages[1].how == path.stem
+    assert recipe.stages[place].how == path.stem
     result = sparity.run(recipe, output=tmp_path / "out")
     assert verify(result.path).problems == ()  # 2:4 in every group
-    found = json.loads((tmp_path / "out/sparity.json").read_text())["stages"][1]["decision"]
+    found = json.loads((tmp_path / "out/sparity.json").read_text())["stages"][place]["decision"]
     assert found["kl_before"] > 0
     assert result.report.candidates[0].quality[0].kl > 0

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats.encodings.base import Encoding, SideTensors
+from sparity.formats.encodings.signed_scales import losing_less
 from sparity.registry import register
 
 GROUPS = (32, 64, 128)
+WIDTH = 4  # bits of a code
 STEPS = 15  # between the lowest and the highest of 16 codes
 LOWEST = -8  # of symmetric codes
 ROWS_AT_ONCE = 32  # what is computed in float32 stays in the cache
@@ -172,25 +174,10 @@ class Int4(Encoding):
             exact = (high / STEPS - low / STEPS).clamp(max=largest / (STEPS + 1))
         scales = torch.where(empty, 1.0, exact.clamp(min=smallest)).to(self.stored_scale)
         if self.symmetric:
-            signed = torch.where(high >= -low, -1.0, 1.0) * (torch.maximum(-low, high) / -LOWEST).clamp(min=smallest)
-            other = torch.where(empty, 1.0, signed).to(self.stored_scale)
-            loses_less = other.isfinite() & (self._lost(weight, other) < self._lost(weight, scales))
-            scales = torch.where(loses_less, other, scales)
+            scales = losing_less(groups.flatten(0, 1), scales.flatten(), WIDTH).view(scales.shape)
         if not bool(scales.isfinite().all()):
             raise InvalidInput(
                 f"int4: a scale of {float(exact.max()):.3g} does not fit into {self.scale_type}; take scale_type "
                 "bfloat16, or repair the weight"
             )
         return scales, (-low / scales.float()).round().clamp(0, STEPS).to(torch.uint8)
-
-    def _lost(self, weight: Tensor, scales: Tensor) -> Tensor:
-        """The squared error of symmetric rounding, in squares of the group's largest weight `[rows, groups]`."""
-        lost = torch.empty(scales.shape)
-        for row in range(0, len(weight), ROWS_AT_ONCE):
-            rows = slice(row, row + ROWS_AT_ONCE)
-            groups = self._grouped(weight[rows].float())
-            largest = groups.abs().amax(2, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-            groups, step = groups / largest, scales[rows, :, None].float() / largest
-            codes = (groups / step).round_().clamp_(LOWEST, LOWEST + STEPS)
-            lost[rows] = codes.mul_(step).sub_(groups).square_().sum(2)
-        return lost

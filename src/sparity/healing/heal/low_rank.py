@@ -12,7 +12,7 @@ from sparity.models import InputSite
 from sparity.models.block import Projection, in_features, out_features
 
 PARTS = ("first", "second")  # A [rank, in] and B [out, rank]
-FLOOR = 1e-6  # of the largest eigenvalue: directions that are weaker count as this strong
+FLOOR = 1e-6  # of the largest eigenvalue or square: directions that are weaker count as this strong
 AGAIN = "fetch the folder again, or load it without (sparity.load(path, runtime=False))"
 
 
@@ -25,10 +25,34 @@ def eigenspace_low_rank(error: Tensor, gram: Tensor, rank: int) -> tuple[Tensor,
         rank: of B A.
     """
     values, vectors = torch.linalg.eigh(gram.double())
-    roots = values.clamp_min(FLOOR * values[-1].clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
-    left, sizes, right = torch.linalg.svd(error.double() @ vectors * roots, full_matrices=False)
+    roots = _roots(values)
+    first, second = _nearest(error.double() @ vectors * roots, rank)
+    return (first / roots) @ vectors.T, second
+
+
+def salient_low_rank(error: Tensor, squares: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The A `[rank, in]` and B `[out, rank]` with the least sum of squares_j (E - B A)_ij^2, in float64.
+
+    Args:
+        error: E, `[out, in]`.
+        squares: the sum of x^2 of each input, `[in]`.
+        rank: of B A.
+    """
+    roots = _roots(squares.double())
+    first, second = _nearest(error.double() * roots, rank)
+    return first / roots, second
+
+
+def _roots(strengths: Tensor) -> Tensor:
+    """Roots of what directions or inputs weigh, none of them too weak to divide by."""
+    return strengths.clamp_min(FLOOR * strengths.max().clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
+
+
+def _nearest(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A `[rank, in]` and B `[out, rank]` whose product B A is the nearest of its rank to `matrix` [out, in]."""
+    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
     halves = sizes[:rank].sqrt()
-    return (halves[:, None] * right[:rank] / roots) @ vectors.T, left[:, :rank] * halves
+    return halves[:, None] * right[:rank], left[:, :rank] * halves
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from sparity.registry import register
 from sparity.static.matrices.settling import settle_columns
 from sparity.static.prune.solvers.base import Choose, Solver, zeroed
 from sparity.static.quantize.column_rounding import ColumnRounding
+from sparity.static.quantize.grids.base import Grid
 from sparity.static.quantize.methods.base import check_group
 from sparity.static.quantize.quantizing import build_grid
 
@@ -30,7 +31,8 @@ class SparseGPT(Solver):
     is singular. Channels that never fired are pruned first; a weight there that the mask keeps stays what it was.
 
     With `bits` the weights that stay are rounded in the same loop, so that later columns make up for both: to integers
-    with a zero point unless `symmetric`, on one grid per row of the dense weight, or per `group` of columns.
+    with a zero point unless `symmetric`, on one grid per row of the dense weight, or per `group` of columns; `signed`
+    is that of the grid of integers.
     """
 
     damping: float = DAMPING
@@ -38,6 +40,7 @@ class SparseGPT(Solver):
     bits: int | None = None
     group: int | None = None
     symmetric: bool = False
+    signed: bool = False
 
     needs: ClassVar[tuple[str, ...]] = ("gram",)
     own_score: ClassVar[str | None] = "obs"
@@ -48,10 +51,10 @@ class SparseGPT(Solver):
             raise InvalidInput(f"damping {self.damping}: it must lie in [0, 1]")
         if self.block_columns < 1:
             raise InvalidInput(f"block_columns {self.block_columns}: it must be at least 1")
-        if self.bits is None and (self.group is not None or self.symmetric):
-            raise InvalidInput("sparsegpt: group and symmetric say how weights are rounded: give bits too")
+        if self.bits is None and (self.group is not None or self.symmetric or self.signed):
+            raise InvalidInput("sparsegpt: group, symmetric and signed say how weights are rounded: give bits too")
         if self.bits is not None:
-            build_grid("integers", self.bits, self.symmetric)
+            self._grid(self.bits)
 
     def solve(self, weight: Tensor, statistics: Statistics, choose: Choose) -> tuple[Tensor, Tensor]:
         """See `Solver.solve`."""
@@ -69,7 +72,10 @@ class SparseGPT(Solver):
         if self.bits is None:
             return None
         group = check_group(self.group, len(columns), site)
-        return ColumnRounding(columns, keep, (build_grid("integers", self.bits, self.symmetric),), group)
+        return ColumnRounding(columns, keep, (self._grid(self.bits),), group)
+
+    def _grid(self, bits: int) -> Grid:
+        return build_grid({"integers": {"signed": self.signed}}, bits, self.symmetric)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparity.errors import InvalidInput
+from sparity.formats.encodings.signed_scales import losing_less
 from sparity.registry import register
 from sparity.static.quantize.grids.base import Fitted, Grid, ScaleType, usable_scales
 
@@ -17,8 +18,9 @@ class Integers(Grid):
 
     Symmetric codes run from -2^(width-1) to 2^(width-1) - 1 around 0. The step is 2 max|w| / (2^width - 1), as in the
     code of GPTQ; with `even`, max|w| / (2^(width-1) - 1), as in that of AWQ and of the encoding int8, which leaves the
-    lowest code unused. Asymmetric codes run from 0; the range is stretched to hold 0, and the zero point is a whole
-    number, so that a weight of 0 comes back as 0.
+    lowest code unused; with `signed`, -w / 2^(width-1) of a group's largest weight w where that loses less, as in the
+    encoding int4, which may be negative. Asymmetric codes run from 0; the range is stretched to hold 0, and the zero
+    point is a whole number, so that a weight of 0 comes back as 0.
 
     `scale_type` is the type in which scales will be stored: they are rounded to it before the codes are chosen.
     """
@@ -26,6 +28,7 @@ class Integers(Grid):
     width: int = 4
     symmetric: bool = True
     even: bool = False
+    signed: bool = False
     scale_type: ScaleType = "float32"
 
     def __post_init__(self) -> None:
@@ -33,6 +36,8 @@ class Integers(Grid):
             raise InvalidInput(f"bits {self.width}: integers of 2 to 8 bits can be chosen")
         if self.even and not self.symmetric:
             raise InvalidInput("even: only symmetric integers have as many codes above 0 as below")
+        if self.signed and (self.even or not self.symmetric):
+            raise InvalidInput("signed: only symmetric integers that are not even have a lowest code on one side alone")
 
     @property
     def bits(self) -> int:
@@ -57,7 +62,10 @@ class Integers(Grid):
         if self.symmetric:
             largest = torch.maximum(-low, high)
             scales = largest / (2 ** (self.width - 1) - 1) if self.even else 2 * largest / steps
-            return Fitted(usable_scales(scales, empty, self.scale_type), torch.zeros_like(scales))
+            usable = usable_scales(scales, empty, self.scale_type)
+            if self.signed:
+                usable = losing_less(groups, usable.to(self.stored_scale), self.width).float()
+            return Fitted(usable, torch.zeros_like(scales))
         scales = usable_scales((high - low) / steps, empty, self.scale_type)
         return Fitted(scales, (-low / scales).round().clamp(0, steps))
 
@@ -68,4 +76,4 @@ class Integers(Grid):
 
     def values(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """See `Grid.values`."""
-        return (codes.float() - zeros) * scales
+        return (codes.float() - zeros) * scales + 0.0  # no -0, which a negative scale would make
