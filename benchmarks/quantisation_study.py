@@ -1,6 +1,7 @@
 """Whether the errors of zeros and of few bits add up: docs/studies/quantisation.md.
 
-    python benchmarks/quantisation_study.py OUT.json [--models zoo:llama zoo:smollm2] [--rows "50 %" int4 ...] [--calibration FILE --text FILE]
+    python benchmarks/quantisation_study.py OUT.json [--models zoo:llama zoo:smollm2] [--rows "50 %" int4 ...]
+        [--calibration FILE --text FILE]
     python benchmarks/quantisation_study.py OUT.json --table       as Markdown, what is finished
 
 Each row is a recipe: zeros alone, few bits alone, one after the other, and both in one loop. Zeros are SparseGPT's. The

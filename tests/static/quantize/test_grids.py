@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sparity import registry
 from sparity.errors import InvalidInput, NumericalError
+from sparity.formats.encodings.int4 import Int4
 from sparity.static.quantize.grids.codebook import Codebook
 from sparity.static.quantize.grids.e4m3 import E4M3
 from sparity.static.quantize.grids.integers import Integers
@@ -16,6 +17,7 @@ from sparity.static.quantize.quantizing import build_grid
 GRIDS = [
     *(Integers(width, symmetric) for width in (2, 3, 4, 8) for symmetric in (True, False)),
     *(Integers(width, even=True) for width in (2, 4, 8)),
+    *(Integers(width, signed=True) for width in (2, 4, 8)),
     Integers(4, scale_type="float16"),
     NF4(),
     E4M3(),
@@ -41,6 +43,32 @@ def test_symmetric_integers_by_hand():
     assert codes.tolist() == [[-8, 4, 0, 7]]  # ties to even, and 8 is no code
     codes, fitted = rounded(Integers(4, even=True), torch.tensor([[-7.0, 3.6, 0.5, 1.5]]))
     assert (fitted.scales.tolist(), codes.tolist()) == ([1.0], [[-7, 4, 0, 2]])
+
+
+def test_of_two_scales_the_one_that_loses_less_by_hand():
+    weight = torch.tensor([[8.0, 3.0, -2.0, 1.0], [-8.0, 3.0, -2.0, 1.0], [7.5, -7.5, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
+    codes, fitted = rounded(Integers(4, signed=True), weight)
+    assert fitted.scales.tolist() == [-1.0, 1.0, 1.0, 1.0]  # -8 / 8, 8 / 8; 15 / 15 where both ends are as far
+    assert codes.tolist() == [[-8, -3, 2, -1], [-8, 3, -2, 1], [7, -8, 1, 2], [0, 0, 0, 0]]
+    assert Integers(4, signed=True).nearest(weight[:2], fitted.scales[:2, None], torch.zeros(1)).equal(weight[:2])
+
+
+@settings(max_examples=30, deadline=None)
+@given(group=st.sampled_from([32, 64]), seed=st.integers(0, 999), size=st.sampled_from([1e-3, 1.0, 50.0]))
+def test_signed_integers_are_those_of_the_encoding_int4_and_lose_no_more_than_unsigned(group, seed, size):
+    weight = torch.randn(5, 128, generator=torch.Generator().manual_seed(seed)) * size
+    for kept in ("bfloat16", "float32"):
+        grid, groups = Integers(4, signed=True, scale_type=kept), weight.view(-1, group)
+        scales = grid.fit(groups).scales[:, None]
+        values, encoding = grid.nearest(groups, scales, torch.zeros(1)), Int4(group, scale_type=kept)
+        stored, sides = encoding.encode(weight)
+        assert torch.equal(sides["scales"].float().view(-1, 1), scales)
+        assert torch.equal(encoding.decode(stored, sides, torch.float32), values.view(weight.shape))
+        assert encoding.on_grid(values.view(5, -1), {"scales": scales.view(5, -1)}) is not None
+        plain = Integers(4, scale_type=kept)
+        others = plain.nearest(groups, plain.fit(groups).scales[:, None], torch.zeros(1))
+        errors = [(each - groups).square().sum(1) for each in (values, others)]
+        assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
 
 
 def test_integers_with_a_zero_point_by_hand():
@@ -83,10 +111,11 @@ def test_zero_comes_back_codes_fit_and_values_stay(grid, rows, width, seed, size
     codes, fitted = rounded(grid, weight)
     scales, zeros = fitted.scales[:, None], fitted.zeros[:, None]
     values = grid.values(codes, scales, zeros)
-    assert (scales > 0).all()
+    assert ((scales > 0) | bool(getattr(grid, "signed", False)) & (scales < 0)).all()
     assert scales.isfinite().all()
     assert torch.equal(zeros, zeros.round())
     assert (values[weight == 0] == 0).all()
+    assert not torch.signbit(values[weight == 0]).any()
     assert int(codes.max()) - int(codes.min()) < 2**grid.bits
     assert len(codes.unique()) <= 2**grid.bits
     assert torch.equal(grid.codes(values, scales, zeros), codes)
@@ -133,6 +162,8 @@ def test_nothing_but_zeros_and_what_is_too_small_or_too_large():
         ({"integers": {"width": 9}}, "2 to 8 bits"),
         ({"integers": {"width": 1}}, "2 to 8 bits"),
         ({"integers": {"even": True, "symmetric": False}}, "only symmetric integers"),
+        ({"integers": {"signed": True, "symmetric": False}}, "signed: only symmetric integers"),
+        ({"integers": {"signed": True, "even": True}}, "signed: only symmetric integers"),
         ({"integers": {"scale_type": "int8"}}, "'float32' or 'float16' or 'bfloat16'"),
         ("nf5", 'did you mean "nf4"'),
     ],

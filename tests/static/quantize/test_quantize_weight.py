@@ -3,11 +3,14 @@
 import pytest
 import quantize_references as plain
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import references
 import sparity
 from references import layer
 from sparity.errors import InvalidInput, NumericalError
+from sparity.static.quantize.grids.integers import Integers
 
 EXACT = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -84,6 +87,62 @@ def test_gptq_makes_the_output_closer_than_rounding():
         for method in ("nearest", "gptq")
     }
     assert errors["gptq"] < 0.8 * errors["nearest"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 6), bits=st.integers(2, 5), seed=st.integers(0, 999), zeros=st.booleans(),
+    grid=st.sampled_from([{}, {"even": True}, {"signed": True}, {"symmetric": False}]),
+)  # fmt: skip
+def test_of_two_columns_gptq_is_never_further_than_rounding(rows, bits, seed, zeros, grid):
+    """Both round the first column alike, and of the second GPTQ takes the best value that the grid has."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, inputs = torch.randn(rows, 2, generator=generator), torch.randn(6, 2, generator=generator)
+    if zeros:
+        weight[0, seed % 2] = 0.0
+    options = {"grid": {"integers": {"width": bits, **grid}}}
+    found = sparity.quantize_weight(weight, inputs, method="gptq", damping=0.0, **options).weight
+    plain = sparity.quantize_weight(weight, **options).weight
+    errors = [((weight - each) @ inputs.T).double().square().sum(1) for each in (found, plain)]
+    assert (errors[0] <= errors[1] * (1 + 1e-4) + 1e-5).all()
+
+
+def test_of_three_columns_rounding_can_be_closer_than_gptq():
+    """GPTQ's choice for the second column is the best only if the third could follow it wherever it likes."""
+    weight = torch.tensor([[1.7, 3.25, 2.15, 7.0]])  # the last, which has to do with no other, makes the step 1
+    inputs = torch.tensor([[1.0, 0, 0, 0], [-1, 1, 0, 0], [0, -0.5, 1, 0], [0, 0, 0, 1]])
+    plain = sparity.quantize_weight(weight, bits=4, even=True).weight
+    found = sparity.quantize_weight(weight, inputs, method="gptq", damping=0.0, bits=4, even=True).weight
+    assert plain.tolist() == [[2, 3, 2, 7]]  # changes of 0.3, -0.25, -0.15
+    assert found.tolist() == [[2, 4, 3, 7]]  # 3.25 + 0.3 is nearer to 4; 2.15 + 0.5 * 0.75 to 3
+    errors = [float(((weight - each) @ inputs.T).square().sum()) for each in (plain, found)]
+    assert errors == pytest.approx([0.09 + 0.55**2 + 0.025**2, 0.09 + 0.45**2 + 0.475**2], rel=1e-4)
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq", "awq", "smoothquant", "slim_llm"])
+def test_signed_scales_reach_every_method(method):
+    weight, inputs = layer(8, 64)
+    grid = {"integers": {"width": 4, "signed": True}}
+    found = sparity.quantize_weight(weight, inputs, method=method, group=16, grid=grid)
+    assert bool((found.scales < 0).any())
+    scales = found.scales.repeat_interleave(16, 1)
+    values = found.codes * scales / (1.0 if found.input_scales is None else found.input_scales)
+    torch.testing.assert_close(found.weight, values)
+    assert not torch.signbit(found.weight[found.weight == 0]).any()
+
+
+def test_gptq_fits_signed_scales_to_what_columns_before_have_corrected():
+    weight, inputs = layer(6, 32)
+    found = sparity.quantize_weight(weight, inputs, method="gptq", group=16, block_columns=16, bits=4, signed=True)
+    grid = Integers(4, signed=True)
+    assert torch.equal(found.scales[:, 0], grid.fit(weight[:, :16]).scales)
+    factor, _ = references.inverse_factor(inputs, 0.01)
+    current = weight.double().clone()  # after the first group
+    for column in range(16):
+        error = (current[:, column] - found.weight[:, column].double()) / factor[column, column]
+        current -= error[:, None] * torch.where(torch.arange(32) >= column, factor[column], 0.0)
+    torch.testing.assert_close(found.scales[:, 1], grid.fit(current[:, 16:].float()).scales, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("bits", "group", "symmetric"), CASES[::3])
@@ -182,8 +241,24 @@ def test_groups_in_the_joint_loop():
     assert max(len(part.unique()) for part in found.reshape(-1, 16)) <= 4
     with pytest.raises(InvalidInput, match="weight: a group of 24 does not divide its row of 64 weights"):
         sparity.prune_weight(weight, inputs, solver="sparsegpt", bits=4, group=24)
-    with pytest.raises(InvalidInput, match="give bits too"):
-        sparity.prune_weight(weight, inputs, solver="sparsegpt", group=16)
+    for options in ({"group": 16}, {"signed": True}):
+        with pytest.raises(InvalidInput, match="give bits too"):
+            sparity.prune_weight(weight, inputs, solver="sparsegpt", **options)
+    with pytest.raises(InvalidInput, match="signed: only symmetric integers"):
+        sparity.prune_weight(weight, inputs, solver="sparsegpt", bits=4, signed=True)
+
+
+def test_signed_scales_in_the_joint_loop():
+    weight, inputs = layer(6, 64)
+    options = {"solver": "sparsegpt", "bits": 4, "group": 32, "symmetric": True, "signed": True}
+    found, keep = sparity.prune_weight(weight, inputs, **options)
+    scales = Integers(4, signed=True).fit(torch.where(keep, weight, 0.0)[:, :32]).scales[:, None]
+    assert bool((scales < 0).any())
+    steps = found[:, :32] / scales
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
+    assert -8 <= float(steps.min()) <= float(steps.max()) < 7.5
+    assert (found[~keep] == 0).all()
+    assert not torch.signbit(found[found == 0]).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats.encodings.base import Encoding, SideTensors
-from sparity.formats.encodings.signed_scales import losing_less
+from sparity.formats.storage.signed_scales import losing_less
 from sparity.registry import register
 
 GROUPS = (32, 64, 128)

@@ -87,8 +87,8 @@ class LowRankMethod(Method):
                     beside.enter_context(added((site,), found))
                 if not sides:
                     raise InvalidInput(
-                        f"{self.name}: no matrix of {pair.block.name} has the shape that it had in the dense model, so that "
-                        "nothing is known of what it lost: use least_squares or distillation"
+                        f"{self.name}: no matrix of {pair.block.name} has the shape that it had in the dense model, so "
+                        "that nothing is known of what it lost: use least_squares or distillation"
                     )
                 keep(task, pair.index + 1, data, weights=not self.adds)
         return Healed(runtime=data)

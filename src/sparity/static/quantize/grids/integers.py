@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparity.errors import InvalidInput
-from sparity.formats.encodings.signed_scales import losing_less
+from sparity.formats.storage.signed_scales import losing_less
 from sparity.registry import register
 from sparity.static.quantize.grids.base import Fitted, Grid, ScaleType, usable_scales
 
