@@ -24,6 +24,7 @@ BITS = {  # recipe -> bits per weight with scales and zero points, of a row of 1
     "e4m3": (8 + 32 / 192, 0),
     "codebook": (3 + 32 / 32, 0),
     "gptq": (4 + 36 / 32, 0),
+    "gptq_int4": (4 + 16 / 32, 0),
     "gptq_3_bits": (3 + 35 / 32, 0),
     "awq": (4 + 36 / 32, 0),
     "smoothquant": (8 + 32 / 192, 0),
