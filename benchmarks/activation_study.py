@@ -16,14 +16,14 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import torch
+from held_windows import Texts, change, mean
 
 import sparity
 from sparity.calibration.text import read_documents
 from sparity.calibration.tokens import Windows, draw_windows
 from sparity.dynamic.activations.places import places_of
 from sparity.engine.modules.skips import InputSkip, output_skip_of, skip_of
-from sparity.errors import InvalidInput, SparityError
+from sparity.errors import SparityError
 from sparity.files import read_json_object, write_json
 from sparity.measure.charts.lines_matrix import Line, line_plot
 from sparity.measure.charts.picture import picture
@@ -32,10 +32,10 @@ from sparity.measure.data.report import plain
 from sparity.measure.show import numbers
 from sparity.models.attached_runtime import input_sites
 from sparity.models.loading import load, load_tokenizer
-from sparity.quality.perplexity import exp, losses_of, window_logits
+from sparity.quality.perplexity import exp
 
 MODELS = ("zoo:smollm2", "zoo:relu", "zoo:llama")
-WINDOW, FIRST = 512, 4
+FIRST = 4
 LEVELS = (0.25, 0.4, 0.5, 0.65, 0.8)
 COMPOSED = {"importance": "weight_norm", "power": 0.5, "centre": "median"}
 METHODS = {  # name: method, options, sites
@@ -93,40 +93,14 @@ def wanted(model, parts, small):
                 yield "plan", name, level, {"method": method, "sites": "hidden", "budget": budget}
 
 
-class Texts:
-    """Windows of some texts, and what the dense model says of them."""
-
-    def __init__(self, model, tokenizer, texts, windows):
-        self.windows = {}
-        for name, text in texts.items():
-            ids = tokenizer("\n\n".join(read_documents(text)), verbose=False)["input_ids"]
-            if len(ids) < windows * WINDOW:
-                raise InvalidInput(f"{name} has {len(ids)} tokens, fewer than {windows} windows of {WINDOW}")
-            self.windows[name] = torch.tensor(ids[: windows * WINDOW]).view(windows, WINDOW)
-        self.dense = {
-            name: [window_logits(model, ids).log_softmax(-1) for ids in each] for name, each in self.windows.items()
-        }
-
-    def measure(self, model, sites):
-        """For each text, for each window: the losses of both models, KL, same top-1, and the share skipped."""
-        found = {}
-        with skipped_share(model, sites) as share:
-            for name, windows in self.windows.items():
-                found[name] = []
-                for ids, dense in zip(windows, self.dense[name], strict=True):
-                    share.clear()
-                    sparse = window_logits(model, ids).log_softmax(-1)
-                    p, q = dense[:-1], sparse[:-1]
-                    found[name].append(
-                        {
-                            "dense_loss": float(losses_of(dense, ids).mean()),
-                            "loss": float(losses_of(sparse, ids).mean()),
-                            "kl": float((p.exp() * (p - q)).sum(-1).mean()),
-                            "top1": float((p.argmax(-1) == q.argmax(-1)).float().mean()),
-                            "skipped": sum(share) if share else None,
-                        }
-                    )
-        return found
+def measure(texts, model, sites):
+    """For each text, for each window, what `Texts.measured` gives, and the share skipped."""
+    found = {name: [] for name in texts.windows}
+    with skipped_share(model, sites) as share:
+        for name, window in texts.measured(model):
+            found[name].append({**window, "skipped": sum(share) if share else None})
+            share.clear()
+    return found
 
 
 @contextmanager
@@ -172,7 +146,7 @@ def run(known, options, keep):
             try:
                 with sparity.with_activations(model, ids, sparsity=level, **asked) as sparse:
                     fitted = time.monotonic() - begun
-                    found = {"texts": texts.measure(sparse, asked["sites"])}
+                    found = {"texts": measure(texts, sparse, asked["sites"])}
             except SparityError as error:
                 fitted, found = 0.0, {"refused": str(error)}
             known["rows"].append(
@@ -185,17 +159,6 @@ def run(known, options, keep):
 def summary(row):
     """The texts of a row in words."""
     return "; ".join(f"{name} {cell(windows)}" for name, windows in row["texts"].items())
-
-
-def mean(windows, what):
-    """The mean over windows of a number that each has, or None."""
-    found = [window[what] for window in windows if window[what] is not None]
-    return statistics.fmean(found) if found else None
-
-
-def change(windows):
-    """By how much the perplexity rises, as a share."""
-    return exp(mean(windows, "loss") - mean(windows, "dense_loss")) - 1
 
 
 def cell(windows):
