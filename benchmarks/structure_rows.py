@@ -70,6 +70,7 @@ SLOW = {  # row: windows of text, and options, on a large model, and there at 20
     "sleb": (2, {}),
     "laco": (2, {}),
     "bonsai": (1, {"masks": 32, "step": 0.3}),
+    "llm_pruner, blocks alike": (8, {}),
     "llm_pruner, second order": (4, {}),
     "llm_pruner, mixed": (4, {}),
     "llm_pruner, vectors": (4, {}),
@@ -80,6 +81,7 @@ HEAL = {
     "distillation": {"distillation": {"steps": 50, "rate": 1e-3}},
 }
 HEALED = ("minitron, channels", "minitron, depth", "linear map, in the MLP", "flap, blocks alike", "2ssp")
+HEALED_LARGE = ("minitron, channels, least_squares", "minitron, depth, least_squares", "2:4", "2:4, eora, rank 32")
 
 
 def removed_by(subject, asked, sparsity):

@@ -6,10 +6,10 @@
 
 Part `methods`: the share that each method is asked for is set so that what it takes off the weights of all blocks comes
 nearest to 10, 20 and 30 %; where it cannot come within 5 points there is no row. Calibrated on --samples windows of
---length tokens of --calibration, some on fewer where a model is large (SLOW); measured on --windows windows of 512
+--length tokens of --calibration; where a model is large the slow ones on fewer and at 20 % alone; measured on --windows windows of 512
 tokens. Every result is saved, opened by stock transformers and compared, where a stock configuration can say it.
 
-Part `healed`: 20 % by recipes that heal afterwards, and 2:4 with a low rank. Each row is written when it is finished,
+Part `healed`: 20 % by recipes that heal afterwards (few where a model is large), and 2:4 with a low rank. Each row is written when it is finished,
 and the same command goes on after the rows of OUT.json.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import recipe_rows
 import torch
 from held_windows import Texts, change, mean
-from structure_rows import HEAL, HEALED, METHODS, OF_EXPERTS, SLOW, sparsity_for
+from structure_rows import HEAL, HEALED, HEALED_LARGE, METHODS, OF_EXPERTS, SLOW, sparsity_for
 from transformers import AutoModelForCausalLM
 
 import sparity
@@ -123,7 +123,8 @@ def run_healed(known, options, keep):
         two_of_four = {"prune": {"score": "wanda", "pattern": "2:4"}}
         rows["2:4"] = [two_of_four]
         rows["2:4, eora, rank 32"] = [two_of_four, {"heal": {"method": {"eora": {"rank": 32}}}}]
-        chosen = {row: stages for row, stages in rows.items() if not options.rows or row in options.rows}
+        wanted = options.rows or (HEALED_LARGE if model.num_parameters() > LARGE else rows)
+        chosen = {row: stages for row, stages in rows.items() if row in wanted}
         asked = argparse.Namespace(**{**vars(options), "models": [name], "window": 512})
         recipe_rows.run(chosen, {"rows": known["healed"]}, asked, keep)
 
