@@ -6,11 +6,12 @@
 
 Part `methods`: the share that each method is asked for is set so that what it takes off the weights of all blocks comes
 nearest to 10, 20 and 30 %; where it cannot come within 5 points there is no row. Calibrated on --samples windows of
---length tokens of --calibration; where a model is large the slow ones on fewer and at 20 % alone; measured on --windows windows of 512
-tokens. Every result is saved, opened by stock transformers and compared, where a stock configuration can say it.
+--length tokens of --calibration (where a model is large the slow ones on fewer, and at 20 % alone); measured on
+--windows windows of 512 tokens. Every result that a stock configuration can say is saved, opened by stock transformers
+and compared.
 
-Part `healed`: 20 % by recipes that heal afterwards (few where a model is large), and 2:4 with a low rank. Each row is written when it is finished,
-and the same command goes on after the rows of OUT.json.
+Part `healed`: 20 % by recipes that heal afterwards (few where a model is large), and 2:4 with a low rank. Each row is
+written when it is finished, and the same command goes on after the rows of OUT.json.
 """
 
 import argparse
