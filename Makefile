@@ -63,9 +63,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard csrc/*)
 	$(PIP) install --constraint constraints.txt --editable .
 	touch $@
 
+# What is installed is not built again: only what else the tests need is added.
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install --constraint constraints.txt --editable '.[test]'
-	-$(PIP) install --constraint constraints.txt --editable '.[eval]'  # without it, tests of task suites are skipped
+	$(PIP) install --constraint constraints.txt 'sparity[test]'
+	-$(PIP) install --constraint constraints.txt 'sparity[eval]'  # without it, tests of task suites are skipped
 	touch $@
 
 clean:

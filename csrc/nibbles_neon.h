@@ -1,4 +1,4 @@
-// int4 of bitmask and two_of_four with NEON. Included inside the namespace of its instruction set.
+// int4 of bitmask with NEON. Included inside the namespace of its instruction set.
 
 struct FoursNeon {
   struct Codes {
@@ -20,13 +20,6 @@ struct FoursNeon {
     }
     Codes out;
     spread_bytes(mask, apart, out.at);
-    return out;
-  }
-  static inline Codes spread_half(uint64_t mask, const uint8_t* from) {
-    const uint8x16_t both = vld1q_u8(from), even = vandq_u8(both, fifteen()), odd = vshrq_n_u8(both, 4);
-    const uint8x16_t kept[2] = {vzip1q_u8(even, odd), vzip2q_u8(even, odd)};
-    Codes out;
-    spread_half_of_bytes(mask, kept, out.at);
     return out;
   }
   static inline void store(const Codes& codes, uint8_t* to) {

@@ -58,6 +58,44 @@ struct RowsNeon {
     }
   }
 
+  struct PairZeros {
+    uint8x16_t at[2];  // of each row in two bytes
+  };
+  static inline PairZeros pair_zeros(const uint8_t* from) {
+    const uint8x16_t all = from ? vld1q_u8(from) : vdupq_n_u8(8);
+    return {{vzip1q_u8(all, all), vzip2q_u8(all, all)}};
+  }
+
+  // Eight rows at a time, two bytes of each; sixteen products of 32 columns fit int16.
+  template <int Tokens>
+  static inline void add_pairs(Total* totals, const uint8_t* places, const uint8_t* codes, const PairZeros& zeros,
+                               const int8_t* x, int64_t stride) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      int16x8_t sums[Tokens] = {};
+#pragma GCC unroll 8
+      for (int four = 0; four < 8; ++four) {
+        const uint8x16_t where = vld1q_u8(places + 32 * (four / 4) + 16 * half);
+        const uint8x16_t both = vld1q_u8(codes + 32 * (four / 2) + 16 * half);
+        const uint8x16_t whole = four % 2 ? vshrq_n_u8(both, 4) : vandq_u8(both, vdupq_n_u8(15));
+        const uint8x16_t place = vandq_u8(vshlq_u8(where, vdupq_n_s8(int8_t(-2 * (four % 4)))), vdupq_n_u8(3));
+        const int8x16_t steps = vreinterpretq_s8_u8(vsubq_u8(whole, zeros.at[half]));
+#pragma GCC unroll 4
+        for (int t = 0; t < Tokens; ++t) {
+          const int8x16_t kept = vqtbl1q_s8(four_inputs(x + t * stride + 4 * four), place);
+          const int16x8_t low = vmull_s8(vget_low_s8(steps), vget_low_s8(kept));
+          sums[t] = vaddq_s16(sums[t], vpaddq_s16(low, vmull_high_s8(steps, kept)));
+        }
+      }
+#pragma GCC unroll 4
+      for (int t = 0; t < Tokens; ++t) {
+        int32x4_t* to = totals[t].at + 2 * half;
+        to[0] = vaddw_s16(to[0], vget_low_s16(sums[t]));
+        to[1] = vaddw_high_s16(to[1], sums[t]);
+      }
+    }
+  }
+
   static inline Sum scales(const SparityMatrix& weight, int64_t at) {
     Sum out;
     for (int i = 0; i < 4; ++i, at += 4) {
