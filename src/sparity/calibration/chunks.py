@@ -62,8 +62,11 @@ def _width(site: InputSite) -> int:
 
 def add_wide(total: Tensor, part: Tensor) -> None:
     """Add `part` to a `total` of a wider type a few rows at a time: all of it would be copied into that type first."""
-    for rows, more in zip(total.split(ROWS), part.split(ROWS), strict=True) if total.ndim else [(total, part)]:
-        rows.add_(more)
+    if not total.ndim:
+        total.add_(part)
+        return
+    for start in range(0, len(total), ROWS):
+        total[start : start + ROWS].add_(part[start : start + ROWS])
 
 
 @dataclass

@@ -24,8 +24,8 @@ def calibrate_attention(
 ) -> list[Tensor]:
     """The least share of each head with which its output stays within an error, everything else computed densely.
 
-    The error is the sum of `|dense - by blocks|` over that of `|dense|`, over all tokens of the texts and channels of the
-    head, as SpargeAttn tunes its thresholds (Zhang et al. 2025, arXiv:2502.18137).
+    The error is the sum of `|dense - by blocks|` over that of `|dense|`, over all tokens of the texts and channels of
+    the head, as SpargeAttn tunes its thresholds (Zhang et al. 2025, arXiv:2502.18137).
 
     Args:
         model: a Hugging Face causal language model whose attention is sdpa or eager; it is left as it was.
