@@ -29,10 +29,10 @@ import numpy as np
 import torch
 
 import sparity
-from sparity.dynamic.offload.folder import as_bytes
 from sparity.dynamic.offload.loading import ATTRIBUTE
 from sparity.files import write_json
 from sparity.measure.data.machine import describe
+from sparity.memory import as_bytes
 
 PROMPT, WARM = 16, 8
 LLAMA = """
