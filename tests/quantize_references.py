@@ -68,6 +68,21 @@ def awq(weight, inputs, bits, group, symmetric, steps=20):
     return best
 
 
+def k_means(weights, bits, iterations):
+    """Values at equal distances, the one nearest to 0 moved there for good; each is the mean of its weights next."""
+    w = weights.double().reshape(-1)
+    values = torch.linspace(min(float(w.min()), 0), max(float(w.max()), 0), 2**bits, dtype=torch.double)
+    still = int(values.abs().argmin())
+    values[still] = 0
+    for _ in range(iterations):
+        nearest_to = (w[:, None] - values).abs().argmin(1)
+        for place in range(len(values)):
+            members = w[nearest_to == place]
+            if place != still and len(members):
+                values[place] = members.mean()
+    return values
+
+
 def smoothquant(weight, inputs, bits, group, symmetric, alpha=0.5):
     x = inputs.double().reshape(-1, inputs.shape[-1])
     largest = weight.double().abs().amax(0).clamp(min=1e-5)

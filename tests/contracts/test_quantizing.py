@@ -13,6 +13,7 @@ from sparity.calibration import Statistics
 
 METHODS = registry.names("quantize.method")
 MIXED = "slim_llm"  # for integers only, whose groups have one bit less or more
+WHOLE = "codebook"  # of integers it takes the bits alone; one codebook serves a whole matrix
 GRIDS = [
     *({"integers": {"width": width, "symmetric": symmetric}} for width in (2, 3, 4, 8) for symmetric in (True, False)),
     {"integers": {"width": 4, "even": True, "scale_type": "bfloat16"}},
@@ -20,12 +21,19 @@ GRIDS = [
     "e4m3",
     {"codebook": {"entries": [-1.0, -0.25, 0.0, 0.5]}},
 ]
-PAIRS = [
-    (method, grid)
-    for method in METHODS
-    for grid in GRIDS
-    if method != MIXED or ("integers" in grid and "3" in str(grid))
-]
+
+
+def suits(method, grid):
+    if method == WHOLE:
+        return grid in [{"integers": {"width": width, "symmetric": True}} for width in (2, 3, 4, 8)]
+    return method != MIXED or ("integers" in grid and "3" in str(grid))
+
+
+PAIRS = [(method, grid) for method in METHODS for grid in GRIDS if suits(method, grid)]
+
+
+def group_of(method, group):
+    return None if method == WHOLE else group
 
 
 def ids(value):
@@ -46,6 +54,7 @@ def test_zeros_before_are_zeros_after_and_codes_fit_their_bits(
 ):
     weight, inputs = layer(5, 32, seed, tokens=40)
     keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) >= sparsity
+    group = group_of(method, group)
     if dead:
         inputs[..., 3:9] = 0.0
     weight = weight if given_as_mask else torch.where(keep, weight, -0.0)
@@ -69,9 +78,11 @@ def test_zeros_before_are_zeros_after_and_codes_fit_their_bits(
 def test_codes_scales_and_zeros_are_the_weight(method, grid):
     weight, inputs = layer(5, 32)
     weight[:, ::3] = 0.0
-    found = sparity.quantize_weight(weight, inputs, method=method, grid=grid, group=8)
+    found = sparity.quantize_weight(weight, inputs, method=method, grid=grid, group=group_of(method, 8))
+    grid = grid if found.codebook is None else {"codebook": {"entries": found.codebook.tolist()}}
+    assert (found.codebook is not None) == (method == WHOLE)
     chosen = registry.build("quantize.grid", grid)
-    scales, zeros = (each.repeat_interleave(8, 1) for each in (found.scales, found.zeros))
+    scales, zeros = (each.repeat_interleave(32 // each.shape[1], 1) for each in (found.scales, found.zeros))
     values = chosen.values(found.codes, scales, zeros)
     values = values if found.input_scales is None else values / found.input_scales
     torch.testing.assert_close(found.weight, values, rtol=1e-5, atol=1e-6)
@@ -82,7 +93,12 @@ def test_codes_scales_and_zeros_are_the_weight(method, grid):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_method_that_says_so_is_never_further_from_the_dense_output_than_rounding(method, sparse, seed):
     if not registry.get("quantize.method", method).never_worse:
-        assert method in ("gptq", "smoothquant", MIXED)  # greedy, for inputs of few bits, and greedy
+        assert method in (
+            "gptq",
+            "smoothquant",
+            MIXED,
+            WHOLE,
+        )  # greedy, for inputs of few bits, greedy, of weights alone
         return
     weight, inputs = layer(6, 32, seed)
     inputs[..., seed] *= 20
@@ -103,8 +119,13 @@ def test_channels_that_never_fired_are_rounded_as_they_are(method, dead, damping
     inputs[..., dead] = 0.0
     known = registry.option_types(registry.get("quantize.method", method))
     options = {"damping": damping} if damping is not None and "damping" in known else {}
-    found = sparity.quantize_weight(weight, inputs, method=method, bits=4, group=32, symmetric=True, **options)
+    found = sparity.quantize_weight(
+        weight, inputs, method=method, bits=4, group=group_of(method, 32), symmetric=True, **options
+    )
     assert found.weight.isfinite().all()
+    if method == WHOLE:  # it reads no inputs
+        assert torch.equal(found.weight, sparity.quantize_weight(weight, method=method, bits=4).weight)
+        return
     steps = found.scales if found.input_scales is None else found.scales / found.input_scales[dead]
     assert ((found.weight - weight)[:, dead].abs() <= steps * 1.21).all()  # ranges may be narrowed by a tenth
 
@@ -119,7 +140,7 @@ def test_a_method_asks_only_for_statistics_that_exist(method):
 def test_zeros_of_every_pattern_survive_every_method(method, pattern):
     weight, inputs = layer(8, 32)
     pruned, keep = sparity.prune_weight(weight, inputs, score="wanda", pattern=pattern, solver="sparsegpt")
-    found = sparity.quantize_weight(pruned, inputs, method=method, bits=4, group=16)
+    found = sparity.quantize_weight(pruned, inputs, method=method, bits=4, group=group_of(method, 16))
     assert (found.weight[~keep] == 0).all()
 
 

@@ -15,7 +15,7 @@ from sparity.static.quantize.quantizing import Quantizing
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = sorted((RECIPES / "methods" / "quantize").glob("*.yaml"))
-PARTS = ("scales", "zeros", "input_scales", "bits")
+PARTS = ("scales", "zeros", "input_scales", "bits", "codebook")
 SMALL = ["measure.window=256", "measure.windows=2", "measure.speed=null"]
 BITS = {  # recipe -> bits per weight with scales and zero points, of a row of 192 inputs, and the share of zeros
     "nearest": (4 + 32 / 32, 0),
@@ -31,6 +31,7 @@ BITS = {  # recipe -> bits per weight with scales and zero points, of a row of 1
     "slim_llm": (3 + 35 / 32, 0),
     "wanda_awq": (4 + 36 / 32, 0.5),
     "sparsegpt_2_of_4_gptq": (4 + 36 / 32, 0.5),
+    "deep_compression": (5, 0.5),
 }
 
 
@@ -70,7 +71,10 @@ def test_a_method_runs_to_the_end_with_its_bits_and_the_zeros_before_it(path, tm
     changes = [change for change in candidate.changes if change.stage == "quantize"]
     assert len(changes) == 42
     wide = {change.name: change for change in changes if change.shape_after[1] == 192}
-    assert [change.bits for change in wide.values()] == [pytest.approx(bits)] * 36
+    codebook = 32 * 2**bits if quantizing.method.fits_codebook else 0  # bits for a whole matrix
+    sizes = [change.shape_after[0] * change.shape_after[1] for change in wide.values()]
+    assert [change.bits for change in wide.values()] == [pytest.approx(bits + codebook / size) for size in sizes]
+    assert len(wide) == 36
     pruned = {change.name: change.zeros for change in candidate.changes if change.stage == "prune"}
     assert all(change.zeros >= pruned.get(change.name, 0.0) for change in changes)
     assert all(share == pytest.approx(zeros) for share in pruned.values())
@@ -85,6 +89,9 @@ def check_values(folder, kept, quantizing):
     with Decoder.open(folder).block(0) as block:
         for projection in block.projections:
             parts = {name: kept.get(f"{projection.name}.{name}") for name in PARTS}
+            if parts["codebook"] is not None:
+                assert set(projection.weight.unique().tolist()) <= set(parts["codebook"].to(torch.bfloat16).tolist())
+                continue
             weight, groups = projection.weight.float(), parts["scales"].shape[1]
             weight = weight if parts["input_scales"] is None else weight * parts["input_scales"]
             width = weight.shape[1] // groups

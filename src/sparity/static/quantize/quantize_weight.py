@@ -26,6 +26,8 @@ class QuantizedWeight:
         input_scales: `[in]`: what each column was multiplied with before its codes were chosen (AWQ, SmoothQuant); the
             weight is what the codes stand for divided by it. None for other methods.
         bits: `[groups]`, the bits of the codes of each group of columns.
+        codebook: `[entries]`, float32, rising: the values of the whole matrix that the method codebook found; a code is
+            the place of its value, and all scales are 1. None for other methods.
     """
 
     weight: Tensor
@@ -34,6 +36,7 @@ class QuantizedWeight:
     zeros: Tensor
     input_scales: Tensor | None = field(default=None)
     bits: tuple[int, ...] = ()
+    codebook: Tensor | None = field(default=None)
 
     def __iter__(self) -> Iterator[Tensor]:
         """The first four."""
@@ -58,9 +61,9 @@ def quantize_weight(
     Args:
         weight: `[out, in]`, any floating type.
         inputs: what the matrix is multiplied with, `[tokens, in]` (one sequence) or `[samples, tokens, in]`.
-        method: "nearest", "gptq", "awq", "smoothquant" or "slim_llm".
+        method: "nearest", "gptq", "awq", "smoothquant", "slim_llm" or "codebook".
         bits: of a code, 2 to 8 for integers; None is 4, or what the grid has.
-        group: how many neighbours of a row share a scale; None is a whole row.
+        group: how many neighbours of a row share a scale; None is a whole row. The method codebook has no scales.
         symmetric: integers around 0, or with a zero point; None is symmetric.
         keep: bool `[out, in]`, False where the result must be 0; None keeps the zeros that the weight has.
         grid: "integers", "nf4", "e4m3", or {"codebook": {"entries": [...]}}: a name, or {name: {option: value}}.
@@ -97,6 +100,7 @@ def quantize_weight(
         found.zeros,
         found.input_scales,
         tuple(each.bits for each in grids),
+        found.codebook,
     )
 
 

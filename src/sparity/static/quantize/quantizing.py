@@ -15,6 +15,7 @@ from sparity.static.quantize.methods.base import Method, Quantized, Task, check_
 
 Spec = str | Mapping[str, Any]
 INTEGERS = "integers"
+ENTRY_BITS = 32  # of a value of a codebook that was fitted
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,13 @@ class Quantizing:
         """Build the parts from a recipe's values.
 
         Raises:
-            InvalidInput: unknown names or options, or bits that the grid does not have.
+            InvalidInput: unknown names or options, bits that the grid does not have, or a grid or group that the
+                method cannot use.
         """
         chosen: Method = registry.build("quantize.method", method)
         check_group(group, 0, "weight")
         values = build_grid(grid, bits, symmetric)
-        chosen.check(values)
+        chosen.check(values, group)
         return cls(chosen, values, group)
 
     @property
@@ -53,11 +55,15 @@ class Quantizing:
     @property
     def words(self) -> str:
         """In a few words, such as "gptq, 4 bits, symmetric, groups of 32"."""
+        if self.method.fits_codebook:
+            return f"{self.method.name}, {self.grid.bits} bits, one per matrix"
         return f"{self.method.name}, {self.grid.words}, {f'groups of {self.group}' if self.group else 'by row'}"
 
-    def bits(self, columns: int) -> float:
-        """Bits per weight of a row of so many, with its scales and zero points."""
+    def bits(self, rows: int, columns: int) -> float:
+        """Bits per weight of a matrix `[rows, columns]`, with its scales and zero points, or its codebook."""
         grid = self.grid
+        if self.method.fits_codebook:
+            return grid.bits + 2**grid.bits * ENTRY_BITS / (rows * columns)
         return grid.bits + (8 * grid.stored_scale.itemsize + grid.zero_bits) / (self.group or columns)
 
     def apply(self, weight: Tensor, statistics: Statistics, keep: Tensor | None = None) -> Quantized:
@@ -77,7 +83,7 @@ class Quantizing:
                 "on other text"
             )
         zero_codes = found.zeros.repeat_interleave(group, 1).short()
-        zero_codes = zero_codes if _has_zero_points(found) else self._code_of_zero(found)
+        zero_codes = zero_codes if _has_zero_points(found) else _code_of_zero(found)
         return Quantized(
             without_minus_zero(found.weight, keep),
             torch.where(keep, found.codes, zero_codes),
@@ -85,15 +91,17 @@ class Quantizing:
             found.zeros,
             found.grids,
             found.input_scales,
+            found.codebook,
         )
-
-    def _code_of_zero(self, found: Quantized) -> Tensor:
-        nothing, one = torch.zeros(1, device=found.codes.device), torch.ones(1, device=found.codes.device)
-        return self.grid.codes(nothing, one, nothing).expand(found.codes.shape)
 
 
 def _has_zero_points(found: Quantized) -> bool:
     return any(grid.zero_bits for grid in found.grids)
+
+
+def _code_of_zero(found: Quantized) -> Tensor:
+    nothing, one = torch.zeros(1, device=found.codes.device), torch.ones(1, device=found.codes.device)
+    return found.grids[0].codes(nothing, one, nothing).expand(found.codes.shape)
 
 
 def build_grid(grid: Spec, bits: int | None = None, symmetric: bool | None = None) -> Grid:

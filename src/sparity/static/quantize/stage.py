@@ -118,7 +118,7 @@ class Quantize(BlockStage):
         return Needs(statistics=statistics, order=self.order, true_sequential=self.true_sequential)
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
-        """The bits per weight of every projection, scales and zero points included: `{"bits": {projection: bits}}`.
+        """Bits per weight of every projection, scales, zero points and codebooks included: `{"bits": {projection: bits}}`.
 
         Raises:
             InvalidInput: a group that does not divide a row, a glob that matches nothing, or options that contradict
@@ -133,9 +133,9 @@ class Quantize(BlockStage):
             matched(model, glob, "overrides")
         for _, projection in projections(model):
             if projection.name not in skipped:
-                columns, own = projection.weight.shape[1], self.of(projection.name)
+                (rows, columns), own = projection.weight.shape, self.of(projection.name)
                 check_group(own.group, columns, projection.name)
-                bits[projection.name] = own.quantizing.bits(columns)
+                bits[projection.name] = own.quantizing.bits(rows, columns)
         return {"bits": bits}
 
     @classmethod
@@ -204,10 +204,12 @@ class Quantize(BlockStage):
             quantizing = own.quantizing
             most = 2 ** quantizing.method.most_bits(quantizing.grid)
             if projection.name in decision["bits"] and not quantizing.method.scales_inputs:
-                groups = weight.reshape(-1, own.group or weight.shape[1]).float().sort(1).values
+                width = weight.numel() if quantizing.method.fits_codebook else own.group or weight.shape[1]
+                groups = weight.reshape(-1, width).float().sort(1).values
                 crowded = int((1 + (groups.diff(dim=1) != 0).sum(1) > most).sum())
                 if crowded:
-                    problems.append(f"{projection.name}: {crowded} groups have more than {most} values")
+                    what = "matrices" if quantizing.method.fits_codebook else "groups"
+                    problems.append(f"{projection.name}: {crowded} {what} have more than {most} values")
         return problems
 
     def _quantized(
@@ -236,8 +238,12 @@ def recorded(quantizing: Quantizing, found: Quantized) -> dict[str, Tensor]:
     """What is kept of a projection beside its weight, by name.
 
     `scales` and, where integers have zero points, `zeros`, both `[out, groups]`; of methods that scale inputs
-    `input_scales` [in]; of methods that mix bits `bits` [groups].
+    `input_scales` [in]; of methods that mix bits `bits` [groups]; of methods that find the values of a matrix, these
+    alone, `codebook` [2^bits], the last again where there are fewer.
     """
+    if found.codebook is not None:
+        missing = 2**quantizing.grid.bits - len(found.codebook)
+        return {"codebook": torch.cat([found.codebook, found.codebook[-1:].expand(missing)])}
     kept = {"scales": found.scales.to(quantizing.grid.stored_scale)}
     if quantizing.grid.zero_bits:
         kept["zeros"] = found.zeros.to(torch.uint8)
@@ -252,6 +258,8 @@ def recorded(quantizing: Quantizing, found: Quantized) -> dict[str, Tensor]:
 
 def recorded_bytes(quantizing: Quantizing, rows: int, columns: int) -> int:
     """The bytes of that."""
+    if quantizing.method.fits_codebook:
+        return int(2**quantizing.grid.bits * FP32)
     groups = columns // (quantizing.group or columns)
     each = quantizing.grid.stored_scale.itemsize + bool(quantizing.grid.zero_bits)
     scaled, mixed = quantizing.method.scales_inputs, quantizing.method.mixes_bits

@@ -49,6 +49,7 @@ class Quantized:
         grids: the grid of each group, or the one of all.
         input_scales: `[in]`, float32: what the columns were multiplied with before they were rounded; the weight is
             divided by it, as the inputs would be. None where they were not.
+        codebook: `[entries]`, float32, rising: the values of the whole matrix, where the method found them itself.
     """
 
     weight: Tensor
@@ -57,6 +58,7 @@ class Quantized:
     zeros: Tensor
     grids: tuple[Grid, ...]
     input_scales: Tensor | None = None
+    codebook: Tensor | None = None
 
     @property
     def bits(self) -> float:
@@ -76,6 +78,7 @@ class Method(ABC):
     never_worse: ClassVar[bool] = False
     scales_inputs: ClassVar[bool] = False  # whether columns are multiplied before rounding, and divided again
     mixes_bits: ClassVar[bool] = False  # whether some groups have one bit more or less
+    fits_codebook: ClassVar[bool] = False  # whether it finds the values of a whole matrix, which then needs no scales
 
     @property
     def by_rows(self) -> bool:
@@ -91,8 +94,8 @@ class Method(ABC):
         """Bits of the longest codes."""
         return grid.bits + self.mixes_bits
 
-    def check(self, grid: Grid) -> None:  # noqa: B027 - most take every grid
-        """Raise `InvalidInput` for a grid that the method cannot use."""
+    def check(self, grid: Grid, group: int | None) -> None:  # noqa: B027 - most take every grid
+        """Raise `InvalidInput` for a grid or a group that the method cannot use."""
 
     @abstractmethod
     def quantize(self, task: Task) -> Quantized:

@@ -60,7 +60,7 @@ class SlimLLM(Method):
         """The triangle of the factor; the search multiplies with a sample of inputs."""
         return 2.0
 
-    def check(self, grid: Grid) -> None:
+    def check(self, grid: Grid, group: int | None) -> None:
         """See `Method.check`."""
         _neighbours(grid)
 
