@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 import sparity
 from sparity.errors import InvalidInput, NumericalError
 from sparity.models import Decoder
-from sparity.pipeline.run.job import prepare
 from sparity.pipeline.run.packing import convert
 from sparity.pipeline.run.verify import verify
 from sparity.recipe import Recipe
+from sparity.stages.base import Workload
 from sparity.static.quantize.methods.codebook import shared_values
 
 STAGE = {"quantize": {"method": "codebook", "bits": 3}}
@@ -173,7 +173,7 @@ def test_the_stage_leaves_a_codebook_per_matrix_and_plan_knows_its_bytes(tiny_ll
                 seen += 1
     assert len(kept) == seen
     stage, decision = recipe.stages[1], recipe.stages[1].decide(dense, None)
-    estimate = stage.estimate(dense, decision, prepare(recipe, str(tiny_llama_folder), "cpu").workload)
+    estimate = stage.estimate(dense, decision, Workload(1, 8))
     assert estimate.runtime_bytes == sum(tensor.nbytes for tensor in kept.values()) == seen * 8 * 4
     convert(result.path, tmp_path / "packed")
     assert (tmp_path / "packed" / name).read_bytes() == (result.path / name).read_bytes()

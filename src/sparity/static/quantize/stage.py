@@ -118,7 +118,7 @@ class Quantize(BlockStage):
         return Needs(statistics=statistics, order=self.order, true_sequential=self.true_sequential)
 
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
-        """Bits per weight of every projection, scales, zero points and codebooks included: `{"bits": {projection: bits}}`.
+        """Bits per weight, with scales, zero points and codebooks, of every projection: `{"bits": {projection: bits}}`.
 
         Raises:
             InvalidInput: a group that does not divide a row, a glob that matches nothing, or options that contradict

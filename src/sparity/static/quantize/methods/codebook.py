@@ -1,4 +1,4 @@
-"""Codebook: the values that a matrix shares are found by k-means (Deep Compression, Han et al. 2016, arXiv:1510.00149)."""
+"""Codebook: the values a matrix shares are found by k-means (Deep Compression, Han et al. 2016, arXiv:1510.00149)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
