@@ -63,7 +63,7 @@ class Quantizing:
         """Bits per weight of a matrix `[rows, columns]`, with its scales and zero points, or its codebook."""
         grid = self.grid
         if self.method.fits_codebook:
-            return grid.bits + 2**grid.bits * ENTRY_BITS / (rows * columns)
+            return grid.bits + float(2**grid.bits * ENTRY_BITS) / (rows * columns)
         return grid.bits + (8 * grid.stored_scale.itemsize + grid.zero_bits) / (self.group or columns)
 
     def apply(self, weight: Tensor, statistics: Statistics, keep: Tensor | None = None) -> Quantized:
