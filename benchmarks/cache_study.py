@@ -56,7 +56,6 @@ MERGED = {
     "minicache, retain 0.5": {"retain": 0.5},
     "minicache, all layers": {"start": 0.0},
 }
-CONTROLS = ("keep_all", "random", "drop_all")
 
 
 def requests(policies, keeps):

@@ -1,11 +1,15 @@
 // Two of four in int4, sixteen rows side by side, with 256-bit vectors: two bytes of each row. Included by every
 // instruction set with such vectors, inside its namespace.
 
+// `Rows`, which is derived from this, has plus(total, sums), which adds int16 sums of sixteen rows to a Total.
+template <class Rows>
 struct PairedSums {
+  using PairZeros = __m256i;
+
   static inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 
   // In both bytes of each row.
-  static inline __m256i zeros(const uint8_t* from) {
+  static inline PairZeros pair_zeros(const uint8_t* from) {
     if (!from) return _mm256_set1_epi8(8);
     const __m256i each = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     return _mm256_or_si256(each, _mm256_slli_epi16(each, 8));
@@ -13,11 +17,11 @@ struct PairedSums {
 
   // int16 sums of sixteen rows over 32 columns, in which sixteen products of at most 15 times 127 have room. A shuffle
   // takes of four inputs those where the weights are kept; it reads a place's lower four bits, of which two are the place.
-  template <int Tokens>
-  static inline void add(__m256i (&sums)[Tokens], const uint8_t* places, const uint8_t* codes, __m256i zeros,
-                         const int8_t* x, int64_t stride) {
+  template <int Tokens, class Total>
+  static inline void add_pairs(Total* totals, const uint8_t* places, const uint8_t* codes, PairZeros zeros,
+                               const int8_t* x, int64_t stride) {
     const __m256i fifteen = _mm256_set1_epi8(15);
-    for (__m256i& sum : sums) sum = _mm256_setzero_si256();
+    __m256i sums[Tokens] = {};
 #pragma GCC unroll 2
     for (int line = 0; line < 2; ++line) {
       const __m256i where = load(places + 32 * line);
@@ -36,5 +40,7 @@ struct PairedSums {
         }
       }
     }
+#pragma GCC unroll 4
+    for (int t = 0; t < Tokens; ++t) Rows::plus(totals[t], sums[t]);
   }
 };

@@ -1,7 +1,7 @@
 // Sixteen rows side by side with 256-bit vectors, eight in each. Included by instruction sets without dot products of
 // bytes, inside their namespaces.
 
-struct Rows256 {
+struct Rows256 : PairedSums<Rows256> {
   struct Zeros {
     __m256i at[2];  // of each row in four bytes
   };
@@ -11,8 +11,6 @@ struct Rows256 {
   struct Sum {
     __m256 at[2];
   };
-
-  static inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 
   static inline Zeros zeros(const uint8_t* from) {
     Zeros out;
@@ -67,21 +65,9 @@ struct Rows256 {
     }
   }
 
-  using PairZeros = __m256i;
-  static inline PairZeros pair_zeros(const uint8_t* from) { return PairedSums::zeros(from); }
-
-  template <int Tokens>
-  static inline void add_pairs(Total* totals, const uint8_t* places, const uint8_t* codes, PairZeros zeros,
-                               const int8_t* x, int64_t stride) {
-    __m256i sums[Tokens];
-    PairedSums::add<Tokens>(sums, places, codes, zeros, x, stride);
-#pragma GCC unroll 4
-    for (int t = 0; t < Tokens; ++t) {
-      const __m256i low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sums[t]));
-      const __m256i high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums[t], 1));
-      totals[t].at[0] = _mm256_add_epi32(totals[t].at[0], low);
-      totals[t].at[1] = _mm256_add_epi32(totals[t].at[1], high);
-    }
+  static inline void plus(Total& total, __m256i sums) {
+    total.at[0] = _mm256_add_epi32(total.at[0], _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sums)));
+    total.at[1] = _mm256_add_epi32(total.at[1], _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums, 1)));
   }
 
   static inline Sum scales(const SparityMatrix& weight, int64_t at) {

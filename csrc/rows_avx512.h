@@ -1,6 +1,6 @@
 // Sixteen rows side by side with dot products of bytes. Included by isa_avx512_bf16.cpp inside its namespace.
 
-struct Rows512 {
+struct Rows512 : PairedSums<Rows512> {
   struct Zeros {
     __m512i at, above;  // of each row in four bytes; sixteen times as much
   };
@@ -47,16 +47,8 @@ struct Rows512 {
     }
   }
 
-  using PairZeros = __m256i;
-  static inline PairZeros pair_zeros(const uint8_t* from) { return PairedSums::zeros(from); }
-
-  template <int Tokens>
-  static inline void add_pairs(Total* totals, const uint8_t* places, const uint8_t* codes, PairZeros zeros,
-                               const int8_t* x, int64_t stride) {
-    __m256i sums[Tokens];
-    PairedSums::add<Tokens>(sums, places, codes, zeros, x, stride);
-#pragma GCC unroll 4
-    for (int t = 0; t < Tokens; ++t) totals[t].low = _mm512_add_epi32(totals[t].low, _mm512_cvtepi16_epi32(sums[t]));
+  static inline void plus(Total& total, __m256i sums) {
+    total.low = _mm512_add_epi32(total.low, _mm512_cvtepi16_epi32(sums));
   }
 
   static inline __m512 scales(const SparityMatrix& weight, int64_t at) {

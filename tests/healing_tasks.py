@@ -7,6 +7,7 @@ import torch
 from workspaces import Notes
 
 from families import build, tiny_configs
+from sparity import registry
 from sparity.healing.heal.methods.base import Task
 from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
@@ -24,6 +25,16 @@ METHODS = {
     "distillation": {"steps": 4, "rate": 3e-3, "top": 16},
     "finetune": {"steps": 4, "rate": 3e-3},
 }
+
+
+def drawn(*shape, seed=0):
+    """Normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run_method(name, task, **options):
+    """A task after a method with its small options and these."""
+    return registry.build("heal.method", {name: {**METHODS[name], **options}}).heal(task)
 
 
 def tiny(family="llama", dtype=torch.float32, blocks=3):

@@ -10,8 +10,6 @@ SMALL_TRIANGLE = 256
 WHOLE = 4096  # rows up to which a matrix is factorised at once, in several copies of it
 FP32 = 4
 PANEL = 1024  # rows of a larger one that are worked on at a time
-
-
 COPIES = 4.5  # of a matrix that is factorised at once: itself, turned around, its factor, that turned back, the inverse
 PANELS = 4  # row panels of a larger one that are alive at once
 

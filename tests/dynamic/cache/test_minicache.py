@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache
 
-import sparity
 from masked_dense import called, calls_of
+from merged_layers import between, dense_calls, merged, minicache
 from sparity.dynamic.cache.functions import policy_of
 from sparity.dynamic.cache.joining import join, open_to
 from sparity.dynamic.cache.merged_store import MergedStore
@@ -21,44 +20,12 @@ from sparity.errors import UnsupportedModel
 
 SIZES = (20, 1, 33, 1, 3, 1)  # a prompt, a decoded token, a second prompt, decoding and a short turn
 FAMILIES = ("llama", "qwen3", "phi3", "opt", "gpt2", "gpt_neox")
-ENDS = {"sinks": 2, "recent": 4}
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-IDS = torch.randint(3, 90, (2, 40), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
 def model(family_models):
     return copy.deepcopy(family_models["llama"])
-
-
-def minicache(model, **options):
-    return sparity.cache(model, "minicache", **{"retain": 0.3, **ENDS, **options})
-
-
-def between(first, second, share):
-    """Angle and direction of two float64 vectors, by the formula of the paper."""
-    one, other = first / np.linalg.norm(first), second / np.linalg.norm(second)
-    angle = np.arccos(np.clip(one @ other, -1, 1))
-    return angle, (np.sin((1 - share) * angle) * one + np.sin(share * angle) * other) / np.sin(angle)
-
-
-def merged(first, second, candidates, retain, share=0.6):
-    """What one head's tokens are read as, and which were merged.
-
-    `first` and `second` are [keys, values] of both layers, float64 `[tokens, width]`; `candidates` are places.
-    """
-    found, far = [[x.copy() for x in layer] for layer in (first, second)], set()
-    for kind in (0, 1):
-        angle = [between(first[kind][i], second[kind][i], share)[0] for i in candidates]
-        low, high = min(angle, default=0), max(angle, default=0)
-        far |= {i for i, each in zip(candidates, angle, strict=True) if each > high - retain * (high - low)}
-    gone = [i for i in candidates if i not in far]
-    for kind in (0, 1):
-        for i in gone:
-            direction = between(first[kind][i], second[kind][i], share)[1]
-            for layer, states in enumerate((first, second)):
-                found[layer][kind][i] = np.linalg.norm(states[kind][i]) * direction
-    return found, gone
 
 
 def states(seed, tokens=24, rows=2, heads=2, width=8, dtype=torch.float32):
@@ -155,28 +122,6 @@ def test_bytes_are_one_direction_four_norms_and_what_stays():
     assert first.nbytes + second.nbytes == first.directions.nbytes + 2 * count * 8 + 2 * first.plain.nbytes
     assert first.plain.nbytes == 4 * 16 * (2 * 64 * 2 + 4)  # room for tokens to come
     assert first.nbytes + second.nbytes < 0.54 * whole
-
-
-def dense_calls(model, calls, pairs, retain, sinks, recent, pads):
-    """Logits of calls through transformers' whole cache, which is altered in NumPy after each prompt."""
-    past, found, judged, length = DynamicCache(config=model.config), [], 0, 0
-    for call in calls:
-        with torch.no_grad():
-            found.append(model(**call, past_key_values=past).logits)
-        new = call["input_ids"].shape[1]
-        length += new
-        if new < length and new < 32:
-            continue
-        for earlier, later in pairs:
-            layers = past.layers[earlier], past.layers[later]
-            for row, pad in enumerate(pads):
-                candidates = range(max(pad + sinks, judged), length - recent)
-                for head in range(layers[0].keys.shape[1]):
-                    arrays = [[x[row, head].double().numpy() for x in (each.keys, each.values)] for each in layers]
-                    for layer, own in zip(layers, merged(*arrays, candidates, retain)[0], strict=True):
-                        layer.keys[row, head], layer.values[row, head] = (torch.tensor(x).float() for x in own)
-        judged = length - recent
-    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,24 +7,19 @@ import torch
 
 import sparity
 from masked_dense import called, calls_of
+from merged_layers import ENDS, IDS, minicache
 from sparity.dynamic.cache.functions import policy_of
 from sparity.dynamic.cache.merged_store import MergedStore
 from sparity.errors import InvalidInput, UnsupportedModel
 from sparity.quality.recall import bytes_of
 
 SIZES = (20, 1, 33, 1, 3, 1)  # a prompt, a decoded token, a second prompt, decoding and a short turn
-ENDS = {"sinks": 2, "recent": 4}
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-IDS = torch.randint(3, 90, (2, 40), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
 def model(family_models):
     return copy.deepcopy(family_models["llama"])
-
-
-def minicache(model, **options):
-    return sparity.cache(model, "minicache", **{"retain": 0.3, **ENDS, **options})
 
 
 @pytest.mark.parametrize("options", [{"retain": 1.0}, {"recent": 99}, {"sinks": 99}])
