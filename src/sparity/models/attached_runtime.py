@@ -110,18 +110,34 @@ def input_sites(model: Any) -> tuple[InputSite, ...]:
     Raises:
         UnsupportedModel: its blocks do not have the shape of its family.
     """
-    family = family_of(model.config)
-    prefix = f"{model.base_model_prefix}."
-    path = family.blocks if hasattr(model, model.base_model_prefix) else family.blocks.removeprefix(prefix)
-    found: list[InputSite] = []
+    family, found = family_of(model.config), list[InputSite]()
+    blocks = blocks_of(model)
     try:
-        for index, block in enumerate(model.get_submodule(path).children()):
+        for index, block in enumerate(blocks):
             found += family.sites(block, f"{family.blocks}.{index}", model.config)
     except AttributeError as error:
-        raise UnsupportedModel(
-            f'run-time stages cannot be attached to this model of type "{model.config.model_type}": {error}'
-        ) from error
+        raise _unattachable(model, error) from error
     return tuple(found)
+
+
+def blocks_of(model: Any) -> tuple[Any, ...]:
+    """The blocks of a loaded model, with its head or without.
+
+    Raises:
+        UnsupportedModel: they are not where its family has them.
+    """
+    path, prefix = family_of(model.config).blocks, f"{model.base_model_prefix}."
+    try:
+        inside = model.get_submodule(path if hasattr(model, model.base_model_prefix) else path.removeprefix(prefix))
+    except AttributeError as error:
+        raise _unattachable(model, error) from error
+    return tuple(inside.children())
+
+
+def _unattachable(model: Any, error: AttributeError) -> UnsupportedModel:
+    return UnsupportedModel(
+        f'run-time stages cannot be attached to this model of type "{model.config.model_type}": {error}'
+    )
 
 
 def save_with_runtime(model: Any) -> None:

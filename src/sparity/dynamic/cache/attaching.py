@@ -15,6 +15,7 @@ from sparity.dynamic.cache.attending import attention
 from sparity.dynamic.cache.converting import before_call, layers_of
 from sparity.dynamic.cache.layer import PolicyLayer
 from sparity.dynamic.cache.learned import Learned, Sizes, Study, key_sites, misfit
+from sparity.dynamic.cache.narrowing import narrowing
 from sparity.dynamic.cache.policies.base import Policy
 from sparity.dynamic.cache.rereading import read_again
 from sparity.dynamic.cache.roles import Roles, roles, shares_of
@@ -215,6 +216,8 @@ def attached(model: Any, run: Run) -> Iterator[Any]:
             if run.policy.rereads:
                 closing.callback(module.register_forward_hook(partial(read_again, run), with_kwargs=True).remove)
         closing.callback(base.register_forward_hook(_check_read, with_kwargs=True).remove)
+        if run.policy.narrows:
+            closing.enter_context(narrowing(model, run))
         if "hidden" in run.policy.told:
             for index, site in enumerate(key_sites(input_sites(model))):
                 closing.enter_context(site.watch(partial(run.hidden.__setitem__, index)))

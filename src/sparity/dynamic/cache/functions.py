@@ -145,6 +145,11 @@ def check(policy: Policy) -> None:
         raise InvalidInput(f'policy "{policy.name}", option "bits": {vars(policy)["bits"]} must lie in [1, 8]')
     if getattr(policy, "kernel", 1) % 2 == 0:
         raise InvalidInput(f'policy "{policy.name}", option "kernel": {vars(policy)["kernel"]} must be odd')
+    depths = list(getattr(policy, "at", (0.5,)))
+    if not depths or depths != sorted(set(depths)) or not all(0 <= share <= 1 for share in depths):
+        raise InvalidInput(
+            f'policy "{policy.name}", option "at": {depths} must be one or more shares in [0, 1], in ascending order'
+        )
     for option in ("floor", "first", "echo", "induction", "heads", "interpolation", "retain", "start"):
         value = getattr(policy, option, 0)
         if not 0 <= value <= 1:

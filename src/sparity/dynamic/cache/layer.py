@@ -92,8 +92,12 @@ class PolicyLayer(TextLayer):
                 "tokens of this cache were evicted, quantised or merged, and the policy is no longer attached to the "
                 "model: use it within sparity.cache"
             )
-        first = self.store is None
-        self._hold(key_states, value_states)
+        first, prompt = self.store is None, self.run.prompt
+        if prompt is None or prompt.places is None:
+            self._hold(key_states, value_states)
+        else:
+            self._hold(prompt.spread(key_states), prompt.spread(value_states))
+            self.keep(prompt.masks(key_states.shape[1]))
         if self.partial or first:
             keys, values = key_states, value_states  # themselves, so that gradients flow
         else:
@@ -141,6 +145,8 @@ class PolicyLayer(TextLayer):
         if self.index >= self.run.layers:
             raise InvalidInput(f"the cache has a layer {self.index}, and the model {self.run.layers} layers")
         decoding = new < self.run.least and self.length > new
+        if self.run.policy.narrows:
+            return  # tokens go between layers, and nothing is evicted afterwards
         self.decoded += new if decoding else 0
         self._evict(module, query, sight, scaling, softcap, decoding)
         if not decoding and self.run.pending is None:

@@ -13,6 +13,7 @@ from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.policies.base import Policy, Reader, kept_of
 from sparity.dynamic.cache.policies.kivi import Kivi
 from sparity.dynamic.cache.policies.pqcache import PQCache
+from sparity.dynamic.cache.prompt import Prompt
 from sparity.dynamic.cache.quantised_store import QuantisedStore
 from sparity.dynamic.cache.rotary import Rotary
 from sparity.dynamic.cache.store import Holding, Store
@@ -43,6 +44,7 @@ class Run:
         hidden: layer -> what its projection of keys reads in the present call, `[tokens, hidden]`, if the policy asks.
         pending: a prompt waits to be read again: bool `[rows, tokens]`, what of it is no padding.
         reading: what is read again at present.
+        prompt: whose tokens go only so deep, while it is read.
         whole: whether single tokens read everything that is held, whatever the reader chooses.
     """
 
@@ -63,6 +65,7 @@ class Run:
     whole: bool = False
     pending: Tensor | None = None
     reading: Any = None
+    prompt: Prompt | None = field(default=None, repr=False)
     hidden: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @contextmanager

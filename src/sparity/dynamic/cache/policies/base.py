@@ -27,6 +27,7 @@ class Policy(ABC):
         counts: it keeps exactly the tokens that it is asked for; those that do not are controls or keep whole pages.
         drops: tokens that it does not keep are gone; one that does not drop only chooses which pages are read.
         stores: it says how what is held is stored, by the options `bits`, `group` and `residual`.
+        narrows: tokens of a prompt go only so deep; later layers neither compute nor hold them, and `select` says which.
     """
 
     name: ClassVar[str]
@@ -40,6 +41,7 @@ class Policy(ABC):
     counts: ClassVar[bool] = True
     drops: ClassVar[bool] = True
     stores: ClassVar[bool] = False
+    narrows: ClassVar[bool] = False
 
     @property
     def least(self) -> int:
