@@ -39,7 +39,7 @@ POLICIES = (
         "defensivekv",
         "expected_attention",
     ),
-    *("keydiff", "knorm", "lagkv", "quest", "pqcache", "razorattention"),
+    *("keydiff", "knorm", "lagkv", "quest", "pqcache", "razorattention", "lazyllm_static"),
     *("kvzip", "kvzap", "duoattention", "triattention"),
 )
 SMALL = {
@@ -71,7 +71,8 @@ def requests(policies, keeps):
             found[f"{name}, {keep:g}"] = (policy, keep, {}, False)
         if "snapkv" in policies:
             found[f"snapkv and kivi, {keep:g}"] = ("snapkv", keep, {"store": KIVI}, False)
-            found[f"snapkv, {keep:g}, query_aware"] = ("snapkv", keep, {}, True)
+        for name in (each for each in ("snapkv", "lazyllm_static") if each in policies):
+            found[f"{name}, {keep:g}, query_aware"] = (name, keep, {}, True)
     return found
 
 

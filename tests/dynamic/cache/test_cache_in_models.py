@@ -51,7 +51,7 @@ def models():
 
 
 def choosing_at_once(name):
-    """Whether a policy keeps as many tokens as it is asked for, by what it sees of a whole prompt and its layer alone."""
+    """Whether a policy keeps as many tokens as it is asked for, by what it sees of a layer and all its prompt."""
     found = registry.get("cache.policy", name)
     return found.counts and found.drops and not found.rereads and not found.narrows
 

@@ -1,6 +1,7 @@
 """LazyLLM without reviving: which tokens go where, what is no longer computed, and whole models against masks."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_a_longer_row_drops_no_fewer_tokens_at_any_step(tokens, keep, steps, lea
 
     def dropped(length):
         left = [min(max(policy.budget(length, keep, layer, 8), least), length) for layer in range(8)]
-        return [before - after for before, after in zip(left, left[1:], strict=False)]
+        return [before - after for before, after in pairwise(left)]
 
     short, long = dropped(tokens), dropped(tokens + 1)
     assert all(0 <= a <= b for a, b in zip(short, long, strict=True))
@@ -111,7 +112,9 @@ def test_what_goes_is_what_the_layer_before_says_and_later_layers_compute_the_re
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_prompt_decoding_and_second_turn_are_dense_attention_under_the_mask(family, attention, family_models, monkeypatch):
+def test_prompt_decoding_and_second_turn_are_dense_attention_under_a_mask(
+    family, attention, family_models, monkeypatch
+):
     model = copy.deepcopy(family_models[family])
     model.set_attn_implementation(attention)
     for pads in ((0, 0), (0, 9)):
@@ -164,7 +167,7 @@ def test_dropped_tokens_leave_with_the_states_with_which_they_went(model):
 
 @torch.no_grad()
 def test_a_padded_row_is_the_row_alone(model):
-    alone, (first, *rest) = IDS[1:, :17], calls_of((0, 0), 1)
+    alone = IDS[1:, :17]
     rows = torch.stack([IDS[0], torch.cat([torch.zeros(13, dtype=torch.int64), alone[0]])])
     mask = torch.stack([torch.ones(30), (torch.arange(30) >= 13).float()]).long()
     with lazy(model):

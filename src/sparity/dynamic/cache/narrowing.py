@@ -30,16 +30,19 @@ def narrowing(model: Any, run: Run) -> Iterator[None]:
     blocks = blocks_of(model)
     with ExitStack() as closing:
         closing.callback(setattr, run, "prompt", None)
-        base = model.base_model
-        closing.callback(base.register_forward_pre_hook(partial(_begin, run), with_kwargs=True).remove)
-        closing.callback(base.register_forward_hook(partial(_end, run), with_kwargs=True, always_call=True).remove)
+        for module in {id(each): each for each in (model, model.base_model)}.values():  # OPT calls only the first
+            closing.callback(module.register_forward_pre_hook(partial(_begin, run), with_kwargs=True).remove)
+            ended = module.register_forward_hook(partial(_end, run), with_kwargs=True, always_call=True)
+            closing.callback(ended.remove)
         for block in blocks:
             closing.callback(block.register_forward_pre_hook(partial(_narrow, run), with_kwargs=True).remove)
         closing.callback(blocks[-1].register_forward_hook(partial(_widen, run)).remove)
         yield
 
 
-def choose(layer: PolicyLayer, states: tuple[Tensor, Tensor, Tensor], sight: Sight, scaling: float, softcap: Any) -> None:
+def choose(
+    layer: PolicyLayer, states: tuple[Tensor, Tensor, Tensor], sight: Sight, scaling: float, softcap: float | None
+) -> None:
     """After a layer's attention: which tokens of the prompt the next layer computes.
 
     Args:
@@ -106,7 +109,9 @@ def _narrow(run: Run, module: nn.Module, arguments: Any, named: dict[str, Any]) 
     given = {**dict(zip(signature(module.forward).parameters, arguments, strict=False)), **named}
     hidden = given.pop("hidden_states", None)
     if hidden is None:
-        raise UnsupportedModel(f"{type(module).__name__} names its input otherwise than hidden_states: tokens cannot go")
+        raise UnsupportedModel(
+            f"{type(module).__name__} names its input otherwise than hidden_states: tokens cannot go"
+        )
     if prompt.chosen is not None:
         hidden = prompt.narrowed(hidden)
     return (hidden,), {name: prompt.cut(name, value) for name, value in given.items()}

@@ -13,7 +13,7 @@ from sparity.errors import UnsupportedModel
 class Prompt:
     """The first call of a text, on its way through the layers.
 
-    Rows of unlike lengths keep unlike numbers of tokens; a row with fewer has padding in the remaining slots, as before.
+    Rows of unlike lengths keep unlike numbers of tokens; a row with fewer has padding in its other slots, as before.
 
     Attributes:
         tokens: of each row, without padding; empty before the first layer was read.
@@ -56,7 +56,7 @@ class Prompt:
         return self.hidden.scatter(1, _over(self.places, hidden), hidden)
 
     def spread(self, states: Tensor) -> Tensor:
-        """Keys or values `[rows, kv_heads, slots, width]` at their places, 0 elsewhere: `[rows, kv_heads, length, width]`."""
+        """Keys or values `[rows, kv_heads, slots, width]` at their places in the text, 0 elsewhere; no gradients."""
         assert self.places is not None, "tokens were dropped"
         whole = states.new_zeros(*states.shape[:2], self.length, states.shape[3])
         index = self.places.to(states.device)[:, None, :, None].expand(states.shape)

@@ -101,8 +101,8 @@ def roles(
         )
     if built.narrows and (codec is not None or reader is not None or isinstance(shares, tuple)):
         raise InvalidInput(
-            f"{built.name} says itself what each layer holds, which is stored as it is and read whole: leave `store` and "
-            "`read` out, and give `keep` as a number"
+            f"{built.name} says itself what each layer holds, which is stored as it is and read whole: leave `store` "
+            "and `read` out, and give `keep` as a number"
         )
     if isinstance(built, MiniCache) and (codec is not None or reader is not None):
         raise InvalidInput(f"{built.name} says how tokens are stored and reads all: leave `store` and `read` out")

@@ -27,7 +27,7 @@ class Policy(ABC):
         counts: it keeps exactly the tokens that it is asked for; those that do not are controls or keep whole pages.
         drops: tokens that it does not keep are gone; one that does not drop only chooses which pages are read.
         stores: it says how what is held is stored, by the options `bits`, `group` and `residual`.
-        narrows: tokens of a prompt go only so deep; later layers neither compute nor hold them, and `select` says which.
+        narrows: tokens of a prompt that it does not keep are neither computed nor held in later layers.
     """
 
     name: ClassVar[str]
