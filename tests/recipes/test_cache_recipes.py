@@ -18,7 +18,7 @@ KEPT = {  # recipe -> what each head of a block holds of a prompt of 300 tokens,
     "h2o": (75, 76),
     "streaming_llm": (300, 304),
     "tova": (75, 76),
-    "lazyllm_static": (175, 176),  # on average over blocks: the last two hold 75
+    "lazyllm_static": (175, 179),  # on average over blocks: the last two hold 75
     "snapkv": (75, 79),
     "pyramidkv": (75, 79),  # on average over blocks
     "adakv": (75, 79),  # on average over heads
