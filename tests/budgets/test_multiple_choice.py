@@ -66,3 +66,25 @@ def test_what_highs_says_is_no_output(capfd):
     print("after")
     said = capfd.readouterr()
     assert (said.out, said.err) == ("after\n", "a message")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([-1.0, 0.0, 1e-9, 3e-9, 1e-4, 2.0]), min_size=2, max_size=3), min_size=2, max_size=4
+    ),
+    st.integers(0, 6),
+)
+def test_small_values_count_beside_large_ones(values, least):
+    gains = [list(range(len(group))) for group in values]
+    found = multiple_choice(values, gains, least)
+    picks = list(itertools.product(*(range(len(group)) for group in values)))
+    legal = [pick for pick in picks if sum(pick) >= least]
+    totals = [sum(group[item] for group, item in zip(values, pick, strict=True)) for pick in legal]
+    if not totals:
+        assert found is None
+        return
+    assert sum(found) >= least
+    lowest = sum(min(group) for group in values)
+    total = sum(group[item] for group, item in zip(values, found, strict=True))
+    assert total - lowest == pytest.approx(min(totals) - lowest, rel=1e-5, abs=1e-15)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,10 @@ def multiple_choice(
 ) -> list[int] | None:
     """One item of every group: the sum of values is least, and that of the weights is `least` or more.
 
+    HiGHS takes a sum for the least that is within a millionth of the largest value; where the sum is smaller than that
+    value, what exceeds it is left out and the rest is solved again, so that the millionth is one of the sum. Sums are
+    counted from each group's least value.
+
     Args:
         values: by group and item; groups may have different numbers of items.
         weights: alike.
@@ -32,13 +37,14 @@ def multiple_choice(
     Returns:
         The place of each group's item, or None where no choice comes to `least`.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.optimize import LinearConstraint
 
     sizes = [len(group) for group in values]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
     joint = dict(pairs or {})
     value = np.concatenate([np.asarray(group, dtype=np.float64) for group in values])
     weight = np.concatenate([np.asarray(group, dtype=np.float64) for group in weights])
+    above = np.concatenate([np.asarray(group, dtype=np.float64) - min(group) for group in values])
     items, extra = len(value), sum(table.size for table in joint.values())
     gain = np.concatenate([weight, *(table.ravel() for table in joint.values())])
     scale = max(abs(least), float(np.abs(gain).max()), SMALLEST)
@@ -51,17 +57,37 @@ def multiple_choice(
     ]
     if joint:
         constraints.append(LinearConstraint(_agreeing(joint, sizes, starts, items + extra), 0, 0))
+    largest, found = np.inf, _chosen(value, np.ones(items), extra, constraints, starts)
+    while found is not None and 0 < (total := float(sum(above[found]))) < min(largest, float(above.max())):
+        largest = total
+        again = _chosen(np.minimum(above, largest), above <= largest, extra, constraints, starts)
+        if again is None or float(sum(above[again])) >= total:
+            break
+        found = again
+    return None if found is None else [int(place) for place in found - starts[:-1]]
+
+
+def _chosen(
+    value: NDArray[np.float64],
+    allowed: NDArray[Any],
+    extra: int,
+    constraints: Sequence[Any],
+    starts: NDArray[np.int_],
+) -> NDArray[np.int_] | None:
+    """The item of each group, counted over all, for which the sum of `value` is least; only `allowed` ones."""
+    from scipy.optimize import Bounds, milp
+
     with _standard_output_as_errors():
         solved = milp(
             np.concatenate([value / max(float(np.abs(value).max()), SMALLEST), np.zeros(extra)]),
-            integrality=np.concatenate([np.ones(items), np.zeros(extra)]),
-            bounds=Bounds(0, 1),
+            integrality=np.concatenate([np.ones(len(value)), np.zeros(extra)]),
+            bounds=Bounds(0, np.concatenate([np.asarray(allowed, dtype=np.float64), np.ones(extra)])),
             options={"mip_rel_gap": 0.0, "time_limit": SECONDS, "presolve": False},
             constraints=constraints,
         )
     if solved.x is None:
         return None
-    return [int(solved.x[start:end].argmax()) for start, end in pairwise(starts)]
+    return np.array([start + int(solved.x[start:end].argmax()) for start, end in pairwise(starts)])
 
 
 @contextmanager
