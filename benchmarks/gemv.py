@@ -54,7 +54,7 @@ CASES = {  # name -> format, values, share of zeros among the weights; of column
     },
 }
 DENSE, TORCH, READ = "dense bf16", "PyTorch bf16", "memory, read only"
-CACHE = 160 << 20  # bytes of weights per case
+CACHE = 160 << 20  # bytes of weights per case, more than the last cache holds
 
 
 def weight(name, rows, columns, sparsity, generator):
@@ -95,7 +95,7 @@ def spread(numbers):
     return {"median": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}
 
 
-def prepared(cases, rows, columns):
+def prepared(cases, rows, columns, cache=CACHE):
     """Case -> its set of weights and the bytes of one that a call reads."""
     generator = torch.Generator().manual_seed(0)
     sets, by_channel = {}, {}
@@ -106,13 +106,13 @@ def prepared(cases, rows, columns):
             continue
         first = weight(name, rows, columns, 0.0 if name == "columns" else sparsity, generator)
         packed = build_format(name).pack(first, values)
-        count = max(2, -(-CACHE // packed.nbytes))
+        count = max(2, -(-cache // packed.nbytes))
         sets[case] = ([NativeWeight(packed) for _ in range(count)], packed.nbytes)
         if name == "columns":
             by_channel[str(values)] = sets[case]
             sets[case] = (sets[case][0], packed.nbytes * (1 - sparsity))
     size = rows * columns * 2
-    count = max(2, -(-CACHE // size))
+    count = max(2, -(-cache // size))
     plain = weight("dense", rows, columns, 0.0, generator)
     sets[TORCH] = ([plain.clone() for _ in range(count)], size)
     memory = on_large_pages(torch.ones(size, dtype=torch.uint8))

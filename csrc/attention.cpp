@@ -24,17 +24,17 @@ constexpr int64_t kAlone = 1 << 15;  // numbers that one thread reads sooner tha
 
 // The kernels in use for loads of `per` numbers for each lane, or null where they do not fill the widths.
 const AttentionKernels* kernels(int64_t per, int64_t width, int64_t value_width) {
-  const AttentionKernels* found[] = {&sparity::scalar_attention, nullptr, nullptr, nullptr};
+  const AttentionKernels* found[sparity::kAllVectors] = {&sparity::scalar_attention};
 #if defined(__x86_64__)
-  found[1] = &sparity::avx2_attention;
-  found[2] = &sparity::avx512_attention;
-  found[3] = &sparity::avx512_bf16_attention;
+  found[sparity::kAvx2] = &sparity::avx2_attention;
+  found[sparity::kAvx512] = &sparity::avx512_attention;
+  found[sparity::kAvx512Bf16] = &sparity::avx512_bf16_attention;
 #elif defined(__aarch64__)
-  found[1] = &sparity::neon_attention;
+  found[sparity::kNeon] = &sparity::neon_attention;
 #endif
-  for (int rank = sparity::rank_in_use(); rank >= 0; --rank) {
-    const int64_t load = found[rank] ? found[rank]->lanes * per : 0;
-    if (load && width % load == 0 && value_width % load == 0) return found[rank];
+  for (int vectors = sparity::vectors_in_use(); vectors >= 0; --vectors) {
+    const int64_t load = found[vectors] ? found[vectors]->lanes * per : 0;
+    if (load && width % load == 0 && value_width % load == 0) return found[vectors];
   }
   return nullptr;
 }

@@ -18,18 +18,22 @@ using sparity::kTileKeys;
 using sparity::kTileQueries;
 
 const BlockKernels& kernels(int32_t type) {
-  const BlockKernels* found[] = {&sparity::scalar_blocks, nullptr, nullptr, nullptr};
+  switch (sparity::vectors_in_use()) {
 #if defined(__x86_64__)
-  found[1] = &sparity::avx2_blocks;
-  found[2] = &sparity::avx512_blocks;
-  found[3] = type == SPARITY_BFLOAT16 ? &sparity::avx512_bf16_blocks : &sparity::avx512_blocks;
+    case sparity::kAvx2:
+      return sparity::avx2_blocks;
+    case sparity::kAvx512:
+      return sparity::avx512_blocks;
+    case sparity::kAvx512Bf16:
+      return type == SPARITY_BFLOAT16 ? sparity::avx512_bf16_blocks : sparity::avx512_blocks;
 #elif defined(__aarch64__)
-  found[1] = &sparity::neon_blocks;
+    case sparity::kNeon:
+      return sparity::neon_blocks;
 #endif
-  for (int rank = sparity::rank_in_use(); rank > 0; --rank)
-    if (found[rank]) return *found[rank];
-  (void)type;
-  return *found[0];
+    default:
+      (void)type;
+      return sparity::scalar_blocks;
+  }
 }
 
 // One row of the batch without its padding.

@@ -1,4 +1,4 @@
-// Byte shuffles that spread kept values over eight places, by the mask of the eight. Included by isa_avx2.cpp inside its
+// Byte shuffles that spread kept values over eight places, by the mask of the eight. Included by isa_256.h inside its
 // namespace. A shuffle stays within half a register.
 
 #include "float_places.h"

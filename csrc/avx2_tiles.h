@@ -1,5 +1,5 @@
 // Tiles of bitmask and two_of_four times inputs: the weights of a row are spread by one shuffle, eight float32 or sixteen
-// int16 at a time, straight to where the multiplication wants them. Included by isa_avx2.cpp inside its namespace.
+// int16 at a time, straight to where the multiplication wants them. Included by isa_256.h inside its namespace.
 
 // Where the rows of a group begin.
 template <class Value>
@@ -147,7 +147,7 @@ inline void multiply_sixteen(const uint64_t* masks, const int8_t** at, const int
     if (Rows > 1) pin(inputs);
 #pragma GCC unroll 2
     for (int row = 0; row < Rows; ++row) {
-      sums[row][t] = _mm256_add_epi32(sums[row][t], _mm256_madd_epi16(weights[row], inputs));
+      sums[row][t] = add_words(sums[row][t], weights[row], inputs);
       pin(sums[row][t]);
     }
   }
@@ -238,7 +238,7 @@ inline void spread_tile_floats(const SparityMatrix& weight, const Inputs& in, co
 #pragma GCC unroll 4
   for (int row = 0; row < kTileRows; ++row)
 #pragma GCC unroll 4
-    for (int t = 0; t < Tokens; ++t) results[row][t] = Avx2::sum({sums[row][t]});
+    for (int t = 0; t < Tokens; ++t) results[row][t] = Isa256::sum({sums[row][t]});
   for (int row = 0; row < kTileRows; ++row)
     for (int t = 0; t < Tokens; ++t) store_inside(weight, out, token + t, tile * kTileRows + row, results[row][t]);
 }
@@ -267,10 +267,10 @@ inline void spread_tile_bytes(const SparityMatrix& weight, const Inputs& in, con
 #pragma GCC unroll 4
   for (int row = 0; row < kTileRows; ++row)
 #pragma GCC unroll 4
-    for (int t = 0; t < Tokens; ++t) results[row][t] = Avx2::total({totals[row][t]});
+    for (int t = 0; t < Tokens; ++t) results[row][t] = Isa256::total({totals[row][t]});
   for (int row = 0; row < kTileRows && tile * kTileRows + row < weight.rows; ++row)
     for (int t = 0; t < Tokens; ++t)
-      store_scaled<Avx2>(weight, in, out, token + t, tile * kTileRows + row, results[row][t]);
+      store_scaled<Isa256>(weight, in, out, token + t, tile * kTileRows + row, results[row][t]);
 }
 
 template <int Tokens, template <class> class Rows>

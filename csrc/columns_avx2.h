@@ -52,27 +52,46 @@ struct Columns256 {
     out[3] = _mm256_unpackhi_epi16(high_ab, high_cd);
   }
 
+  // Four weights of eight rows times four inputs: the weight's size times the input with its sign.
+  template <int Tokens>
+  static inline __m256i add_fours(__m256i sums, __m256i weights, __m256i inputs) {
+    const __m256i sizes = _mm256_abs_epi8(weights), signed_inputs = _mm256_sign_epi8(inputs, weights);
+    return Tokens == 1 ? add_bytes_apart(sums, sizes, signed_inputs) : ::add_bytes(sums, sizes, signed_inputs);
+  }
+
+  // Sums of a few tokens stay in registers; those of more have no room there.
   template <int Fours, int Tokens>
   static inline void add_bytes(const int8_t* const* channels, int64_t row, const int32_t (&x)[Fours][Tokens],
                                int32_t* sums, int64_t width) {
+    constexpr bool kept = Tokens <= 2;
     for (int half = 0; half < 2; ++half) {
       auto* at = reinterpret_cast<__m256i*>(sums + 32 * half);
+      __m256i totals[Tokens][4];
+      const auto load = [&](int t) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; ++part) totals[t][part] = _mm256_load_si256(at + t * (width / 8) + part);
+      };
+      const auto store = [&](int t) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; ++part) _mm256_store_si256(at + t * (width / 8) + part, totals[t][part]);
+      };
+#pragma GCC unroll 2
+      for (int t = 0; kept && t < Tokens; ++t) load(t);
+#pragma GCC unroll 4
       for (int four = 0; four < Fours; ++four) {
         __m256i weights[4];
         interleave(channels + 4 * four, row + 32 * half, weights);
 #pragma GCC unroll 4
         for (int t = 0; t < Tokens; ++t) {
           const __m256i inputs = _mm256_set1_epi32(x[four][t]);
+          if (!kept) load(t);
 #pragma GCC unroll 4
-          for (int part = 0; part < 4; ++part) {  // the weight's size times the input with its sign: fits int16
-            const __m256i pairs =
-                _mm256_maddubs_epi16(_mm256_abs_epi8(weights[part]), _mm256_sign_epi8(inputs, weights[part]));
-            const __m256i sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-            __m256i* to = at + t * (width / 8) + part;
-            _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), sum));
-          }
+          for (int part = 0; part < 4; ++part) totals[t][part] = add_fours<Tokens>(totals[t][part], weights[part], inputs);
+          if (!kept) store(t);
         }
       }
+#pragma GCC unroll 2
+      for (int t = 0; kept && t < Tokens; ++t) store(t);
     }
   }
 };

@@ -10,9 +10,9 @@ namespace {
 
 const sparity::DecodeKernels& kernels() {
 #if defined(__x86_64__)
-  const int rank = sparity::rank_in_use();
-  if (rank >= 2) return sparity::avx512_decode;
-  if (rank == 1) return sparity::avx2_decode;
+  const sparity::Vectors vectors = sparity::vectors_in_use();
+  if (vectors == sparity::kAvx2) return sparity::avx2_decode;
+  if (vectors != sparity::kScalar) return sparity::avx512_decode;
 #endif
   return sparity::scalar_decode;
 }

@@ -26,7 +26,8 @@ extern const DecodeKernels avx2_decode;
 extern const DecodeKernels avx512_decode;
 #endif
 
-// The rank of the instruction set in use, see sparity_isa_use.
-int rank_in_use();
+// Which vectors the instruction set in use has, for kernels that do not differ further.
+enum Vectors { kScalar, kAvx2, kAvx512, kAvx512Bf16, kNeon, kAllVectors };
+Vectors vectors_in_use();
 
 }  // namespace sparity

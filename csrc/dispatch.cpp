@@ -18,45 +18,73 @@ using sparity::Kernels;
 struct Level {
   const char* name;
   const Kernels* kernels;
+  sparity::Vectors vectors;
+  bool (*runs)();
 };
 
-const Level kLevels[] = {
-    {"scalar", &sparity::scalar_kernels},
+bool runs() { return true; }
 #if defined(__x86_64__)
-    {"avx2", &sparity::avx2_kernels},
-    {"avx512", &sparity::avx512_kernels},
-    {"avx512_bf16", &sparity::avx512_bf16_kernels},
+bool runs_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
+}
+#if defined(SPARITY_AVX_VNNI)
+bool runs_avx_vnni() { return runs_avx2() && __builtin_cpu_supports("avxvnni"); }
+#endif
+bool runs_avx512() {
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool runs_avx512_bf16() {
+  return runs_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+const Level kLevels[] = {
+    {"scalar", &sparity::scalar_kernels, sparity::kScalar, runs},
+#if defined(__x86_64__)
+    {"avx2", &sparity::avx2_kernels, sparity::kAvx2, runs_avx2},
+#if defined(SPARITY_AVX_VNNI)
+    {"avx_vnni", &sparity::avx_vnni_kernels, sparity::kAvx2, runs_avx_vnni},
+#endif
+    {"avx512", &sparity::avx512_kernels, sparity::kAvx512, runs_avx512},
+    {"avx512_bf16", &sparity::avx512_bf16_kernels, sparity::kAvx512Bf16, runs_avx512_bf16},
 #elif defined(__aarch64__)
-    {"neon", &sparity::neon_kernels},
+    {"neon", &sparity::neon_kernels, sparity::kNeon, runs},  // every one has it
 #endif
 };
 constexpr int kCount = int(sizeof(kLevels) / sizeof(kLevels[0]));
 
-int best() {
+// Those that this processor can run, the lowest first.
+struct Runnable {
+  const Level* levels[kCount];
+  int count = 0;
+
+  Runnable() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("popcnt")) return 0;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
-    return 1;
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") || !__builtin_cpu_supports("avx512vbmi2") ||
-      !__builtin_cpu_supports("avx512vnni"))
-    return 2;
-  return 3;
-#else
-  return kCount - 1;  // 64-bit ARM: every one has NEON
+    __builtin_cpu_init();
 #endif
+    for (const Level& level : kLevels)
+      if (level.runs()) levels[count++] = &level;
+  }
+};
+
+const Runnable& runnable() {
+  static const Runnable found;
+  return found;
 }
 
 std::atomic<int> chosen{-1};
 
 int in_use() {
   int rank = chosen.load(std::memory_order_relaxed);
-  if (rank < 0) chosen.store(rank = best(), std::memory_order_relaxed);
+  if (rank < 0) chosen.store(rank = runnable().count - 1, std::memory_order_relaxed);
   return rank;
 }
 
-const Kernels& kernels() { return *kLevels[in_use()].kernels; }
+const Level& level() { return *runnable().levels[in_use()]; }
+
+const Kernels& kernels() { return *level().kernels; }
 
 // The part of the work that a thread takes first, from front to back, so that it reads memory on where it was.
 struct alignas(64) Lane {
@@ -101,18 +129,20 @@ int64_t units_of(const SparityMatrix& weight) {
 
 }  // namespace
 
-int sparity::rank_in_use() { return in_use(); }
+sparity::Vectors sparity::vectors_in_use() { return level().vectors; }
 
 extern "C" {
 
 int sparity_abi(void) { return SPARITY_ABI; }
 
-const char* sparity_isa_name(int rank) { return rank >= 0 && rank < kCount ? kLevels[rank].name : nullptr; }
+const char* sparity_isa_name(int rank) {
+  return rank >= 0 && rank < runnable().count ? runnable().levels[rank]->name : nullptr;
+}
 
-int sparity_isa_best(void) { return best(); }
+int sparity_isa_best(void) { return runnable().count - 1; }
 
 int sparity_isa_use(int rank) {
-  if (rank < 0 || rank > best()) return SPARITY_UNSUPPORTED;
+  if (rank < 0 || rank >= runnable().count) return SPARITY_UNSUPPORTED;
   chosen.store(rank);
   return SPARITY_OK;
 }

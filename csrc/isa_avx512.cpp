@@ -13,8 +13,10 @@ inline __m512 widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32
 
 #include "columns_avx512.h"
 #include "columns_fours_avx2.h"
+#include "dots_256.h"
 #include "nibbles_avx2.h"
 #include "pairs_avx2.h"
+#include "row_sums_256.h"
 #include "rows_avx2.h"
 
 struct Avx512 : Columns512 {

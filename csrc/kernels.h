@@ -72,6 +72,7 @@ struct Kernels {
 extern const Kernels scalar_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
+extern const Kernels avx_vnni_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels avx512_bf16_kernels;
 #elif defined(__aarch64__)

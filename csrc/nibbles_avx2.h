@@ -1,4 +1,4 @@
-// int4 with 256-bit vectors. Included by instruction sets without dot products of bytes, inside their namespaces.
+// int4 with 256-bit vectors. Included after dots_256.h by instruction sets, inside their namespaces.
 
 struct Fours256 {
   struct Codes {
@@ -76,12 +76,8 @@ struct Fours256 {
     return out;
   }
 
-  // Unsigned codes are at most 31: four products fit int16.
-  static inline __m256i more(__m256i total, __m256i pairs) {
-    return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
   static inline Total add(Total total, const Codes& codes, const int8_t* x) {
-    for (int i = 0; i < 2; ++i) total.at[i] = more(total.at[i], _mm256_maddubs_epi16(codes.at[i], load(x + 32 * i)));
+    for (int i = 0; i < 2; ++i) total.at[i] = add_bytes(total.at[i], codes.at[i], load(x + 32 * i));
     return total;
   }
 

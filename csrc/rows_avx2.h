@@ -1,15 +1,12 @@
 // Sixteen rows side by side with 256-bit vectors, eight in each. Included by instruction sets without dot products of
-// bytes, inside their namespaces.
+// bytes, inside their namespaces, after row_sums_256.h.
 
-struct Rows256 : PairedSums<Rows256> {
+struct Rows256 : RowSums256, PairedSums<Rows256> {
   struct Zeros {
     __m256i at[2];  // of each row in four bytes
   };
   struct Total {
     __m256i at[2];
-  };
-  struct Sum {
-    __m256 at[2];
   };
 
   static inline Zeros zeros(const uint8_t* from) {
@@ -70,34 +67,8 @@ struct Rows256 : PairedSums<Rows256> {
     total.at[1] = _mm256_add_epi32(total.at[1], _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums, 1)));
   }
 
-  static inline Sum scales(const SparityMatrix& weight, int64_t at) {
-    Sum out;
-    for (int i = 0; i < 2; ++i, at += 8) {
-      if (weight.scale_type == SPARITY_FLOAT32) {
-        out.at[i] = _mm256_loadu_ps(static_cast<const float*>(weight.group_scales) + at);
-        continue;
-      }
-      const auto* from = static_cast<const uint16_t*>(weight.group_scales) + at;
-      if (weight.scale_type == SPARITY_FLOAT16) {
-        float eight[8];
-        for (int j = 0; j < 8; ++j) eight[j] = half_to_float(from[j]);
-        out.at[i] = _mm256_loadu_ps(eight);
-      } else {
-        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-        out.at[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-      }
-    }
-    return out;
-  }
-
   static inline Sum finish(Sum sum, const Total& total, const Sum& own, float theirs) {
-    for (int i = 0; i < 2; ++i)
-      sum.at[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total.at[i]), _mm256_mul_ps(own.at[i], _mm256_set1_ps(theirs)),
-                                  sum.at[i]);
+    add_group(sum, total.at, own, theirs);
     return sum;
-  }
-
-  static inline void store(const Sum& sum, float* to) {
-    for (int i = 0; i < 2; ++i) _mm256_storeu_ps(to + 8 * i, sum.at[i]);
   }
 };

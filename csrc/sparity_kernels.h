@@ -40,11 +40,11 @@ typedef struct {
 // The number of this interface; a library of another number is not used.
 SPARITY_EXPORT int sparity_abi(void);
 
-// Instruction sets by rank, "scalar" first; null beyond the last one.
+// The instruction sets that this processor can run by rank, "scalar" first; null beyond the last one.
 SPARITY_EXPORT const char* sparity_isa_name(int rank);
-// The highest rank that this processor can run.
+// The highest rank.
 SPARITY_EXPORT int sparity_isa_best(void);
-// Chooses the instruction set of all later calls; SPARITY_UNSUPPORTED when the processor lacks it.
+// Chooses the instruction set of all later calls; SPARITY_UNSUPPORTED where there is no such rank.
 SPARITY_EXPORT int sparity_isa_use(int rank);
 
 // y[token, row] = sum over columns of weight[row, column] * x[token, column], for `tokens` >= 1.

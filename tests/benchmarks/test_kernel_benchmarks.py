@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RUNS = {
     "prefill.py --shapes 64x64 --tokens 33 --rounds 1 --threads 1": "64x64, 33 tokens",
     "choice.py --shapes 64x64 --densities 0.5 --values same --rounds 1 --threads 1": "64x64, same, 50% kept",
+    "instruction_sets.py --sets scalar --shapes 64x64 --rounds 1 --only int8 --megabytes 0": "64x64, batch 1",
     "skip.py --calls 3": None,
 }
 

@@ -5,7 +5,7 @@ import torch
 
 from sparity.engine.kernels import choice, choice_file, native
 
-ALL = ("scalar", "avx2", "avx512", "avx512_bf16", "neon")
+ALL = ("scalar", "avx2", "avx_vnni", "avx512", "avx512_bf16", "neon")
 
 
 @pytest.fixture(params=ALL)
