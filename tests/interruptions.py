@@ -8,14 +8,17 @@ class Killed(BaseException):
     """Stands for the process's end: nothing of Sparity catches it."""
 
 
-def dies_at(count, monkeypatch):
-    """Let the process die just before the `count`-th rename that makes a file final; temporary files stay behind."""
+def dies_at(count, monkeypatch, counts=lambda path: True):
+    """Let the process die just before the `count`-th rename that makes a file final; temporary files stay behind.
+
+    Only renames to paths that `counts` is true of are counted.
+    """
     calls = {"left": count}
     rename = Path.replace
 
     def replace(self, target):
-        calls["left"] -= 1
-        if calls["left"] == 0:
+        calls["left"] -= bool(counts(Path(target)))
+        if calls["left"] == 0 and counts(Path(target)):
             monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
             raise Killed
         return rename(self, target)
