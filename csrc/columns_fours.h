@@ -4,9 +4,10 @@
 // `Isa::ColumnFours` gives
 //   kTokens                        that are multiplied at once
 //   order_zeros(zeros, out)        zero points of a line of rows as add reads them, each four times
-//   add<Tokens, Zeros>(channels, fours, at, x, zeros, totals)
+//   add<Tokens, Zeros>(channels, fours, at, x, zeros, totals, ahead)
 //                                  totals [Tokens, 128] of a line that begins at byte `at`: of codes made unsigned, which
-//                                  are steps + 8, or steps + zero points
+//                                  are steps + 8, or steps + zero points; calls ahead.step<Passes>() `fours` times in each
+//                                  of so many passes
 
 struct FourColumns {
   using Sum = float;
@@ -35,19 +36,20 @@ struct FourColumns {
     }
   };
 
-  // Fetches the channels of the next group one after another, as many lines at a time as the group has channels.
+  // Fetches the channels of the next group one after another, a few lines for every four channels that are multiplied: memory
+  // is asked all the time, and never for more at once than it takes.
   struct Ahead {
-    const Group& group;
-    int64_t lines, channel = 0, line = 0;
+    const Group* group;  // null: there is nothing to fetch
+    int64_t lines, fours;
+    int64_t channel = 0, line = 0;
 
-    inline void fetch() {
-      for (int64_t left = group.count; left > 0 && channel < group.count;) {
-        const int64_t now = lines - line < left ? lines - line : left;
-        const uint8_t* from = group.channels[channel] + 64 * line;
-        for (int64_t i = 0; i < now; ++i) __builtin_prefetch(from + 64 * i, 0, 2);
-        left -= now;
-        line += now;
-        if (line < lines) return;
+    template <int Passes>
+    inline void step() {
+      if (!group) return;
+      for (int64_t left = (group->count + Passes * fours - 1) / (Passes * fours); left > 0; --left) {
+        if (channel == group->count) return;
+        __builtin_prefetch(group->channels[channel] + 64 * line, 0, 2);
+        if (++line < lines) continue;
         line = 0;
         ++channel;
       }
@@ -57,8 +59,8 @@ struct FourColumns {
   // One line of rows: `count` of them, from `row` on, whose bytes begin at `at` of each channel.
   template <class Isa, int Tokens, bool Zeros>
   static inline void add_line(const SparityMatrix& weight, const Inputs& in, const Group& from, int64_t group,
-                              int64_t token, int64_t row, int64_t count, int64_t at, const int32_t* x, float* sums,
-                              int64_t width) {
+                              int64_t token, int64_t row, int64_t count, int64_t at, const int32_t* x, Ahead& ahead,
+                              float* sums, int64_t width) {
     alignas(64) int32_t totals[Tokens][kLine];
     alignas(64) uint32_t ordered[Zeros ? kLine : 1];
     uint8_t zeros[kLine];
@@ -72,7 +74,7 @@ struct FourColumns {
       Isa::ColumnFours::order_zeros(zeros, ordered);
     }
     if (count == kLine) {
-      Isa::ColumnFours::template add<Tokens, Zeros>(from.channels, from.fours, at, x, ordered, totals);
+      Isa::ColumnFours::template add<Tokens, Zeros>(from.channels, from.fours, at, x, ordered, totals, ahead);
     } else {
       uint8_t copies[kMostChannels][kLine / 2];
       const uint8_t* channels[kMostChannels];
@@ -80,7 +82,7 @@ struct FourColumns {
         memset(copies[i], 0, kLine / 2);
         channels[i] = static_cast<const uint8_t*>(memcpy(copies[i], from.channels[i] + at, size_t(count + 1) / 2));
       }
-      Isa::ColumnFours::template add<Tokens, Zeros>(channels, from.fours, 0, x, ordered, totals);
+      Isa::ColumnFours::template add<Tokens, Zeros>(channels, from.fours, 0, x, ordered, totals, ahead);
     }
     for (int t = 0; t < Tokens; ++t) {
       const int32_t shift = in.shifts[(token + t) * in.group_stride + group];
@@ -94,7 +96,7 @@ struct FourColumns {
   }
 
   template <class Isa, int Tokens, bool Zeros>
-  static inline void add_group(const SparityMatrix& weight, const Inputs& in, const Group& from, Ahead* ahead,
+  static inline void add_group(const SparityMatrix& weight, const Inputs& in, const Group& from, Ahead& ahead,
                                int64_t group, int64_t token, int64_t row, int64_t rows, float* sums, int64_t width) {
     int32_t x[kMostChannels / 4 * Tokens] = {};
     for (int four = 0; four < from.fours; ++four) {
@@ -104,9 +106,9 @@ struct FourColumns {
                static_cast<const int8_t*>(in.x) + (token + t) * in.stride + in.groups[group] + 4 * four, size_t(left));
     }
     for (int64_t line = 0; line < rows; line += kLine) {
-      if (ahead) ahead->fetch();
       const int64_t count = rows - line < kLine ? rows - line : kLine;
-      add_line<Isa, Tokens, Zeros>(weight, in, from, group, token, row + line, count, line / 2, x, sums + line, width);
+      add_line<Isa, Tokens, Zeros>(weight, in, from, group, token, row + line, count, line / 2, x, ahead, sums + line,
+                              width);
     }
   }
 
@@ -116,8 +118,8 @@ struct FourColumns {
                                 int64_t width) {
     constexpr int kTokens = Isa::ColumnFours::kTokens;
     const auto add = [&](auto count, int64_t t) {
-      add_group<Isa, count, Zeros>(weight, in, from, t ? nullptr : &ahead, group, token + t, row, rows, sums + t * width,
-                                   width);
+      add_group<Isa, count, Zeros>(weight, in, from, ahead, group, token + t, row, rows, sums + t * width, width);
+      ahead.group = nullptr;
     };
     int64_t t = 0;
     for (; t + kTokens <= tokens; t += kTokens) add(std::integral_constant<int, kTokens>(), t);
@@ -140,7 +142,7 @@ struct FourColumns {
     for (int64_t group = in.begins[part]; group < end; ++group) {
       if (silent(in, group, token, tokens)) continue;
       const Group now(weight, in, group, row), next(weight, in, group + 1 < end ? group + 1 : group, row);
-      Ahead ahead = {next, width / kLine, group + 1 < end ? 0 : next.count};
+      Ahead ahead = {group + 1 < end ? &next : nullptr, width / kLine, now.fours};
       if (weight.zeros)
         add_tokens<Isa, true>(weight, in, now, ahead, group, token, tokens, row, rows, sums, width);
       else

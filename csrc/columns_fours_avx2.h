@@ -21,14 +21,15 @@ struct ColumnFours256 {
     }
   }
 
-  template <int Tokens, bool Zeros>
+  template <int Tokens, bool Zeros, class Ahead>
   static inline void add(const uint8_t* const* channels, int fours, int64_t at, const int32_t* x, const uint32_t* zeros,
-                         int32_t (*totals)[128]) {
+                         int32_t (*totals)[128], Ahead& ahead) {
     for (int half = 0; half < 2; ++half) {
       int64_t four = 0;
       do {
         const int64_t end = four + kFours < fours ? four + kFours : fours;
-        add_fours<Tokens, Zeros>(channels, four, end, at + 32 * half, x, zeros + 32 * half, 64 * half, totals);
+        add_fours<Tokens, Zeros>(channels, four, end, at + 32 * half, x, zeros + 32 * half, 64 * half, totals,
+                                 ahead);
         four = end;
       } while (four < fours);
     }
@@ -43,15 +44,16 @@ struct ColumnFours256 {
     return _mm256_and_si256(codes, _mm256_set1_epi8(15));
   }
 
-  template <int Tokens, bool Zeros>
+  template <int Tokens, bool Zeros, class Ahead>
   static inline void add_fours(const uint8_t* const* channels, int64_t begin, int64_t end, int64_t at, const int32_t* x,
-                               const uint32_t* zeros, int row, int32_t (*totals)[128]) {
+                               const uint32_t* zeros, int row, int32_t (*totals)[128], Ahead& ahead) {
     const auto load = [&](int64_t channel) __attribute__((always_inline)) {
       const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(channels[channel] + at));
       return Zeros ? bytes : _mm256_xor_si256(bytes, _mm256_set1_epi8(char(0x88)));
     };
     __m256i sums[Tokens][4] = {};
-    for (int64_t four = begin; four < end; ++four)
+    for (int64_t four = begin; four < end; ++four) {
+      ahead.template step<2>();
 #pragma GCC unroll 2
       for (int two = 0; two < 2; ++two) {
         const __m256i a = load(4 * four + 2 * two), b = load(4 * four + 2 * two + 1);
@@ -68,6 +70,7 @@ struct ColumnFours256 {
           }
         }
       }
+    }
 #pragma GCC unroll 2
     for (int t = 0; t < Tokens; ++t) put(sums[t], begin, totals[t] + row);
   }

@@ -29,17 +29,18 @@ struct ColumnFours512 {
   }
 
   // All parts of lanes at once, or where that takes too many registers one after the other.
-  template <int Tokens, bool Zeros>
+  template <int Tokens, bool Zeros, class Ahead>
   static inline void add(const uint8_t* const* channels, int fours, int64_t at, const int32_t* x, const uint32_t* zeros,
-                         int32_t (*totals)[128]) {
+                         int32_t (*totals)[128], Ahead& ahead) {
     constexpr int kParts = Tokens > 2 ? 1 : 2;
 #pragma GCC unroll 2
-    for (int part = 0; part < 2; part += kParts) add_parts<kParts, Tokens, Zeros>(channels, fours, at, x, zeros, part, totals);
+    for (int part = 0; part < 2; part += kParts)
+      add_parts<kParts, Tokens, Zeros>(channels, fours, at, x, zeros, part, totals, ahead);
   }
 
-  template <int Parts, int Tokens, bool Zeros>
+  template <int Parts, int Tokens, bool Zeros, class Ahead>
   static inline void add_parts(const uint8_t* const* channels, int fours, int64_t at, const int32_t* x,
-                               const uint32_t* zeros, int first, int32_t (*totals)[128]) {
+                               const uint32_t* zeros, int first, int32_t (*totals)[128], Ahead& ahead) {
     __m512i sums[Parts][Tokens][4], own[Parts][4];
 #pragma GCC unroll 8
     for (int i = 0; i < 4 * Parts; ++i) {
@@ -48,6 +49,7 @@ struct ColumnFours512 {
       for (int t = 0; t < Tokens; ++t) sums[i / 4][t][i % 4] = _mm512_setzero_si512();
     }
     for (int four = 0; four < fours; ++four) {
+      ahead.template step<2 / Parts>();
       const __m512i a = _mm512_loadu_si512(channels[4 * four] + at), b = _mm512_loadu_si512(channels[4 * four + 1] + at);
       const __m512i c = _mm512_loadu_si512(channels[4 * four + 2] + at);
       const __m512i d = _mm512_loadu_si512(channels[4 * four + 3] + at);

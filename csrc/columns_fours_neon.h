@@ -21,9 +21,9 @@ struct ColumnFoursNeon {
   }
 
   // 32 rows at a time: sixteen bytes, whose lower and upper halves are summed up by themselves.
-  template <int Tokens, bool Zeros>
+  template <int Tokens, bool Zeros, class Ahead>
   static inline void add(const uint8_t* const* channels, int fours, int64_t at, const int32_t* x, const uint32_t* zeros,
-                         int32_t (*totals)[128]) {
+                         int32_t (*totals)[128], Ahead& ahead) {
     const auto* own = reinterpret_cast<const uint8_t*>(zeros);
     for (int part = 0; part < 4; ++part) {
       uint8x16_t even = {}, odd = {};
@@ -36,6 +36,7 @@ struct ColumnFoursNeon {
         const int end = begin + kSafe < fours ? begin + kSafe : fours;
         int16x8_t products[Tokens][2][2] = {};
         for (int channel = 4 * begin; channel < 4 * end; ++channel) {
+          if (channel % 4 == 0) ahead.template step<4>();
           const uint8x16_t both = vld1q_u8(channels[channel] + at + 16 * part);
           const int8x16_t codes[2] = {ready<Zeros>(both, even), ready<Zeros>(vshrq_n_u8(both, 4), odd)};
 #pragma GCC unroll 2

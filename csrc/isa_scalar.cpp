@@ -119,11 +119,12 @@ struct ScalarColumnFours {
   static void order_zeros(const uint8_t* zeros, uint32_t* out) {
     for (int i = 0; i < 128; ++i) out[i] = zeros[i];
   }
-  template <int Tokens, bool Zeros>
+  template <int Tokens, bool Zeros, class Ahead>
   static void add(const uint8_t* const* channels, int fours, int64_t at, const int32_t* x, const uint32_t* zeros,
-                  int32_t (*totals)[128]) {
+                  int32_t (*totals)[128], Ahead& ahead) {
     memset(totals, 0, Tokens * sizeof *totals);
-    for (int i = 0; i < 4 * fours; ++i)
+    for (int i = 0; i < 4 * fours; ++i) {
+      if (i % 4 == 0) ahead.template step<1>();
       for (int t = 0; t < Tokens; ++t) {
         int8_t inputs[4];
         memcpy(inputs, x + i / 4 * Tokens + t, 4);
@@ -132,6 +133,7 @@ struct ScalarColumnFours {
           totals[t][row] += int32_t((code + (Zeros ? zeros[row] : 8)) & 15) * inputs[i % 4];
         }
       }
+    }
   }
 };
 
