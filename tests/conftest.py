@@ -40,6 +40,14 @@ def tiny_llama_folder(tmp_path_factory, family_models):
 
 
 @pytest.fixture(scope="session")
+def tiny_mixtral_folder(tmp_path_factory, family_models):
+    """A tiny random Mixtral, saved."""
+    folder = tmp_path_factory.mktemp("tiny-mixtral") / "model"
+    family_models["mixtral"].save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_gpt2_folder(tmp_path_factory, family_models):
     """A tiny random GPT-2, saved."""
     folder = tmp_path_factory.mktemp("tiny-gpt2") / "model"

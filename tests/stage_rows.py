@@ -1,5 +1,8 @@
 """One row per stage: options with which it does something, and options with which it does nothing."""
 
+OF_EXPERTS = {"expert_skipping"}  # stages that need experts; these take none:
+OF_NO_EXPERTS = {"activations", "topk_training"}
+
 ROWS = {
     "prune": ({"score": "wanda", "sparsity": 0.5}, {"sparsity": 0.0}),
     "channels": ({"sparsity": 0.25}, {"sparsity": 0.0}),
@@ -10,6 +13,7 @@ ROWS = {
         {"layout": {"local": {"window": 4}}, "block": 4, "shortest": 8},
         {"layout": {"local": {"window": 4}}, "shortest": 4096},
     ),
+    "expert_skipping": ({"sparsity": 0.5}, {"sparsity": 0.0}),
     "cache": ({"policy": "streaming_llm", "keep": 0.25}, {"keep": 1.0}),
     "structure": ({"method": {"minitron": {"multiple_of": 4}}, "sparsity": 0.25}, {"sparsity": 0.0}),
     "activations": ({"sparsity": 0.4}, {"sparsity": 0.0}),

@@ -34,7 +34,9 @@ Size = Annotated[Whole, Field(ge=1)]
 class AttentionStage(RuntimeStage):
     """Of a prompt's attention only the blocks that a layout chooses are computed."""
 
-    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values"})  # keys behind a layer are others
+    preserves: ClassVar[frozenset[Property]] = frozenset(  # keys behind a layer are others
+        {"mask", "shapes", "values", "experts"}
+    )
 
     layout: Spec = Field("xattention", description="how the blocks are chosen")
     block: Size | list[Size] = Field(64, description="tokens of a block, or [of queries, of keys]")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sparity.models.block import InputSite, Projection
@@ -19,17 +20,16 @@ def expert_sites(experts: nn.Module, name: str, roles: dict[str, str]) -> tuple[
 
     `roles` names the stored matrices of gate, up and down. The router is never pruned and has no site.
     """
-    gate_up, down = experts.get_parameter(GATE_UP), experts.get_parameter(DOWN)
-    half = gate_up.shape[1] // 2
-    sites = []
-    for expert in range(len(gate_up)):
+    (count, rows, _), (_, hidden, _) = (_shape(experts, parameter) for parameter in (GATE_UP, DOWN))
+    half, sites = rows // 2, []
+    for expert in range(count):
         place = f"{name}.{expert}"
         first = tuple(
-            Projection(f"{place}.{roles[role]}", role, experts, rows=rows, parameter=GATE_UP, expert=expert)
-            for role, rows in (("gate", (0, half)), ("up", (half, 2 * half)))
+            Projection(f"{place}.{roles[role]}", role, experts, rows=part, parameter=GATE_UP, expert=expert)
+            for role, part in (("gate", (0, half)), ("up", (half, 2 * half)))
         )
         second = Projection(
-            f"{place}.{roles['down']}", "down", experts, rows=(0, down.shape[1]), parameter=DOWN, expert=expert
+            f"{place}.{roles['down']}", "down", experts, rows=(0, hidden), parameter=DOWN, expert=expert
         )
         sites.append(InputSite(f"{place}.gate_up", first, partial(_routed_tokens, expert)))
         sites.append(InputSite(f"{place}.down", (second,), partial(_intermediate, expert)))
@@ -72,6 +72,12 @@ def expert_matrices(experts: nn.Module, expert: int) -> tuple[Tensor, Tensor, Te
     """Gate and up `[inner, hidden]` and down `[hidden, inner]` of one expert, as views."""
     gate, up = experts.get_parameter(GATE_UP)[expert].chunk(2)
     return gate, up, experts.get_parameter(DOWN)[expert]
+
+
+def _shape(experts: Any, name: str) -> torch.Size:
+    """Of a parameter, also where a module stands for the one that had it."""
+    found: torch.Size = experts.get_parameter(name).shape if name in experts._parameters else experts.shapes[name]
+    return found
 
 
 def _routed_tokens(expert: int, experts: nn.Module, arguments: tuple[Any, ...]) -> Tensor:

@@ -14,9 +14,9 @@ from sparity.models import Block, Decoder
 from sparity.sections import Section
 from sparity.stages.change import Change
 
-# zeros stay zero; every projection keeps its shape; weights stay; the cache keeps the tokens that it keeps, and prompts
-# are computed by the blocks that they are
-Property = Literal["mask", "shapes", "values", "tokens", "prompts"]
+# zeros stay zero; every projection keeps its shape; weights stay; the cache keeps the tokens that it keeps, prompts are
+# computed by the blocks that they are, and tokens visit the experts that they do
+Property = Literal["mask", "shapes", "values", "tokens", "prompts", "experts"]
 Decision = dict[str, Any]  # JSON: budgets, kept indices, thresholds
 
 

@@ -74,7 +74,9 @@ class RuntimeFit:
 class RuntimeStage(Stage):
     """Adds data that is used while the model runs; weights stay as they are."""
 
-    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values", "tokens", "prompts"})
+    preserves: ClassVar[frozenset[Property]] = frozenset(
+        {"mask", "shapes", "values", "tokens", "prompts", "experts"}
+    )
 
     @property
     def relies_on(self) -> frozenset[Property]:

@@ -13,6 +13,7 @@ LOSES: dict[Property, str] = {
     "values": "the weights that it was fitted to",
     "tokens": "what it keeps in the cache",
     "prompts": "the blocks of attention that it chose",
+    "experts": "the experts that it chose",
 }
 WHOLE = (ModelStage, ShapeStage)  # work on the whole model, in a pass of their own
 

@@ -33,7 +33,7 @@ from sparity.stages.kinds import RuntimeFit
 class CacheStage(RuntimeStage):
     """Tokens that a policy finds dispensable are evicted from the key-value cache."""
 
-    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values", "prompts"})
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values", "prompts", "experts"})
 
     policy: Spec = Field("snapkv", description="how the tokens that stay are chosen")
     keep: Annotated[Number, Field(gt=0)] | list[Annotated[Number, Field(gt=0)]] = Field(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sparity.dynamic.offload.far_layer import FarLayer
 from sparity.dynamic.offload.fixed import Fixed
+from sparity.models.experts import DOWN, GATE_UP
 
 
 class FarExperts(Fixed, nn.Module):
@@ -19,6 +20,10 @@ class FarExperts(Fixed, nn.Module):
         super().__init__()
         self.layer, self.config, self.act_fn = layer, like.config, like.act_fn
         self.num_experts, self._inner, self._hidden = layer.slots.units, inner, hidden
+        self.shapes = {
+            GATE_UP: torch.Size((self.num_experts, 2 * inner, hidden)),
+            DOWN: torch.Size((self.num_experts, hidden, inner)),
+        }
         self.at_once = 1
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparity.dynamic.expert_skipping.skipping import skip_of
 from sparity.dynamic.offload.deciding import Kind, far_experts, far_mlps
 from sparity.engine.modules.skips import FIRST
 from sparity.models import Block, BlockInputs
@@ -66,7 +67,8 @@ def _note_outputs(
 
 
 def _note_experts(found: list[Tensor], length: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-    chosen = arguments[1]  # [samples * tokens, k]
+    chosen, skip = arguments[1], skip_of(module)  # [samples * tokens, k]; with a skip a row for each expert that stays
     experts = len(module.get_parameter(DOWN))
     used = torch.zeros(len(chosen), experts, dtype=torch.bool).scatter(1, chosen, True)
+    used = used if skip is None else skip.by_token(used.int()).bool()
     found.append(used.view(-1, length, experts))

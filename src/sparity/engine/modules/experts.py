@@ -25,19 +25,21 @@ class PackedExperts(HoldsPacked):
     Attributes:
         names: the names under which the checkpoint keeps the matrices.
         kind: the class of the module that it stands for, which is built from `config`.
+        shapes: of the parameters that it stands for.
     """
 
     weights = (GATE_UP, DOWN)
 
-    def __init__(self, names: ExpertNames, kind: type[nn.Module], config: Any, act_fn: nn.Module) -> None:
+    def __init__(self, names: ExpertNames, like: Any) -> None:
         super().__init__()
-        self.names, self.kind, self.config, self.act_fn = names, kind, config, act_fn
+        self.names, self.kind, self.config, self.act_fn = names, type(like), like.config, like.act_fn
+        self.shapes = {name: like.get_parameter(name).shape for name in self.weights}
         self._prepared: list[tuple[Prepared, Prepared, Prepared]] = []
 
     @classmethod
     def like(cls, experts: Any, names: ExpertNames) -> "PackedExperts":
         """One to stand for `experts`, without weights yet."""
-        return cls(names, type(experts), experts.config, experts.act_fn).stand_for(experts)
+        return cls(names, experts).stand_for(experts)
 
     def give(self, experts: Iterable[PackedExpert]) -> None:
         """Set the weights of all experts, in order.
