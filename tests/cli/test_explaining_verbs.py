@@ -75,7 +75,7 @@ def test_explain_tells_a_stages_options_and_needs(sparity):
         "meaning": "share of the work that is skipped, in [0, 1): of the weights that a token need not read",
     }
     assert entry["options"]["prompt"]["type"] == "'dense' or 'sparse'"
-    assert entry["facts"] == {"statistics": "histogram", "preserves": "mask, prompts, shapes, tokens, values"}
+    assert entry["facts"] == {"statistics": "histogram", "preserves": "experts, mask, prompts, shapes, tokens, values"}
     (entry,) = sparity("explain", "cats", "--json").json
     assert entry["facts"] == {"statistics": "inputs", "sites": "gate_output"}
     assert "arXiv:2404.08763" in entry["source"]

@@ -175,9 +175,7 @@ def test_without_its_data_a_run_time_stage_leaves_the_model_as_it_was(name, fini
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(STAGES, STAGES)))
-def test_every_pair_is_refused_for_a_reason_or_keeps_what_it_promised(
-    first, second, token_files, folder_of, tmp_path
-):
+def test_every_pair_is_refused_for_a_reason_or_keeps_what_it_promised(first, second, token_files, folder_of, tmp_path):
     recipe = recipe_of(token_files, folder_of(first, second), something(first), something(second))
     before, after = recipe.stages
     lost = before.relies_on - after.preserves

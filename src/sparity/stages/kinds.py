@@ -74,9 +74,7 @@ class RuntimeFit:
 class RuntimeStage(Stage):
     """Adds data that is used while the model runs; weights stay as they are."""
 
-    preserves: ClassVar[frozenset[Property]] = frozenset(
-        {"mask", "shapes", "values", "tokens", "prompts", "experts"}
-    )
+    preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values", "tokens", "prompts", "experts"})
 
     @property
     def relies_on(self) -> frozenset[Property]:
@@ -90,7 +88,7 @@ class RuntimeStage(Stage):
     def zeroes(self, module: nn.Module, sites: Sequence[InputSite]) -> frozenset[str]:
         """Which activations of MLPs it sets to zero: `gate_output`, `hidden`, or `neurons` before they are computed.
 
-        One that names any can be attached to a single block.
+        Also `experts`, of which it skips some. One that names any can be attached to a single block.
         """
         return frozenset()
 

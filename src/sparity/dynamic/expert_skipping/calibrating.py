@@ -15,7 +15,7 @@ from sparity.models.cuts.experts import top_k
 FEWEST = 2  # experts of a token
 
 
-def check_experts(config: Any, experts: Mapping[str, Any]) -> None:
+def check_routing(config: Any, experts: Mapping[str, Any]) -> None:
     """Refuse a model in which no expert can be skipped.
 
     Raises:
@@ -24,15 +24,11 @@ def check_experts(config: Any, experts: Mapping[str, Any]) -> None:
     if not experts:
         raise InvalidInput(f'expert_skipping: a model of type "{config.model_type}" has no experts: leave it out')
     if top_k(config) < FEWEST:
-        raise InvalidInput(
-            "expert_skipping: each token visits one expert in this model, which must stay: leave it out"
-        )
+        raise InvalidInput("expert_skipping: each token visits one expert in this model, which must stay: leave it out")
 
 
 @torch.no_grad()
-def found_thresholds(
-    model: Any, experts: Mapping[str, nn.Module], tokens: Tensor, sparsity: float
-) -> dict[str, float]:
+def found_thresholds(model: Any, experts: Mapping[str, nn.Module], tokens: Tensor, sparsity: float) -> dict[str, float]:
     """Of each block the share of a token's largest weight under which `sparsity` of its other weights lie.
 
     0.5 is the median. Everything else is computed as the model does; 0 for a sparsity of 0, without looking.
@@ -59,7 +55,7 @@ def found_thresholds(
         with ExitStack() as open_:
             for name, module in experts.items():
                 open_.callback(module.register_forward_pre_hook(partial(note, found[name])).remove)
-            for sample in tokens.long().split(1):
+            for sample in tokens.long()[:, None]:  # [1, length]
                 model.base_model(input_ids=sample.to(device), use_cache=False)
     finally:
         model.train(training)

@@ -32,7 +32,7 @@ def kept_experts(weights: Tensor, threshold: float) -> Tensor:
     return ~(shown < threshold * shown.amax(-1, keepdim=True))
 
 
-def shared_out(weights: Tensor, kept: Tensor) -> Tensor:
+def weights_of_kept(weights: Tensor, kept: Tensor) -> Tensor:
     """The router's weights `[tokens, k]` when those that are kept also carry what the others of their token did.
 
     A token that keeps all has the bits that it had; what is not kept is 0.
@@ -78,7 +78,7 @@ class ExpertSkip:
     def _before(self, experts: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, chosen, weights, *others = arguments  # [tokens, hidden], [tokens, k], [tokens, k]
         kept = kept_experts(weights, self.threshold)
-        weights = shared_out(weights, kept) if self.normalised else weights
+        weights = weights_of_kept(weights, kept) if self.normalised else weights
         tokens, places = kept.nonzero(as_tuple=True)
         self._call.tokens, self._call.count = tokens, len(hidden)
         return hidden[tokens], chosen[tokens, places, None], weights[tokens, places, None], *others

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparity.calibration.evidence import BlockEvidence
 from sparity.checkpoints.runtime_data import AGAIN
-from sparity.dynamic.expert_skipping.calibrating import check_experts, found_thresholds
+from sparity.dynamic.expert_skipping.calibrating import check_routing, found_thresholds
 from sparity.dynamic.expert_skipping.skipping import experts_of_sites, skipping
 from sparity.errors import CorruptFile
 from sparity.models import Block, Decoder, InputSite
@@ -66,7 +66,7 @@ class ExpertSkipping(RuntimeStage):
         """What is asked of each block: `{"sparsity": {experts: share}}`."""
         sites = [site for index in range(len(model)) for site in model.sites(index)]
         experts = experts_of_sites(sites)
-        check_experts(model.config, experts)
+        check_routing(model.config, experts)
         return {"sparsity": dict.fromkeys(experts, self.sparsity)}
 
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
@@ -86,6 +86,10 @@ class ExpertSkipping(RuntimeStage):
         experts = experts_of_sites(sites)
         with skipping(experts, _thresholds_of(experts, data)):
             yield
+
+    def zeroes(self, module: nn.Module, sites: Sequence[InputSite]) -> frozenset[str]:
+        """See `RuntimeStage.zeroes`."""
+        return frozenset({"experts"}) if self.refines and experts_of_sites(sites) else frozenset()
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""

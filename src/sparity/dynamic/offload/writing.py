@@ -152,13 +152,9 @@ def _write(
 
 
 def _stages(decoder: Decoder, sites: Sequence[InputSite], folder: Path) -> Stages:
-    """The run-time stages that set activations of MLPs to zero, with their data; experts have none."""
+    """The run-time stages that set activations of MLPs to zero, or skip experts, with their data."""
     found = [(stage_of(entry, folder), entry) for entry in runtime_of(folder)]
-    return [
-        (stage, read_runtime(folder, entry))
-        for stage, entry in found
-        if not far_experts(sites) and stage.zeroes(decoder.skeleton, sites)
-    ]
+    return [(stage, read_runtime(folder, entry)) for stage, entry in found if stage.zeroes(decoder.skeleton, sites)]
 
 
 def _outside(decoder: Decoder) -> LazyTensors:

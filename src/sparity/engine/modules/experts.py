@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparity.engine.kernels.gemv.cpu import gemv_many
 from sparity.engine.kernels.prepared import GEMV, Prepared, prepare
