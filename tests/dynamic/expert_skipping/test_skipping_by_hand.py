@@ -67,13 +67,11 @@ def test_a_token_whose_weights_are_nan_keeps_its_experts():
     assert kept_experts(weights, 0.5).tolist() == [[True, True], [True, False]]
 
 
-@given(
-    weights=st.lists(st.lists(st.floats(0.01, 1), min_size=4, max_size=4), min_size=1, max_size=8),
-    threshold=st.floats(0, 1),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-)
-def test_the_first_stays_more_is_skipped_above_and_the_sum_is_kept(weights, threshold, dtype):
-    found = torch.tensor(weights).sort(-1, descending=True).values.to(dtype)
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), threshold=st.floats(0, 1), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_the_first_stays_more_is_skipped_above_and_the_sum_is_kept(seed, threshold, dtype):
+    drawn = 0.01 + torch.rand(8, 4, generator=torch.Generator().manual_seed(seed))
+    found = drawn.sort(-1, descending=True).values.to(dtype)
     kept = kept_experts(found, threshold)
     assert bool(kept[:, 0].all())
     assert bool((kept | ~kept_experts(found, 1.0)).all())

@@ -17,6 +17,7 @@ from sparity.dynamic.expert_skipping.calibrating import check_routing, found_thr
 from sparity.dynamic.expert_skipping.skipping import experts_of_sites, skipping
 from sparity.errors import CorruptFile
 from sparity.models import Block, Decoder, InputSite
+from sparity.models.cuts.experts import top_k
 from sparity.registry import register
 from sparity.sections import Number
 from sparity.stages import Change, Decision, Needs, RuntimeStage
@@ -93,12 +94,12 @@ class ExpertSkipping(RuntimeStage):
 
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
-        changes = tuple(
-            Change.planned(self.name, projection, index)
-            for index, projection in projections(model)
-            if projection.expert is not None
-        )
-        return Estimate(changes=changes, runtime_bytes=8 * len(decision["sparsity"]))
+        every, blocks = list(projections(model)), len(decision["sparsity"])
+        changes = (Change.planned(self.name, each, index) for index, each in every if each.expert is not None)
+        whole = sum(projection.weight.numel() for _, projection in every) * model.dtype.itemsize
+        ratios = torch.float32.itemsize * work.tokens * (top_k(model.config) - 1) * blocks
+        memory = {"the model in which thresholds are found": whole, "ratios of weights": ratios}
+        return Estimate(tuple(changes), memory=memory if self.refines else {}, runtime_bytes=8 * blocks)
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
         """Blocks whose recorded share is another than was asked for."""
