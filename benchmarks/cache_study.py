@@ -39,7 +39,7 @@ POLICIES = (
         "defensivekv",
         "expected_attention",
     ),
-    *("keydiff", "knorm", "lagkv", "quest", "pqcache", "razorattention", "lazyllm_static"),
+    *("keydiff", "knorm", "lagkv", "quest", "pqcache", "razorattention", "lazyllm_static", "lazyllm"),
     *("kvzip", "kvzap", "duoattention", "triattention"),
 )
 SMALL = {
@@ -71,7 +71,7 @@ def requests(policies, keeps):
             found[f"{name}, {keep:g}"] = (policy, keep, {}, False)
         if "snapkv" in policies:
             found[f"snapkv and kivi, {keep:g}"] = ("snapkv", keep, {"store": KIVI}, False)
-        for name in (each for each in ("snapkv", "lazyllm_static") if each in policies):
+        for name in (each for each in ("snapkv", "lazyllm_static", "lazyllm") if each in policies):
             found[f"{name}, {keep:g}, query_aware"] = (name, keep, {}, True)
     return found
 

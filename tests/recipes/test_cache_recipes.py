@@ -19,6 +19,7 @@ KEPT = {  # recipe -> what each head of a block holds of a prompt of 300 tokens,
     "streaming_llm": (300, 304),
     "tova": (75, 76),
     "lazyllm_static": (175, 179),  # on average over blocks: the last two hold 75
+    "lazyllm": (175,),  # the same; how much is computed later depends on what is heeded
     "snapkv": (75, 79),
     "pyramidkv": (75, 79),  # on average over blocks
     "adakv": (75, 79),  # on average over heads
@@ -68,7 +69,8 @@ def test_a_policy_holds_what_its_recipe_states(path, model):
     more = learned_of(model, path.stem)
     options = {"sinks": stage.sinks, "recent": stage.recent, "every": stage.every, "decode": stage.decode, **more}
     with sparity.cache(model, stage.policy, stage.keep, **options):
-        assert held_by(model) == pytest.approx(KEPT[path.stem], abs=1 if path.stem == "pyramidkv" else 1e-4)
+        found = held_by(model)[: len(KEPT[path.stem])]
+    assert found == pytest.approx(KEPT[path.stem], abs=1 if path.stem == "pyramidkv" else 1e-4)
 
 
 def test_a_recipe_runs_to_the_end_and_its_model_holds_what_it_states(tmp_path):

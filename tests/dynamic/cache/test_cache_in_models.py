@@ -87,7 +87,7 @@ def test_a_budget_of_the_whole_text_gives_the_bits_of_the_whole_cache_in_every_f
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("keep_all", "quest", "pqcache", "kivi", "minicache")]
+    "name", [name for name in NAMES if name not in ("keep_all", "quest", "pqcache", "kivi", "minicache", "lazyllm")]
 )
 @pytest.mark.parametrize("pads", [(0,), (0, 0), (0, 7)])
 def test_what_was_evicted_counts_as_if_it_were_masked(name, pads, models, monkeypatch):

@@ -248,8 +248,8 @@ def test_what_cannot_be_done_is_refused(model, family_models):
 
 def test_what_tokens_cannot_be_taken_out_of_is_refused():
     prompt = Prompt()
-    prompt.drop(torch.tensor([[True, False, True]]), torch.ones(1, 3, dtype=torch.bool))
-    assert prompt.narrowed(torch.arange(6.0).view(1, 3, 2)).tolist() == [[[0, 1], [4, 5]]]
+    prompt.choose(torch.tensor([[True, False, True]]), torch.ones(1, 3, dtype=torch.bool))
+    assert prompt.enter(torch.arange(6.0).view(1, 3, 2), {}, None)[0].tolist() == [[[0, 1], [4, 5]]]
     assert prompt.cut("position_ids", torch.tensor([[7, 8, 9]])).tolist() == [[7, 9]]
     assert prompt.cut("attention_mask", torch.arange(9).view(1, 1, 3, 3)).tolist() == [[[[0, 2], [6, 8]]]]
     assert prompt.cut("scale", torch.ones(4)).tolist() == [1] * 4

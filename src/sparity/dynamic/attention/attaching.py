@@ -12,9 +12,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from sparity.dynamic.attention.computing import Call, Choice, LastMask
 from sparity.dynamic.attention.functions import layout_of
-from sparity.dynamic.cache.attention import refuse_unknown
 from sparity.dynamic.cache.own_attention import own_attention
 from sparity.dynamic.cache.sight import Sight
+from sparity.dynamic.cache.weighing import refuse_unknown
 from sparity.errors import InvalidInput, UnsupportedModel, wrong_input
 
 PREFIX = "sparity_blocks_"  # before the name of the attention that runs where everything is computed

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparity.dynamic.attention.layouts.base import Blocks, Layout
-from sparity.dynamic.cache.attention import weighted
 from sparity.dynamic.cache.sight import Sight
+from sparity.dynamic.cache.weighing import weighted
 from sparity.engine.kernels.attention_blocks import cpu
 
 

@@ -5,12 +5,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparity.dynamic.cache.attention import REFUSED, attend
+from sparity.dynamic.cache.attention import attend
 from sparity.dynamic.cache.in_place import attend_in_place
 from sparity.dynamic.cache.layer import ATTRIBUTE, PolicyLayer
 from sparity.dynamic.cache.narrowing import choose
 from sparity.dynamic.cache.own_attention import own_attention
+from sparity.dynamic.cache.prompt import Prompt
 from sparity.dynamic.cache.sight import Sight
+from sparity.dynamic.cache.store import Store
+from sparity.dynamic.cache.weighing import REFUSED
 
 
 def attention(
@@ -41,13 +44,16 @@ def attention(
         return own()
     store, scale = layer.store, query.shape[-1] ** -0.5 if scaling is None else scaling
     assert store is not None, "attention follows an update"
-    cap, prompt = named.get("softcap"), layer.run.prompt
-    length = layer.length if prompt is None else key.shape[2]
+    cap, passing = named.get("softcap"), layer.run.passing
+    length = layer.length if passing is None else key.shape[2]
     sight = Sight(attention_mask, query.shape[0], query.shape[2], length, named.get("sliding_window"))
-    if prompt is not None:  # what is held of it is what is given
+    if passing is not None:
         layer.read(module, query, sight, scale, cap)
-        choose(layer, (query, key, value), sight, scale, cap)
-        return own()
+        choose(layer, query, sight, scale, cap)
+        if isinstance(passing, Prompt) or not passing.narrowed:
+            return own()  # what is read is what is given
+        assert isinstance(store, Store), "tokens are stored as they are"
+        return passing.attend(query, store, scale, **named), None
     chosen = layer.chosen(query, sight, scale, cap)
     if layer.partial or chosen is not None:
         turn = layer.run.rotary if layer.run.policy.turns else None

@@ -6,13 +6,16 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
+from sparity.dynamic.cache.auxiliary import Auxiliary
 from sparity.dynamic.cache.checks import check_right
 from sparity.dynamic.cache.held import Held, Known, rows_apart
 from sparity.dynamic.cache.joining import join, open_to
 from sparity.dynamic.cache.pages import PagedStore
 from sparity.dynamic.cache.policies.minicache import MiniCache
+from sparity.dynamic.cache.prompt import Prompt
 from sparity.dynamic.cache.quantised_store import QuantisedStore
 from sparity.dynamic.cache.reading import Pages, read_of
+from sparity.dynamic.cache.reviving import Revival
 from sparity.dynamic.cache.run import Run, output_weight_of
 from sparity.dynamic.cache.sight import Sight
 from sparity.dynamic.cache.store import Holding, Store
@@ -43,6 +46,7 @@ class PolicyLayer(TextLayer):
     def reset(self) -> None:
         """Hold nothing."""
         self.store: Holding | None = None
+        self.auxiliary = Auxiliary()
         self.length = 0  # of the text
         self.evicted_at = 0  # its length at the last eviction; 0 = nothing was evicted
         self.partial = False  # whether only `store` can say what is held: something is gone, quantised or merged
@@ -92,12 +96,11 @@ class PolicyLayer(TextLayer):
                 "tokens of this cache were evicted, quantised or merged, and the policy is no longer attached to the "
                 "model: use it within sparity.cache"
             )
-        first, prompt = self.store is None, self.run.prompt
-        if prompt is None or prompt.places is None:
-            self._hold(key_states, value_states)
+        first, passing = self.store is None, self.run.passing
+        if passing is not None and passing.narrowed:
+            self._hold_some(key_states, value_states, passing)
         else:
-            self._hold(prompt.spread(key_states), prompt.spread(value_states))
-            self.keep(prompt.masks(key_states.shape[1]))
+            self._hold(key_states, value_states)
         if self.partial or first:
             keys, values = key_states, value_states  # themselves, so that gradients flow
         else:
@@ -119,6 +122,18 @@ class PolicyLayer(TextLayer):
         else:
             self.store.append(keys, values, self.length)
         self.length += keys.shape[2]
+
+    def _hold_some(self, keys: Tensor, values: Tensor, passing: Prompt | Revival) -> None:
+        """Hold what a call computes of the text in this layer."""
+        if self.store is None:
+            self.lazy_initialization(keys, values)
+            self.store = self.run.store_of(keys[:, :, :0], values[:, :, :0], 0, self.index)
+        assert isinstance(self.store, Store), "tokens are stored as they are"
+        assert passing.places is not None, "some tokens are computed"
+        assert passing.held is not None, "some tokens are computed"
+        self.store.add(keys, values, passing.places, passing.held)
+        self.length = self.evicted_at = passing.length
+        self.partial = True
 
     def check_read(self) -> None:
         """Refuse a model whose attention does not get the keys that `update` returned; raises `UnsupportedModel`."""

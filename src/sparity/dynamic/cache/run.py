@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparity.dynamic.cache.auxiliary import Auxiliary
 from sparity.dynamic.cache.coded_store import CodedStore
 from sparity.dynamic.cache.learned import Learned
 from sparity.dynamic.cache.pages import PagedStore
@@ -15,6 +16,7 @@ from sparity.dynamic.cache.policies.kivi import Kivi
 from sparity.dynamic.cache.policies.pqcache import PQCache
 from sparity.dynamic.cache.prompt import Prompt
 from sparity.dynamic.cache.quantised_store import QuantisedStore
+from sparity.dynamic.cache.reviving import Revival
 from sparity.dynamic.cache.rotary import Rotary
 from sparity.dynamic.cache.store import Holding, Store
 from sparity.errors import InvalidInput, UnsupportedModel
@@ -44,7 +46,8 @@ class Run:
         hidden: layer -> what its projection of keys reads in the present call, `[tokens, hidden]`, if the policy asks.
         pending: a prompt waits to be read again: bool `[rows, tokens]`, what of it is no padding.
         reading: what is read again at present.
-        prompt: whose tokens go only so deep, while it is read.
+        passing: the call whose tokens go only so deep, while it is read.
+        auxiliaries: of each layer the tokens that stopped before it, in the cache of that call.
         whole: whether single tokens read everything that is held, whatever the reader chooses.
     """
 
@@ -65,7 +68,8 @@ class Run:
     whole: bool = False
     pending: Tensor | None = None
     reading: Any = None
-    prompt: Prompt | None = field(default=None, repr=False)
+    passing: Prompt | Revival | None = field(default=None, repr=False)
+    auxiliaries: Sequence[Auxiliary] = field(default=(), repr=False)
     hidden: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @contextmanager
@@ -199,6 +203,8 @@ def check_request(policy: Policy, keep: float, sinks: int, recent: int, every: i
         )
     if policy.declines:
         raise InvalidInput(f"{policy.name}: {policy.declines}")
+    if policy.revives and (every != 1 or decode is not None):
+        raise InvalidInput(f"{policy.name} chooses anew at every call: leave `every` and `decode` out")
     if decode and not policy.evicts_while_decoding:
         raise InvalidInput(
             f"{policy.name} reads the queries of a prompt and cannot evict while decoding: leave `decode` out"

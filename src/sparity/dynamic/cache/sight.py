@@ -49,6 +49,26 @@ class Sight:
         seen = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
         return seen.expand(self.rows, -1).cpu()
 
+    def check_causal(self, real: Tensor) -> None:
+        """Refuse a mask by which tokens do not see all `real` ones, bool `[rows, length]`, up to themselves.
+
+        Raises:
+            UnsupportedModel: it is such a mask.
+        """
+        if self.mask is None or self.mask.ndim == 2:
+            return
+        mask, places = self.mask[:, 0].expand(self.rows, -1, -1).cpu(), torch.arange(self.length)
+        expected = real[:, None] & (places <= places[self.length - self.new :, None])
+        if mask.is_floating_point():
+            plain = torch.where(expected, mask == 0, mask <= torch.finfo(mask.dtype).min / 2)
+        else:
+            plain = (mask != 0) == expected
+        if not bool(plain[real[:, self.length - self.new :]].all()):
+            raise UnsupportedModel(
+                "the attention mask says more than what is padding, and tokens that are computed later would not heed "
+                "it: take a policy that revives none"
+            )
+
     def bias(self, places: Tensor, first: int, last: int, row: int | None = None) -> Tensor | None:
         """What is added to logits of the queries `first` to `last - 1`, float32 `[..., last - first, slots]`, or None.
 

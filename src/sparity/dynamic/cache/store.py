@@ -136,6 +136,36 @@ class Store(Slots):
                 given[name] = torch.full_like(given["places"], number, dtype=torch.float32)
         self.append_even(given)
 
+    def add(self, keys: Tensor, values: Tensor, places: Tensor, held: Tensor) -> None:
+        """Add to every head of a row some tokens, wherever in the text; slots then no longer lie in its order.
+
+        Args:
+            keys: `[rows, heads, new, width]`.
+            values: `[rows, heads, new, value_width]`.
+            places: of the tokens, int64 `[rows, new]`.
+            held: bool `[rows, new]` on the CPU, which are added.
+        """
+        wanted = held[:, None].expand(-1, self.heads, -1).to(self.device)
+        given = {
+            "keys": keys.detach()[wanted],
+            "values": values.detach()[wanted],
+            "places": places.to(self.device)[:, None].expand(wanted.shape)[wanted].int(),
+        }
+        self.extend(held.sum(1).repeat_interleave(self.heads), given)
+
+    def in_order(self, row: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[heads, tokens, ...]` of a row whose heads hold the same tokens, in the order of the text.
+
+        Args:
+            row: of the batch.
+            wanted: bool `[length]` on the CPU, which places of the text.
+        """
+        places = self.buffers["places"][self.cut(row, 0)].long().cpu()
+        slots = wanted[places].nonzero().flatten()
+        slots = slots[places[slots].argsort()]
+        index = (self.starts[row * self.heads :][: self.heads, None] + slots).to(self.device)
+        return self.keys[index], self.values[index]
+
     def views(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """See `Holding`."""
         length = self.even

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from sparity.dynamic.cache.auxiliary import Auxiliary
 from sparity.dynamic.cache.store import Holding
 
 
@@ -14,6 +15,7 @@ class TextLayer(CacheLayerMixin):
 
     Attributes:
         store: what is held; None = nothing.
+        auxiliary: tokens that go only as deep as to here, and may go on later.
         length: of the text.
     """
 
@@ -22,6 +24,7 @@ class TextLayer(CacheLayerMixin):
     supports_early_init = False
 
     store: Holding | None
+    auxiliary: Auxiliary
     length: int
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor | None = None) -> None:
@@ -31,18 +34,22 @@ class TextLayer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Beams go on from other rows."""
-        if self.store is not None:
-            self.store.select_rows(beam_idx)
+        self._select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only some rows go on."""
         if self.store is not None:
-            self.store.select_rows(torch.arange(self.store.rows)[indices.cpu()])
+            self._select(torch.arange(self.store.rows)[indices.cpu()])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row comes several times."""
         if self.store is not None:
-            self.store.select_rows(torch.arange(self.store.rows).repeat_interleave(repeats))
+            self._select(torch.arange(self.store.rows).repeat_interleave(repeats))
+
+    def _select(self, rows: Tensor) -> None:
+        if self.store is not None:
+            self.store.select_rows(rows)
+        self.auxiliary.select_rows(rows)
 
     def get_seq_length(self) -> int:
         """Tokens of the text."""
@@ -61,4 +68,4 @@ class TextLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Of what is held."""
-        return 0 if self.store is None else self.store.nbytes
+        return self.auxiliary.nbytes + (0 if self.store is None else self.store.nbytes)

@@ -28,6 +28,7 @@ class Policy(ABC):
         drops: tokens that it does not keep are gone; one that does not drop only chooses which pages are read.
         stores: it says how what is held is stored, by the options `bits`, `group` and `residual`.
         narrows: tokens of a prompt that it does not keep are neither computed nor held in later layers.
+        revives: those are chosen anew at every call, and computed then where they were not.
     """
 
     name: ClassVar[str]
@@ -42,6 +43,7 @@ class Policy(ABC):
     drops: ClassVar[bool] = True
     stores: ClassVar[bool] = False
     narrows: ClassVar[bool] = False
+    revives: ClassVar[bool] = False
 
     @property
     def least(self) -> int:
