@@ -50,6 +50,7 @@ SMALL = {
     "duoattention": {"window": 64},
     "triattention": {"window": 16},
 }
+AHEAD, LEVELS = 24, (1, 2, 4, 8, 16)  # by which budgets are measured
 KIVI = {"kivi": {"bits": 4, "residual": 32}}
 MERGED = {
     "minicache": {},
@@ -69,6 +70,8 @@ def requests(policies, keeps):
         for name in ("random", *policies):
             policy = {name: SMALL.get(name, {})}
             found[f"{name}, {keep:g}"] = (policy, keep, {}, False)
+        for by in ("block", "head") if "snapkv" in policies else ():
+            found[f"snapkv by {by}, {keep:g}"] = ("snapkv", keep, {"by": by}, False)
         if "snapkv" in policies:
             found[f"snapkv and kivi, {keep:g}"] = ("snapkv", keep, {"store": KIVI}, False)
         for name in (each for each in ("snapkv", "lazyllm_static", "lazyllm") if each in policies):
@@ -93,9 +96,20 @@ def learned_of(model, tokenizer, policy):
     """What a policy learns of the model from calibration text, 32 stretches of 128 tokens; None = nothing."""
     if not policy_of(policy).reads_text:
         return None
-    text = " ".join(read_documents("python-docs:calibration"))[: 32 * 128 * 20]
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: 32 * 128]
-    return sparity.calibrate_cache(model, torch.tensor(ids).view(32, 128), policy=policy)
+    return sparity.calibrate_cache(model, stretches(tokenizer, 32, 128), policy=policy)
+
+
+def budgets_of(model, tokenizer, keep, by, length):
+    """Shares of blocks or heads for SnapKV, by their cost on 8 stretches of calibration text, each 24 tokens longer."""
+    texts = stretches(tokenizer, 8, length + AHEAD)
+    return sparity.cache_budgets(model, texts, policy="snapkv", keep=keep, by=by, ahead=AHEAD, levels=LEVELS)
+
+
+def stretches(tokenizer, count, length):
+    """Token ids of calibration text, `[count, length]`."""
+    text = " ".join(read_documents("python-docs:calibration"))[: count * length * 20]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: count * length]
+    return torch.tensor(ids).view(count, length)
 
 
 def measure(options):
@@ -112,6 +126,8 @@ def measure(options):
             found = {"model": name, "row": row, "length": options.length, "count": options.count, "suites": {}}
             start = time.process_time()
             try:
+                if by := more.pop("by", None):
+                    keep = budgets_of(model, load_tokenizer(name), keep, by, options.length)
                 learned = learned_of(model, load_tokenizer(name), policy)
                 more = {**more, "learned": learned}
                 with nullcontext() if row == "keep_all" else sparity.cache(model, policy, keep, **more):

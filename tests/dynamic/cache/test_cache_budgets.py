@@ -5,13 +5,10 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from learned import learned_of
 
 import sparity
 from masked_dense import called
-from sparity.dynamic.cache.budgets import cheapest
 from sparity.dynamic.cache.stage import CacheStage
 from sparity.errors import InvalidInput
 
@@ -22,17 +19,6 @@ STREAM = {"policy": "streaming_llm", "sinks": 1, "recent": 1}
 @pytest.fixture(scope="module")
 def model(family_models):
     return copy.deepcopy(family_models["llama"])
-
-
-@settings(max_examples=30, deadline=None)
-@given(costs=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=4), data=st.data())
-def test_the_cheapest_of_all_that_are_allowed(costs, data):
-    units, most = [1, 2, 4], data.draw(st.integers(len(costs), 4 * len(costs)))
-    every = [taken for taken in product(range(3), repeat=len(costs)) if sum(units[i] for i in taken) <= most]
-    least = min(sum(row[i] for row, i in zip(costs, taken, strict=True)) for taken in every)
-    found = cheapest(costs, units, most)
-    assert sum(found) <= most
-    assert sum(row[units.index(unit)] for row, unit in zip(costs, found, strict=True)) == least
 
 
 def measured(model, keep, ids, ahead):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,8 @@ from sparity.dynamic.cache.learned import Learned, Sizes, Study, key_sites, misf
 from sparity.dynamic.cache.narrowing import narrowing
 from sparity.dynamic.cache.policies.base import Policy
 from sparity.dynamic.cache.rereading import read_again
-from sparity.dynamic.cache.roles import Roles, roles, shares_of
-from sparity.dynamic.cache.run import Run, rotary_of
+from sparity.dynamic.cache.roles import Keep, Roles, roles, shares_of
+from sparity.dynamic.cache.run import Run, Share, rotary_of
 from sparity.errors import InvalidInput, UnsupportedModel, wrong_input
 from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
@@ -33,7 +34,7 @@ SINKS, RECENT = 4, 16
 def cache(
     model: Any,
     policy: str | Mapping[str, Any],
-    keep: float | list[float] | tuple[float, ...] = 0.25,
+    keep: Keep = 0.25,
     *,
     store: str | Mapping[str, Any] | None = None,
     read: str | Mapping[str, Any] | None = None,
@@ -57,7 +58,8 @@ def cache(
         policy: of `sparity methods cache.policy`, or `{name: options}`. With `kivi`, `minicache`,
             `quest` and `pqcache` everything stays.
         keep: of each layer the share of the text's tokens that stay, in (0, 1], or their number from 2 on; with
-            `quest` and `pqcache` that are read. Or one for each layer (`sparity.cache_budgets`).
+            `quest` and `pqcache` that are read. Or one for each layer, or one for each of its KV heads
+            (`sparity.cache_budgets`).
         store: how tokens that stay are stored, `kivi` or `{"kivi": options}`; None = as they are.
         read: which of them each new token reads, `quest`, `pqcache` or `{name: options}`; None = everything.
         read_keep: what share of the text's tokens it reads, or how many.
@@ -125,7 +127,7 @@ def _prepared(
 def run_of(
     model: Any,
     found: Roles,
-    keep: Sequence[float] | None = None,
+    keep: Sequence[Share] | None = None,
     learned: Learned | None = None,
     *,
     sinks: int,
@@ -140,7 +142,7 @@ def run_of(
     Args:
         model: that it is of.
         found: the request.
-        keep: each layer's share, where they differ.
+        keep: each layer's share, or those of its heads, where they differ.
         learned: what the policy is to know of each layer; None = it is found, where that needs no text.
         sinks: and all others, see `cache`.
         recent: see there.
@@ -153,11 +155,13 @@ def run_of(
         UnsupportedModel: the policy needs to know of the model what it does not say, or layers to merge.
     """
     policy = found.policy
-    keep = shares_of(found, model.config.get_text_config(decoder=True).num_hidden_layers) if keep is None else keep
+    config = model.config.get_text_config(decoder=True)
+    asked = found if keep is None else replace(found, keep=tuple(keep))
+    keep = shares_of(asked, config.num_hidden_layers, Sizes.of(config).kv_heads)
     decode = policy.evicts_while_decoding if decode is None else decode
     if learned is None and policy.learns and not policy.reads_text:
         learned = policy.learn(Study(Decoder.open(model), list(layers_of(model))))
-    check_learned(policy, learned or [{} for _ in keep], model.config.get_text_config(decoder=True))
+    check_learned(policy, learned or [{} for _ in keep], config)
     return Run(
         policy,
         keep,

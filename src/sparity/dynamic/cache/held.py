@@ -1,6 +1,6 @@
 """What a policy is shown of a layer, row by row without padding, and what its choice means for the slots."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparity.dynamic.cache.policies.base import Policy
 from sparity.dynamic.cache.rotary import Rotary
+from sparity.dynamic.cache.run import Run
 from sparity.dynamic.cache.seen import Seen
 from sparity.dynamic.cache.store import Holding, padded
 from sparity.errors import InvalidInput
@@ -97,21 +98,20 @@ class Held:
             lengths = self.store.lengths[row * self.store.heads :][: self.store.heads]
             self.store.set_mass(row, [each[len(each) - int(own) :] for each, own in zip(full, lengths, strict=True)])
 
-    def kept(self, policy: Policy, budget: int, protected: tuple[int, int]) -> list[Tensor]:
+    def kept(self, run: Run, layer: int, budgets: Sequence[int]) -> list[Tensor]:
         """The slots that stay, bool `[slots]` of each head of each row, on the CPU; padding goes.
 
         Args:
-            policy: that chooses.
-            budget: tokens of each head.
-            protected: of the first and the last tokens of the text, how many stay in any case.
+            run: whose policy chooses.
+            layer: of the model.
+            budgets: tokens of each head.
         """
-        if self.absent is not None and not policy.ragged:
+        if self.absent is not None and not run.ragged(layer):
             raise InvalidInput("the attention mask hides tokens that it showed before: give the one of the whole text")
-        shielded = (self.ranks < protected[0]) | (self.ranks >= int(self.real.sum()) - protected[1])
-        if self.absent is not None:
-            shielded = shielded & ~self.absent
-        chosen = policy.select(self.seen, budget, shielded.to(self.seen.keys.device)).cpu()
-        found = []
+        chosen, found = self._chosen(run, budgets[0]), list[Tensor]()
+        for budget in {*budgets} - {budgets[0]}:
+            heads = [head for head, each in enumerate(budgets) if each == budget]
+            chosen[:, heads] = self._chosen(run, budget)[:, heads]
         for number, row in enumerate(self.rows):
             for head in range(self.store.heads):
                 held = self.held[number, head]
@@ -120,3 +120,11 @@ class Held:
                 own = int(self.store.lengths[row * self.store.heads + head])
                 found.append(mask[mask.shape[0] - own :])
         return found
+
+    def _chosen(self, run: Run, budget: int) -> Tensor:
+        """What stays where every head has one budget, bool `[rows, heads, slots]` on the CPU."""
+        first, last = run.protected(budget)
+        shielded = (self.ranks < first) | (self.ranks >= int(self.real.sum()) - last)
+        if self.absent is not None:
+            shielded = shielded & ~self.absent
+        return run.policy.select(self.seen, budget, shielded.to(self.seen.keys.device)).cpu()

@@ -178,7 +178,8 @@ class PolicyLayer(TextLayer):
         if not due and not scored:
             return
         real = sight.real()
-        budgets = [self.run.budget(self.index, int(count)) for count in real.sum(1)]
+        heads = range(store.heads)
+        budgets = [[self.run.budget(self.index, int(count), head) for head in heads] for count in real.sum(1)]
         due = due and self._exceeds(budgets, real)
         if due:
             check_right(real)
@@ -194,7 +195,7 @@ class PolicyLayer(TextLayer):
             if scored:
                 held.accumulate(policy)
             if due:
-                masks += held.kept(policy, budgets[rows[0]], self.run.protected(budgets[rows[0]]))
+                masks += held.kept(self.run, self.index, budgets[rows[0]])
         if due:
             if policy.merges:
                 assert isinstance(store, Store), "what is merged is stored as it is"
@@ -288,10 +289,10 @@ class PolicyLayer(TextLayer):
         self.store.crop(length)
         self.length, self.decoded = length, max(self.decoded + tokens_to_remove, 0)
 
-    def _exceeds(self, budgets: list[int], real: Tensor) -> bool:
-        """Whether some row holds more real tokens than it may."""
+    def _exceeds(self, budgets: list[list[int]], real: Tensor) -> bool:
+        """Whether some row holds more real tokens than its heads may."""
         assert self.store is not None, "tokens are held"
         held = self.store.lengths.view(self.store.rows, -1).sum(1)
         if not self.partial:  # padding is held too
             held = real.sum(1) * self.store.heads
-        return any(int(count) > budget * self.store.heads for count, budget in zip(held, budgets, strict=True))
+        return any(int(count) > sum(own) for count, own in zip(held, budgets, strict=True))

@@ -1,6 +1,6 @@
 """What is asked of a cache, taken apart: which tokens stay, how they are stored, and which of them a query reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ from sparity.dynamic.cache.policies.keep_all import KeepAll
 from sparity.dynamic.cache.policies.kivi import Kivi
 from sparity.dynamic.cache.policies.minicache import MiniCache
 from sparity.dynamic.cache.policies.quest import Quest
-from sparity.dynamic.cache.run import check_request
+from sparity.dynamic.cache.run import Share, check_request
 from sparity.errors import InvalidInput
 
 Spec = str | Mapping[str, Any]
+Keep = float | Sequence[float | Sequence[float]]  # of all blocks; or of each, or of each of its KV heads
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,14 @@ class Roles:
 
     Attributes:
         policy: which tokens stay.
-        keep: the share of a text's tokens that stay, up to 1, or their number; or of each layer.
+        keep: the share of a text's tokens that stay, up to 1, or their number; or of each layer or each of its heads.
         codec: how they are stored; None = as they are.
         reader: which pages of them a query reads; None = everything.
         read_keep: the share of a text's tokens that it reads, up to 1, or their number.
     """
 
     policy: Policy
-    keep: float | tuple[float, ...]
+    keep: float | tuple[Share, ...]
     codec: Kivi | None = None
     reader: Reader | None = None
     read_keep: float = 1.0
@@ -52,7 +53,7 @@ class Roles:
         if isinstance(self.policy, MiniCache):
             found.append(f"{self.policy.name}, layers merged two by two behind the first {_share(self.policy.start)}")
         elif not self.plain:
-            shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
+            shares = flat(self.keep)
             words = _share(shares[0]) if len(shares) == 1 else f"{_share(min(shares))} to {_share(max(shares))}"
             found.append(f"{self.policy.name}, {words} of the cache")
         if self.codec is not None:
@@ -64,7 +65,7 @@ class Roles:
 
 def roles(
     policy: Spec,
-    keep: float | list[float] | tuple[float, ...],
+    keep: Keep,
     store: Spec | None = None,
     read: Spec | None = None,
     read_keep: float = 0.25,
@@ -81,9 +82,11 @@ def roles(
     """
     built = policy_of(policy)
     codec, reader = _codec(store), _reader(read)
-    shares = tuple(keep) if isinstance(keep, list | tuple) else keep
-    for share in shares if isinstance(shares, tuple) else (shares,):
+    shares: Any = tuple(keep) if isinstance(keep, Sequence) else keep
+    for share in flat(shares):
         check_request(built, share, sinks, recent, every, decode)
+    if isinstance(shares, tuple) and any(isinstance(each, Sequence) for each in shares) and not built.by_head:
+        raise InvalidInput(f"heads of {built.name} do not choose each by itself: give `keep` one share for each block")
     if isinstance(built, Kivi):
         if codec is not None:
             raise InvalidInput('the policy "kivi" says how tokens are stored: leave `store` out')
@@ -117,20 +120,37 @@ def roles(
             )
         if built.turns:
             raise InvalidInput(f"{built.name} counts positions in the cache, which pages do not: leave `read` out")
-    asked = tuple(map(float, shares)) if isinstance(shares, tuple) else float(shares)
+    asked = tuple(map(share_of, shares)) if isinstance(shares, tuple) else float(shares)
     return Roles(built, asked, codec, reader, float(read_keep))
 
 
-def shares_of(found: Roles, layers: int) -> list[float]:
+def share_of(given: float | Sequence[float]) -> Share:
+    """A layer's share, or those of its heads."""
+    return tuple(map(float, given)) if isinstance(given, Sequence) else float(given)
+
+
+def flat(keep: Keep) -> tuple[float, ...]:
+    """All shares, one after another."""
+    if not isinstance(keep, Sequence):
+        return (keep,)
+    return tuple(share for each in keep for share in (each if isinstance(each, Sequence) else (each,)))
+
+
+def shares_of(found: Roles, layers: int, heads: int) -> list[Share]:
     """What each layer keeps.
 
     Raises:
-        InvalidInput: shares of another number of layers.
+        InvalidInput: shares of another number of layers, or of heads.
     """
     if not isinstance(found.keep, tuple):
         return [found.keep] * layers
     if len(found.keep) != layers:
         raise InvalidInput(f"keep has {len(found.keep)} shares, and the model {layers} layers: of another model?")
+    for index, share in enumerate(found.keep):
+        if isinstance(share, tuple) and len(share) != heads:
+            raise InvalidInput(
+                f"keep has {len(share)} shares of layer {index}, and the model {heads} KV heads: of another model?"
+            )
     return list(found.keep)
 
 

@@ -21,6 +21,7 @@ from sparity.dynamic.cache.rotary import Rotary
 from sparity.dynamic.cache.store import Holding, Store
 from sparity.errors import InvalidInput, UnsupportedModel
 
+Share = float | tuple[float, ...]  # of a layer, or of each of its heads
 PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")  # what attention modules call their output projection
 
 
@@ -30,7 +31,7 @@ class Run:
 
     Attributes:
         policy: which tokens stay.
-        keep: of each layer the share of the text's tokens that stay, up to 1, or their number.
+        keep: of each layer the share of the text's tokens that stay, up to 1, or their number; or of each of its heads.
         sinks: tokens at the start of each text that stay whatever the policy says.
         recent: tokens at its end.
         every: tokens between two evictions while decoding.
@@ -52,7 +53,7 @@ class Run:
     """
 
     policy: Policy
-    keep: Sequence[float]
+    keep: Sequence[Share]
     sinks: int
     recent: int
     every: int
@@ -109,11 +110,16 @@ class Run:
         """Calls that add fewer tokens to a text are decoding."""
         return self.policy.least
 
-    def budget(self, layer: int, tokens: int) -> int:
-        """How many of a text's tokens stay in a layer: no fewer than are protected."""
-        found = self.policy.budget(tokens, self.keep[layer], layer, self.layers)
+    def budget(self, layer: int, tokens: int, head: int = 0) -> int:
+        """How many of a text's tokens stay in a layer's head: no fewer than are protected."""
+        share = self.keep[layer]
+        found = self.policy.budget(tokens, share[head] if isinstance(share, tuple) else share, layer, self.layers)
         first, last = self.protected(found)
         return min(max(found, first + last), tokens)
+
+    def ragged(self, layer: int) -> bool:
+        """Whether heads of a layer may hold different numbers of tokens."""
+        return self.policy.ragged or isinstance(self.keep[layer], tuple)
 
     def read_budget(self, tokens: int) -> int:
         """How many of a text's tokens a query reads: no fewer than are protected."""

@@ -17,8 +17,8 @@ from sparity.checkpoints.runtime_data import AGAIN
 from sparity.dynamic.cache.attaching import RECENT, SINKS, attached, check_model, run_of
 from sparity.dynamic.cache.converting import layers_of
 from sparity.dynamic.cache.learned import KEYS, Learned, Sizes, Study, key_sites, misfit, shape_of
-from sparity.dynamic.cache.roles import Roles, roles, shares_of
-from sparity.dynamic.cache.run import rotary_of
+from sparity.dynamic.cache.roles import Roles, flat, roles, share_of, shares_of
+from sparity.dynamic.cache.run import Share, rotary_of
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.models import Block, Decoder, InputSite, Projection
 from sparity.registry import register
@@ -28,6 +28,8 @@ from sparity.stages.allocation import projections
 from sparity.stages.base import Estimate, ModelEvidence, Property, Workload
 from sparity.stages.kinds import RuntimeFit
 
+Positive = Annotated[Number, Field(gt=0)]
+
 
 @register("stage", "cache")
 class CacheStage(RuntimeStage):
@@ -36,10 +38,10 @@ class CacheStage(RuntimeStage):
     preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "values", "prompts", "experts"})
 
     policy: Spec = Field("snapkv", description="how the tokens that stay are chosen")
-    keep: Annotated[Number, Field(gt=0)] | list[Annotated[Number, Field(gt=0)]] = Field(
+    keep: Positive | list[Positive | list[Positive]] = Field(
         0.25,
         description="the share of the text's tokens that stay in each block, up to 1, or their number from 2 on; or a "
-        "list of them, one for each block",
+        "list of them, one for each block, or a list of one for each of its KV heads",
     )
     store: Spec | None = Field(None, description="how they are stored: kivi, in a few bits; default: as they are")
     read: Spec | None = Field(
@@ -116,6 +118,8 @@ class CacheStage(RuntimeStage):
     def decide(self, model: Decoder, evidence: ModelEvidence | None) -> Decision:
         """What each block's cache keeps: `{"keep": {key projection: share or number}}`, 1 behind a sliding window.
 
+        Where heads differ it is a list of theirs.
+
         What a policy learns without text also, `{"retrieval": {key projection: [KV head: 0 or 1]}}`.
         """
         found = self.asked
@@ -124,8 +128,8 @@ class CacheStage(RuntimeStage):
         whole = list(layers_of(model.skeleton))
         found.policy.pairs(whole)
         names = [_key_projection(model.sites(index)).name for index in range(len(model))]
-        shares = zip(names, shares_of(found, len(model)), whole, strict=True)
-        decision = {"keep": {name: keep if sees else 1.0 for name, keep, sees in shares}}
+        shares = zip(names, shares_of(found, len(model), Sizes.of(model.config).kv_heads), whole, strict=True)
+        decision = {"keep": {name: as_json(keep) if sees else 1.0 for name, keep, sees in shares}}
         if found.policy.reads_text or not found.policy.learns:
             return decision
         learned = dict(zip(names, found.policy.learn(Study(model, whole)), strict=True))
@@ -135,9 +139,9 @@ class CacheStage(RuntimeStage):
         }
 
     def fit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> RuntimeFit:
-        """`KEY.keep`, float64 `[]`, and what the policy learns without text, `KEY.NAME`; weights stay."""
+        """`KEY.keep`, float64 `[]` or `[kv_heads]`, and what the policy learns without text; weights stay."""
         name = _key_projection(evidence.block.sites).name
-        keep = torch.tensor(float(decision["keep"][name]), dtype=torch.float64)
+        keep = torch.tensor(decision["keep"][name], dtype=torch.float64)
         changes = (Change.of(self.name, each, evidence.block.index) for each in evidence.block.projections)
         tensors = {f"{name}.keep": keep}
         for kind in decision.keys() - {"keep"}:
@@ -154,7 +158,7 @@ class CacheStage(RuntimeStage):
         return self._attached(module, _keep_of(sites, keep), _learned_of(sites, data, module, learns))
 
     @contextmanager
-    def _attached(self, model: Any, keep: Sequence[float], learned: Learned) -> Iterator[None]:
+    def _attached(self, model: Any, keep: Sequence[Share], learned: Learned) -> Iterator[None]:
         found = run_of(
             model,
             self.asked,
@@ -175,16 +179,17 @@ class CacheStage(RuntimeStage):
         sizes = Sizes.of(model.config)
         shapes = [shape_of(name, sizes) for name in self.asked.policy.learns]
         learned = sum(math.prod(shape) * (1 if len(shape) == 1 else 4) for shape in shapes)  # a bool, or float32
-        return Estimate(changes=changes, runtime_bytes=(8 + learned) * len(model))
+        shares = sum(len(flat([share])) for share in shares_of(self.asked, len(model), sizes.kv_heads))
+        return Estimate(changes=changes, runtime_bytes=8 * shares + learned * len(model))
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
         """Blocks whose recorded share is another than was asked for."""
         name = _key_projection(block.sites).name
         found = decision["keep"].get(name)
         keep = self.asked.keep
-        known = {*keep} if isinstance(keep, tuple) else {keep}
-        wanted = " or ".join(f"{share:g}" for share in sorted(known))
-        return [] if found in known | {1.0} else [f"{name}: recorded to keep {found} of its cache, not {wanted}"]
+        known = [as_json(share) for share in (keep if isinstance(keep, tuple) else (keep,))]
+        wanted = " or ".join(f"{share}" for share in known)
+        return [] if found in [*known, 1.0] else [f"{name}: recorded to keep {found} of its cache, not {wanted}"]
 
 
 def _key_projection(sites: Sequence[InputSite]) -> Projection:
@@ -199,8 +204,8 @@ def _key_projection(sites: Sequence[InputSite]) -> Projection:
     raise InvalidInput("cache: a block has no projection of keys")
 
 
-def _keep_of(sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> list[float]:
-    """What each block keeps, in their order.
+def _keep_of(sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> list[Share]:
+    """What each block keeps, or each of its heads, in their order.
 
     Raises:
         CorruptFile: the data does not fit the blocks.
@@ -210,9 +215,15 @@ def _keep_of(sites: Sequence[InputSite], data: Mapping[str, Tensor]) -> list[flo
         odd = sorted(set(names) ^ set(data))[0]
         raise CorruptFile(f"cache: the file {'lacks' if odd in names else 'holds the unknown'} {odd}; {AGAIN}")
     for name, keep in data.items():
-        if keep.dtype != torch.float64 or keep.shape or not float(keep) > 0 or not bool(keep.isfinite()):
+        fits = keep.dtype == torch.float64 and keep.ndim < 2 and keep.numel()
+        if not fits or not bool((keep > 0).all()) or not bool(keep.isfinite().all()):
             raise CorruptFile(f"cache: {name} is {keep.dtype} {keep.tolist()}, not a share or a number; {AGAIN}")
-    return [float(data[name]) for name in names]
+    return [share_of(data[name].tolist()) for name in names]
+
+
+def as_json(share: Share) -> float | list[float]:
+    """A share, or a list of those of heads."""
+    return list(share) if isinstance(share, tuple) else share
 
 
 def _learned_of(sites: Sequence[InputSite], data: Mapping[str, Tensor], model: Any, names: Set[str]) -> Learned:

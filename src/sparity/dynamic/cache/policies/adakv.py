@@ -25,6 +25,7 @@ class AdaKV(SnapKV):
     pooling: Pooling = "max"
     floor: float = 0.2
     ragged: ClassVar[bool] = True
+    by_head: ClassVar[bool] = False
 
     def select(self, seen: Seen, budget: int, protected: Tensor) -> Tensor:
         """See `Policy.select`."""

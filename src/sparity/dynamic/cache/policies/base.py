@@ -18,6 +18,7 @@ class Policy(ABC):
 
     Attributes:
         ragged: heads of one layer may keep different numbers of tokens.
+        by_head: each head chooses by itself, and may have a budget of its own.
         accumulates: scores of one call are the `mass` that the next one begins with, so every call is scored.
         remembers: a token's score is found when it is new and kept with it, as its `mass`.
         rereads: after a prompt the model reads it again, and its scores are found then.
@@ -33,6 +34,7 @@ class Policy(ABC):
 
     name: ClassVar[str]
     ragged: ClassVar[bool] = False
+    by_head: ClassVar[bool] = False
     accumulates: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     rereads: ClassVar[bool] = False

@@ -1,6 +1,7 @@
 """SnapKV: what the last queries of a prompt pay attention to (Li et al. 2024, arXiv:2404.14469)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,6 +26,7 @@ class SnapKV(Policy):
     kernel: int = 5
     pooling: Pooling = "avg"
     group: Reduce = "mean"
+    by_head: ClassVar[bool] = True
 
     @property
     def least(self) -> int:
