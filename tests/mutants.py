@@ -136,7 +136,7 @@ def use(path):
 
 
 def files(folder, seed, count):
-    """Damage a file of every format, bfloat16 and int8."""
+    """Damage a file of every format, bfloat16 and int8, and one under Huffman codes."""
     drawn, seen = random.Random(seed), Counter()
     sound = []
     for spec in FORMATS:
@@ -147,6 +147,12 @@ def files(folder, seed, count):
             )
             use(path)
             sound.append(path.read_bytes())
+    few = weight().repeat(4, 4).round()
+    packed_file.write(
+        path, {"a": build_format("bitmask").pack(few), "b": build_format("dense").pack(few, "int8")}, huffman=True
+    )
+    use(path)
+    sound.append(path.read_bytes())
     path = folder / "damaged.safetensors"
     for _ in range(count):
         damage = drawn.choice((blind, knowing))

@@ -177,13 +177,16 @@ class Output(Section):
     prefer: Literal["memory", "speed"] = Field(
         "memory", description="of packed matrices: the smallest format, or the fastest on this machine"
     )
+    coding: Literal["none", "huffman"] = Field(
+        "none", description="of packed matrices in the file: none, or a Huffman code where that takes fewer bytes"
+    )
     matrices: dict[str, StoredAs] = Field(
         default_factory=dict, description="glob of packed matrices -> {format, values} in place of these"
     )
 
     @model_validator(mode="after")
     def _of_packed_matrices(self) -> "Output":
-        for key in ("values", "embeddings", "prefer", "matrices"):
+        for key in ("values", "embeddings", "prefer", "coding", "matrices"):
             if getattr(self, key) not in (type(self).model_fields[key].default, {}) and self.format != "packed":
                 raise ValueError(f"`{key}: {getattr(self, key)}` needs `format: packed`")
         return self

@@ -169,12 +169,13 @@ def write_shard(
     others: Mapping[str, Tensor],
     transposed: Collection[str],
     unused: Collection[str] = (),
+    huffman: bool = False,
 ) -> None:
-    """Write one shard: packed matrices by name, and other tensors by theirs."""
+    """Write one shard: packed matrices by name, and other tensors by theirs; `huffman` as of `packed_file.write`."""
     metadata = {"format": "pt", TRANSPOSED: json.dumps(sorted(set(transposed) & set(found)))}
     if extra := sorted(set(unused) & set(others)):
         metadata[UNUSED] = json.dumps(extra)
-    packed_file.write(path, found, others, metadata)
+    packed_file.write(path, found, others, metadata, huffman)
 
 
 def write_packed_index(folder: Path, files: Collection[Path]) -> None:

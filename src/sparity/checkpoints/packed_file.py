@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sparity.checkpoints.coded_matrix import check_said, coded, decoded
 from sparity.checkpoints.shards import LazyTensors, check_header, unique_json, write_tensors
 from sparity.errors import CorruptFile, InvalidInput, SparityError
 from sparity.formats.base import LARGEST_SIDE, check_size, format_of
@@ -20,6 +21,7 @@ from sparity.formats.storage.values import DTYPE_NAMES, aligned, dtype_name
 
 VERSION = 1
 HEADER = "sparity"
+CODED = "coded"  # of an entry: what is said of its Huffman code
 
 
 def write(
@@ -27,21 +29,26 @@ def write(
     matrices: Mapping[str, Packed],
     others: Mapping[str, Tensor] | None = None,
     metadata: Mapping[str, str] | None = None,
+    huffman: bool = False,
 ) -> None:
     """Write packed matrices, by name, and other tensors beside them as one file; complete or not at all.
+
+    With `huffman` those matrices lie under a Huffman code that take fewer bytes so.
 
     Raises:
         InvalidInput: two names would give the same tensor.
         SparityError: the file cannot be written.
     """
-    others, tensors = others or {}, dict[str, Tensor]()
+    others, tensors, entries = others or {}, dict[str, Tensor](), dict[str, dict[str, Any]]()
     for name, packed in matrices.items():
-        for part, tensor in packed.tensors.items():
+        parts, code = coded(packed) if huffman else (packed.tensors, {})
+        entries[name] = describe(packed, parts, code)
+        for part, tensor in parts.items():
             key = f"{name}.{part}"
             if key in tensors or key in others:
                 raise InvalidInput(f'two matrices would store the tensor "{key}"; rename one')
             tensors[key] = tensor
-    header = {HEADER: json.dumps({"version": VERSION, "matrices": {n: describe(p) for n, p in matrices.items()}})}
+    header = {HEADER: json.dumps({"version": VERSION, "matrices": entries})}
     every = LazyTensors([*others, *tensors], lambda name: tensors[name] if name in tensors else others[name])
     write_tensors(path, every, {**(metadata or {}), **header})
 
@@ -100,17 +107,28 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CorruptFile(f"{path} cannot be read: {error}") from error
 
 
-def describe(packed: Packed) -> dict[str, Any]:
-    """What the header says about one matrix: format, options, shape, type, hash of each tensor and of the entry."""
+def describe(
+    packed: Packed, stored: Mapping[str, Tensor] | None = None, code: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the header says about one matrix: format, options, shape, type, hash of each tensor and of the entry.
+
+    Args:
+        packed: the matrix.
+        stored: its tensors as the file has them; without, as they are.
+        code: what is said of their Huffman code, see `coded_matrix`.
+    """
+    stored = packed.tensors if stored is None else stored
     entry = {
         "format": packed.format,
         "options": dict(packed.options),
         "shape": list(packed.shape),
         "dtype": dtype_name(packed.dtype),
-        "hashes": {part: tensor_hash(tensor) for part, tensor in packed.tensors.items()},
+        "hashes": {part: tensor_hash(tensor) for part, tensor in stored.items()},
     }
-    if packed.encoding != unnamed_encoding(packed.tensors):
+    if packed.encoding != unnamed_encoding(stored):
         entry["encoding"] = {packed.encoding.name: packed.encoding.options}
+    if code:
+        entry[CODED] = dict(code)
     return {**entry, "hash": entry_hash(entry)}
 
 
@@ -123,7 +141,8 @@ def restore(where: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
     check_entry(where, entry)
     shape, dtype = entry["shape"], DTYPE_NAMES[entry["dtype"]]
     try:
-        packed = Packed(entry["format"], shape, dtype, tensors, entry["options"], encoding_of(entry))
+        encoding = encoding_of(entry)
+        packed = Packed(entry["format"], shape, dtype, tensors, entry["options"], encoding)
         form = format_of(packed)
     except InvalidInput as error:
         raise CorruptFile(f"{where}: {error}") from error
@@ -131,6 +150,8 @@ def restore(where: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
         if tensor_hash(tensor) != entry["hashes"].get(part):
             raise CorruptFile(f'{where}: the tensor "{part}" was altered (its SHA-256 differs); fetch the file again')
     try:
+        if CODED in entry:
+            packed = decoded(form, encoding, (shape[0], shape[1]), dtype, tensors, entry[CODED])
         form.check(packed)
     except SparityError as error:
         raise CorruptFile(f"{where}: {error}") from error
@@ -158,6 +179,8 @@ def check_entry(where: str, entry: Mapping[str, Any]) -> None:
         DTYPE_NAMES[entry["dtype"]]
         if not all(type(text) is str for text in (entry["format"], *entry["hashes"].values())):
             raise CorruptFile(f"{where}: format and hashes must be texts")
+        if CODED in entry:
+            check_said(where, entry, entry[CODED])
         if entry["hash"] != entry_hash({key: value for key, value in entry.items() if key != "hash"}):
             raise CorruptFile(f"{where}: its header entry was altered (its SHA-256 differs); fetch the file again")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -166,7 +189,8 @@ def check_entry(where: str, entry: Mapping[str, Any]) -> None:
 
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of a contiguous tensor's bytes, in hexadecimal."""
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    flat = tensor.reshape(-1) if tensor.numel() else torch.empty(0, dtype=tensor.dtype)  # which has a stride of 1
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
 def entry_hash(entry: Mapping[str, Any]) -> str:

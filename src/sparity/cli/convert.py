@@ -19,6 +19,7 @@ def convert(
     prefer: Annotated[
         str, typer.Option(help="Of packed matrices: memory = the smallest format, speed = the fastest here.")
     ] = "memory",
+    coding: Annotated[str, typer.Option(help="Of packed matrices in the files: none or huffman.")] = "none",
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -29,7 +30,8 @@ def convert(
     needs `import sparity`. With --values int8 the packed weights are quantised, with a scale per output; with --values
     int4, or "{int4: {group: 64}}", with a scale per group, which is that of the stage quantize where a model has been
     through it; --embeddings does the same to the embedding and the head. With --prefer speed the formats are timed on
-    this machine, and a matrix that is fastest dense stays dense. The layouts sparse-bitmask and sparse-24-bitmask of
+    this machine, and a matrix that is fastest dense stays dense. With --coding huffman the files are smaller where few
+    values occur, and are decoded when they are loaded. The layouts sparse-bitmask and sparse-24-bitmask of
     compressed-tensors are read too.
 
     A Llama is written as a GGUF file for llama.cpp; one whose blocks differ in size as architecture deci.
@@ -55,6 +57,8 @@ def convert(
         asked = encoding("values", values), encoding("embeddings", embeddings)
         if prefer not in ("memory", "speed"):
             raise InvalidInput(f"--prefer {prefer}: memory or speed")
+        if coding not in ("none", "huffman"):
+            raise InvalidInput(f"--coding {coding}: none or huffman")
         if to not in ("auto", "packed", "plain", "gguf"):
             raise InvalidInput(f"--to {to}: packed, plain, gguf or auto")
         place, before = named_folder(target), weight_bytes(hf.locate(source))
@@ -62,7 +66,7 @@ def convert(
             export_gguf(source, place, force)
             layout, after, reason = "gguf", place.stat().st_size, None
         else:
-            layout = run(source, place, asked[0], force, None if to == "auto" else to, prefer, asked[1])  # type: ignore[arg-type]
+            layout = run(source, place, asked[0], force, None if to == "auto" else to, prefer, asked[1], coding)  # type: ignore[arg-type]
             after, reason = weight_bytes(place), dense_words(place)
     if json:
         console.print_json(

@@ -17,6 +17,8 @@ def verify(
 ) -> None:
     """Recompute hashes, shapes, zeros and what each stage promised; exit code 1 when anything differs."""
     with console.errors_in_one_line():
+        from sparity.measure.show.numbers import size
+        from sparity.measure.show.sentences import describe_coding
         from sparity.pipeline.run.verify import verify as check
 
         found = check(path)
@@ -26,8 +28,10 @@ def verify(
         for problem in found.problems:
             console.err.print(problem, style="red", soft_wrap=True)
         if not quiet and not found.problems:
+            coding = describe_coding(found.coded)
             console.out.print(
-                f"{found.path}: {found.files} files unchanged, {len(found.projections)} projections, "
+                f"{found.path}: {found.files} files unchanged, weights {size(found.bytes)}"
+                f"{f' ({coding})' if coding else ''}, {len(found.projections)} projections, "
                 f"{'; '.join(found.stages)}, realised sparsity {found.zeros:.4%}",
                 soft_wrap=True,
             )

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from sparity import registry
-from sparity.checkpoints.packed_file import encoding_of
+from sparity.checkpoints.coded_matrix import piece_names
+from sparity.checkpoints.packed_file import CODED, encoding_of
 from sparity.checkpoints.source import CheckpointSource
 from sparity.errors import CorruptFile, InvalidInput
 from sparity.formats import Format, Packed, build_format
@@ -45,7 +46,10 @@ def is_packed(source: CheckpointSource, names: Sequence[str]) -> bool:
 
 
 def parts_of(source: CheckpointSource, names: Sequence[str]) -> dict[str, torch.dtype]:
-    """The last parts of the names of their tensors, with types: `masks`, `values`, ...; `weight` of an ordinary one."""
+    """The last parts of the names of their tensors, with types: `masks`, `values`, ...; `weight` of an ordinary one.
+
+    Of a matrix under a Huffman code they are the pieces of its layout; they only make room for names.
+    """
     parts: dict[str, torch.dtype] = {}
     for name in names:
         stored = f"{name}.weight"
@@ -55,8 +59,12 @@ def parts_of(source: CheckpointSource, names: Sequence[str]) -> dict[str, torch.
             continue
         form: Format = registry.create("format", matrix.entry["format"], matrix.entry["options"])
         encoding, (rows, columns) = encoding_of(matrix.entry), matrix.entry["shape"]
-        layout = {**form.layout(rows, columns, encoding.stored(matrix.dtype)), **encoding.side_tensors(rows, columns)}
-        parts |= {part: dtype for part, (dtype, _) in layout.items()}
+        if CODED in matrix.entry:
+            parts |= dict.fromkeys(piece_names(matrix.entry[CODED]["layout"]), torch.uint8)
+        else:
+            layout = form.layout(rows, columns, encoding.stored(matrix.dtype))
+            parts |= {part: dtype for part, (dtype, _) in layout.items()}
+        parts |= {part: dtype for part, (dtype, _) in encoding.side_tensors(rows, columns).items()}
     return parts
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from sparity.checkpoints.coded_matrix import GAPS
+from sparity.checkpoints.coded_sizes import CodedSizes
 from sparity.measure.data.report import Baseline, Candidate, Quality, Report, Speed
 from sparity.measure.show import numbers
 from sparity.products import choice
@@ -196,6 +198,19 @@ def describe_protocol(speed: Speed) -> str:
         f"Prompt of {count(speed.prompt, 'token')}, then {count(speed.tokens, 'token')} one by one, batch "
         f"{speed.batch}; median of {count(speed.rounds, 'round')} [lowest-highest], dense and sparse in turns. "
         f"A ratio above 1x is faster than dense.{f' {SHARE}' if speed.engine_dense else ''}"
+    )
+
+
+def describe_coding(coded: CodedSizes) -> str:
+    """What a Huffman code saves in the files, tables included; nothing where there is none."""
+    matrices = sum(coded.layouts.values())
+    if not matrices:
+        return ""
+    by_gaps = f", {coded.layouts[GAPS]} of them as gaps and values" if GAPS in coded.layouts else ""
+    stored, dense = numbers.size(coded.stored), numbers.size(coded.dense)
+    return (
+        f"{matrices} {'matrix' if matrices == 1 else 'matrices'} Huffman-coded{by_gaps}, in {stored} with tables "
+        f"(dense {dense}), decoded when loaded"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparity.checkpoints.coded_sizes import coded_sizes
 from sparity.checkpoints.packed import StoredMatrix
 from sparity.checkpoints.packed_file import encoding_of
 from sparity.checkpoints.source import CheckpointSource
@@ -22,7 +23,7 @@ from sparity.measure.data import machine
 from sparity.measure.data.outcome import Totals
 from sparity.measure.data.report import Candidate, Curve, Effort, Quality, Report, Speed, Verdict
 from sparity.measure.data.task_comparison import TaskComparison
-from sparity.measure.show.sentences import describe_products
+from sparity.measure.show.sentences import describe_coding, describe_products
 from sparity.measure.timing.speed import compare_speed, engine_declines
 from sparity.models.loading import load, load_tokenizer
 from sparity.pipeline.run.finished_pass import Done
@@ -148,7 +149,7 @@ def _packed_note(folder: Path) -> str:
         if reason
         else "no matrix would be smaller, so all are dense"
     )
-    what = "; ".join(filter(None, (what, reason)))
+    what = "; ".join(filter(None, (what, reason, describe_coding(coded_sizes(source)))))
     return f"This is a packed export: {what}. Loading it needs `import sparity`."
 
 
@@ -157,7 +158,8 @@ def _output_words(output: Output) -> str:
         return ""
     said = [output.values, *(each.values for each in output.matrices.values() if each.values is not None)]
     names = dict.fromkeys(found.name for found in map(build_encoding, said) if not found.exact)
-    return f", packed in {' and '.join(names)}" if names else ", packed"
+    coding = ", Huffman-coded" if output.coding == "huffman" else ""
+    return f", packed in {' and '.join(names)}{coding}" if names else f", packed{coding}"
 
 
 def _stored_words(entry: Mapping[str, Any]) -> str:

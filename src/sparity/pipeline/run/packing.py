@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from sparity.checkpoints import packed
+from sparity.checkpoints.coded_matrix import chosen_layout
 from sparity.checkpoints.companions import copy_files, everything
 from sparity.checkpoints.packed import INDEX
 from sparity.checkpoints.recorded_scales import carry_scales, read_scales
@@ -33,6 +34,7 @@ log = logger(__name__)
 
 Layout = Literal["plain", "packed"]
 Prefer = Literal["memory", "speed"]
+Coding = Literal["none", "huffman"]
 
 
 @wrong_input()
@@ -44,12 +46,13 @@ def convert(
     to: Layout | None = None,
     prefer: Prefer = "memory",
     embeddings: EncodingSpec = "same",
+    coding: Coding = "none",
 ) -> Layout:
     """Write a checkpoint in another layout, `to`: packed, or plain from packed, when that is None; it is returned.
 
     Every tensor comes back bit for bit, unless `values`, the encoding of packed matrices, or `embeddings`, that of the
     embedding and the head, quantises them. `prefer` is the format of each matrix of the blocks: the smallest, or the
-    fastest on this machine.
+    fastest on this machine. With a `coding` the files are smaller; it is undone where they are read.
 
     Raises:
         InvalidInput: no such model or encoding, an architecture that Sparity does not know, no name for the target, or
@@ -68,6 +71,7 @@ def convert(
         f"values {encoding.name}" if not encoding.exact else None,
         f"embeddings {outside.name}" if not outside.exact else None,
         f"prefer {prefer}" if prefer != "memory" else None,
+        f"coding {coding}" if coding != "none" else None,
     )
     asked = next(filter(None, chosen), None)
     if source_packed and (to == "packed" or asked):
@@ -79,12 +83,13 @@ def convert(
         raise InvalidInput(f"{asked} is for packed matrices, and a plain checkpoint has none")
     identity = {"convert": decoder.source.fingerprint(), "to": to, "values": encoding.spec, "prefer": prefer}
     identity |= {} if outside.exact else {"embeddings": outside.spec}
+    identity |= {} if coding == "none" else {"coding": coding}
     names = [name for name in everything(folder) if name != CHOICES]
     with RunFolder.open(place, identity, force, resume=True, in_one_go=True) as work:
         if work.finished:
             return to
         if to == "packed":
-            pack_weights(decoder, work.path, encoding, prefer, outside, recorded=read_scales(folder))
+            pack_weights(decoder, work.path, encoding, prefer, outside, read_scales(folder), coding=coding)
         else:
             _unpack_weights(decoder, work.path)
         carry_runtime(folder, work.path)
@@ -101,7 +106,7 @@ def pack_in_place(folder: Path, output: Output) -> None:
     if not is_packed(folder):
         recorded, decoder = read_scales(folder), Decoder.open(folder)
         said = (output.values, output.prefer, output.embeddings)
-        pack_weights(decoder, folder, *said, recorded, output.matrices)
+        pack_weights(decoder, folder, *said, recorded, output.matrices, output.coding)
     shards = set(folder.glob("sparity-*.safetensors"))
     packed.remove_other_weights(folder, shards)
     packed.mark(folder, is_packed=True)
@@ -126,14 +131,16 @@ def pack_weights(
     embeddings: EncodingSpec = "same",
     recorded: Mapping[str, Mapping[str, Tensor]] | None = None,
     matrices: Mapping[str, StoredAs] | None = None,
+    coding: Coding = "none",
 ) -> None:
     """Write the packed shards of a plain checkpoint and their index into `target`; for speed, also what was chosen why.
 
-    A matrix that no sparse format stores in fewer bytes, or multiplies faster, stays an ordinary tensor. By the scales
-    that are `recorded` for a projection its weights are stored as they are; only others are rounded. `matrices` says by
-    globs of names what is stored otherwise.
+    A matrix that no sparse format stores in fewer bytes, or multiplies faster, stays an ordinary tensor, unless the
+    `coding` makes it smaller. By the scales that are `recorded` for a projection its weights are stored as they are;
+    only others are rounded. `matrices` says by globs of names what is stored otherwise.
     """
     chosen, rounded, known = dict[str, Fastest](), dict[str, str](), recorded or {}
+    huffman = coding == "huffman"
 
     def format_for(name: str, matrix: Tensor, encoding: Encoding) -> Format:
         if prefer == "memory":
@@ -165,14 +172,15 @@ def pack_weights(
             try:
                 encoding = grid[0] if grid else asked
                 form = build_format(said.format) if said.format else format_for(name, matrix, encoding)
-                if form.name == "dense" and asked.exact:
+                if form.name == "dense" and asked.exact and not (huffman and chosen_layout(form.pack(matrix))):
                     others.append(name)
                 else:
                     found[own] = _packed(form, matrix, asked, grid)
             except InvalidInput as error:
                 raise InvalidInput(f"{name}: {error}") from error
         transposed = [name.removesuffix(".weight") for name, turned in linear.items() if turned]
-        packed.write_shard(shard, found, LazyTensors(others, partial(_read, decoder)), transposed, decoder.unused())
+        rest = LazyTensors(others, partial(_read, decoder))
+        packed.write_shard(shard, found, rest, transposed, decoder.unused(), huffman)
     if rounded:
         log.warning(
             "%d of the matrices are not on a grid that %s can hold (%s): they were rounded anew",

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sparity import registry
+from sparity.checkpoints.coded_sizes import CodedSizes, coded_sizes
+from sparity.checkpoints.source import CheckpointSource
+from sparity.checkpoints.weight_files import weight_bytes
 from sparity.errors import CorruptFile, InvalidInput, SparityError, wrong_input
 from sparity.files import expand, file_hash, read_json_object
 from sparity.models import Decoder
@@ -33,6 +36,8 @@ class Verification:
         stages: what each stage did, in words.
         zeros: the share of the weights of all projections that is zero.
         files: how many were compared with their hashes.
+        bytes: of the files that are loaded, with their headers and tables.
+        coded: what of them lies under a Huffman code.
     """
 
     path: Path
@@ -41,6 +46,8 @@ class Verification:
     files: int
     projections: tuple[Checked, ...]
     problems: tuple[str, ...]
+    bytes: int
+    coded: CodedSizes
 
 
 @wrong_input()
@@ -85,7 +92,16 @@ def verify(path: str | Path) -> Verification:
     absent = sorted(known.keys() - {found.name for found in checked})
     problems += [f"{name}: recorded, but not a projection of this model" for name in absent]
     words = tuple(stage.words for stage, _ in stages)
-    return Verification(folder, words, zeros / max(total, 1), len(record["files"]), tuple(checked), tuple(problems))
+    return Verification(
+        path=folder,
+        stages=words,
+        zeros=zeros / max(total, 1),
+        files=len(record["files"]),
+        projections=tuple(checked),
+        problems=tuple(problems),
+        bytes=weight_bytes(folder),
+        coded=coded_sizes(CheckpointSource(folder)),
+    )
 
 
 def _checked(projection: Projection, zeros: int, entry: dict[str, Any]) -> Checked:

@@ -49,7 +49,7 @@ class Codebook(Grid):
     def codes(self, weight: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """See `Grid.codes`."""
         between = [(low + high) / 2 for low, high in pairwise(self.entries)]
-        return torch.bucketize(weight / scales, torch.tensor(between, device=weight.device)).short()
+        return torch.bucketize((weight / scales).contiguous(), torch.tensor(between, device=weight.device)).short()
 
     def values(self, codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         """See `Grid.values`."""
