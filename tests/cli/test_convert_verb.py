@@ -29,6 +29,21 @@ def test_there_and_back(sparity, plain, tmp_path):
     assert sparity("verify", tmp_path / "back").code == 0
 
 
+def test_huffman_codes_are_smaller_and_verify_says_in_how_many_bytes(sparity, plain, tmp_path):
+    sizes = {
+        coding: sparity("convert", plain, tmp_path / coding, "--values", "int8", "--coding", coding, "--json").json
+        for coding in ("none", "huffman")
+    }
+    assert sizes["huffman"]["bytes_after"] < sizes["none"]["bytes_after"]
+    done = sparity("verify", tmp_path / "huffman")
+    assert done.code == 0
+    found = sparity("verify", tmp_path / "huffman", "--json").json
+    assert found["bytes"] == sizes["huffman"]["bytes_after"]
+    assert found["coded"]["stored"] < found["bytes"]
+    layouts = sum(found["coded"]["layouts"].values())
+    assert f" files unchanged, weights {found['bytes'] / 1000:.1f} kB ({layouts} matrices Huffman-coded" in done.out
+
+
 def test_an_orphaned_layout_becomes_either(sparity, model, tmp_path):
     old = orphan(model, tmp_path / "old", "sparse-bitmask")
     assert sparity("convert", old, tmp_path / "packed").out.startswith(f"{tmp_path / 'packed'}: packed, weights ")
@@ -41,6 +56,7 @@ def test_what_is_refused(sparity, plain, tmp_path):
             (plain, tmp_path / "out", "--values", "int5"),
             '--values int5: no encoding "int5"; did you mean "int8"? `sparity methods encoding` lists them all',
         ),
+        ((plain, tmp_path / "out", "--coding", "zip"), "--coding zip: none or huffman"),
         ((plain, tmp_path / "out", "--to", "zip"), "--to zip: packed, plain, gguf or auto"),
         ((tmp_path / "nowhere", tmp_path / "out"), "does not exist"),
         ((plain, plain), "the dense model lies there and would be lost"),
