@@ -11,6 +11,7 @@ OPTIONS = {
     "laco": {"merge": 2, "threshold": -1.0},
     "flap": {"structure": "UL-UM", "bias": False},
     "llm_surgeon": {"share": "block", "shots": 2},
+    "sheared": {"steps": 3, "batch": 2},
     "bonsai": {"masks": 8, "step": 0.25},
 }
 OF_EXPERTS = ("frequency", "reap", "naee", "ream")

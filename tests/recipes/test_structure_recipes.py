@@ -14,6 +14,7 @@ from sparity.recipe import Recipe
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = sorted((RECIPES / "methods" / "structure").glob("*.yaml"))
 SMALL = ["measure.window=64", "measure.windows=1", "measure.speed=null"]
+LESS = {"sheared": ["stages.0.structure.method.sheared.steps=2"]}
 FOUR_BLOCKS = {"num_hidden_layers": 4}
 SIX_EXPERTS = {"num_local_experts": 6}
 SIZES = {  # recipe -> what the configuration then says
@@ -23,6 +24,7 @@ SIZES = {  # recipe -> what the configuration then says
     "flap": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4, "mlp_bias": True},
     "llm_surgeon": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4},
     "llm_pruner": {"intermediate_size": 307, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 32},
+    "sheared": {"intermediate_size": 384, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 32},
     "two_ssp": {"intermediate_size": 368},
     "slicegpt": {"hidden_size": 144, "head_dim": 32, "tie_word_embeddings": False},
     "shortgpt": FOUR_BLOCKS,
@@ -46,9 +48,8 @@ def test_every_method_has_a_recipe_and_every_recipe_a_row():
 def test_a_recipe_runs_to_a_stock_checkpoint_of_the_sizes_that_it_states(path, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    recipe = Recipe.read(
-        path, SMALL + (["calibration.samples=2", "calibration.length=64"] if path.stem != "magnitude" else [])
-    )
+    text = ["calibration.samples=2", "calibration.length=64"] if path.stem != "magnitude" else []
+    recipe = Recipe.read(path, [*SMALL, *text, *LESS.get(path.stem, [])])
     assert path.read_text().startswith("# ")
     assert f"sparity run {path.relative_to(RECIPES.parent)} -o OUT" in path.read_text()
     assert registry.build("structure.method", recipe.stages[0].method).name == path.stem

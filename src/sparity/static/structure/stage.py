@@ -40,7 +40,7 @@ class Structure(ShapeStage):
     @property
     def words(self) -> str:
         """See `Stage.words`."""
-        return f"{self.how}, {100 * self.sparsity:g}%"
+        return f"{self.how}, {self._built().words(self.sparsity)}"
 
     @property
     def how(self) -> str:

@@ -28,6 +28,10 @@ class Method(ABC):
     name: ClassVar[str]
     needs_text: ClassVar[bool] = True
 
+    def words(self, sparsity: float) -> str:
+        """How much it removes when asked for a share, in a few words, such as "25%"."""
+        return f"{100 * sparsity:g}%"
+
     @abstractmethod
     def scores(self, subject: Subject) -> dict[str, Tensor]:
         """Dimension -> float32 `[blocks, size]`, of the depth `[blocks]`; higher is kept."""
