@@ -55,6 +55,8 @@ METHODS = {
     "llm_pruner, mixed": llm_pruner(taylor="param_mix"),
     "llm_pruner, vectors": llm_pruner(taylor="vectorize"),
     "llm_surgeon": Asked("llm_surgeon", {"shots": 4}, weights=True, backward=True),
+    "sheared": Asked("sheared", backward=True),
+    "sheared, masks alone": Asked("sheared", {"rate": 0.0}, backward=True),
 }
 OF_EXPERTS = {
     "frequency": Asked("frequency"),
@@ -75,10 +77,13 @@ SLOW = {  # row: windows of text, and options, on a large model, and there at 20
     "llm_pruner, mixed": (4, {}),
     "llm_pruner, vectors": (4, {}),
     "llm_surgeon": (4, {"shots": 2}),
+    "sheared": (64, {}),
+    "sheared, masks alone": (64, {}),
 }
 HEAL = {
     "least_squares": "least_squares",
     "distillation": {"distillation": {"steps": 50, "rate": 1e-3}},
+    "finetune": {"finetune": {"steps": 200}},
 }
 HEALED = ("minitron, channels", "minitron, depth", "linear map, in the MLP", "flap, blocks alike", "2ssp")
 HEALED_LARGE = ("minitron, channels, least_squares", "minitron, depth, least_squares", "2:4", "2:4, eora, rank 32")

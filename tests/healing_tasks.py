@@ -24,6 +24,7 @@ METHODS = {
     "lora": {"steps": 4, "rate": 1e-2, "rank": 2},
     "distillation": {"steps": 4, "rate": 3e-3, "top": 16},
     "finetune": {"steps": 4, "rate": 3e-3},
+    "dynamic_batches": {"steps": 4, "rate": 3e-3, "domains": ["even", "odd"], "every": 2},
 }
 
 

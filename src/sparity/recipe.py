@@ -29,7 +29,9 @@ _NOT_DRAWN = ("tokens", "batch", "store")  # keys of calibration that mean somet
 class Calibration(Section):
     """The text that statistics are gathered on. Give `text` or `tokens`."""
 
-    text: str | list[str] | None = Field(None, description="a file, a data set name[:split], or a list of texts")
+    text: str | list[str] | dict[str, str] | None = Field(
+        None, description="a file, a data set name[:split], a list of texts, or domains: a name for each of several"
+    )
     tokens: str | None = Field(None, description="a .npy file of token ids [samples, length]")
     field: str = Field("text", description="the column of a jsonl, json, parquet file or data set")
     chat: bool = Field(False, description="rows are lists of messages: apply the model's chat template")
@@ -52,6 +54,8 @@ class Calibration(Section):
         idle = [key for key, field in drawing.items() if getattr(self, key) != field.default]
         if self.tokens is not None and idle:
             raise ValueError(f"`tokens` is used as it is: leave out {', '.join(idle)}")
+        if self.text == {}:
+            raise ValueError("`text` names no domain: give a name and a source for each")
         return self
 
 

@@ -16,6 +16,7 @@ from sparity.models.attached_runtime import input_sites
 
 NAMES = registry.names("heal.method")
 FAMILIES = ("gpt2", "phi3", "opt", "gpt_neox", "mixtral")  # transposed, fused, an MLP without a module, experts
+OF_TEXT = ("finetune", "dynamic_batches")  # they learn the text, not the dense model
 TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -72,7 +73,7 @@ def test_a_healed_model_is_nearer_to_the_dense_one_on_the_text_that_it_learned_f
     healed = build(name).heal(task_of(dense, model, masks, tmp_path))
     with added(input_sites(model), healed.runtime):
         after = divergence(dense, model, IDS)
-    assert after < before if name != "finetune" else after != before  # which reads the text, not the dense model
+    assert after < before if name not in OF_TEXT else after != before
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,7 +19,7 @@ SMALL = [
     "measure.windows=1",
     "measure.speed=null",
 ]
-STEPS = {"reconstruction": 2, "lora": 2, "distillation": 2, "finetune": 2}
+STEPS = {"reconstruction": 2, "lora": 2, "distillation": 2, "finetune": 2, "dynamic_batches": 2}
 
 
 def test_every_method_has_a_recipe():

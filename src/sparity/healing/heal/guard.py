@@ -13,7 +13,13 @@ SHARED = 16  # neighbouring tokens that two sequences of different text hardly s
 
 
 def apart(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The sequences to learn from and those that judge, the last fourth, of token ids `[samples, length]`.
+    """The sequences of `places_apart` themselves."""
+    learned, held = places_apart(tokens)
+    return tokens[learned], tokens[held]
+
+
+def places_apart(tokens: Tensor) -> tuple[list[int], list[int]]:
+    """The places of sequences to learn from and of those that judge, the last fourth, of token ids `[samples, length]`.
 
     Of the first those are left out that share 16 tokens in a row with one that judges, since windows may overlap.
 
@@ -31,7 +37,7 @@ def apart(tokens: Tensor) -> tuple[Tensor, Tensor]:
             if not any(tuple(part) in held for part in ids.unfold(0, width, 1).tolist())
         ]
         if fresh:
-            return tokens[fresh], tokens[-count:]
+            return fresh, list(range(samples - count, samples))
     raise InvalidInput(
         "heal: some calibration sequences judge what was learned from others, and nothing is left to learn from that "
         "does not overlap them: give more samples or more text, or set `guard: off`"

@@ -125,9 +125,10 @@ class HealStage(ModelStage):
         """See `ModelStage.train`."""
         built = self._built()
         model = built.prepared(model)
-        learned, held = guard.apart(tokens) if self.guard else (tokens, tokens[:0])
+        learned, judging = guard.places_apart(tokens) if self.guard else (list(range(len(tokens))), [])
         load = work.dense if self.teacher is None else partial(_load, self.teacher, model)
-        task = Task(model, masks, learned, self._blocks(model, work), work, partial(_checked, load, model))
+        blocks, dense = self._blocks(model, work), partial(_checked, load, model)
+        task, held = Task(model, masks, tokens[learned], blocks, work, dense, learned), tokens[judging]
         if not self.guard:
             healed = built.heal(task)
             return Trained(healed.curves, healed.notes, {"kept": True}, healed.runtime)

@@ -1,10 +1,10 @@
 """From a recipe's text sections to token ids."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,29 @@ def calibration_tokens(calibration: Calibration, tokenizer: Any, config: Any) ->
     length = context_window(config, calibration.length)
     windows = Windows(calibration.samples, length, calibration.seed, calibration.documents)
 
-    def draw() -> Tensor:
-        documents = read_documents(calibration.text or "", calibration.field, tokenizer if calibration.chat else None)
+    def draw_from(text: str | list[str], windows: Windows) -> Tensor:
+        documents = read_documents(text, calibration.field, tokenizer if calibration.chat else None)
         return draw_windows(documents, tokenizer, windows)
+
+    def draw() -> Tensor:
+        if isinstance(calibration.text, dict):
+            return in_turns(list(calibration.text.values()), windows, draw_from)
+        return draw_from(calibration.text or "", windows)
 
     tokens = _once(tokenizer, _key(calibration, "batch") + str(length), draw)
     hf.check_vocabulary(tokens, config, "this model's tokenizer")
     return tokens
+
+
+def in_turns(domains: Sequence[str], windows: Windows, draw: Callable[[str, Windows], Tensor]) -> Tensor:
+    """Windows `[samples, length]` of several texts, which take turns: one of the first, one of the second and so on."""
+    count, chosen = len(domains), torch.empty(windows.samples, windows.length, dtype=torch.int64)
+    if windows.samples < count:
+        raise InvalidInput(f"calibration: {windows.samples} samples are too few for {count} domains: give one for each")
+    for place, text in enumerate(domains):
+        own = range(place, windows.samples, count)
+        chosen[place::count] = draw(text, replace(windows, samples=len(own)))
+    return chosen
 
 
 def measured_texts(measure: Measure, tokenizer: Any, model: Any) -> Iterable[MeasuredText]:

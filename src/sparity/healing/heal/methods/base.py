@@ -28,6 +28,7 @@ class Task:
         blocks: which of the dense model's blocks each of its own was.
         work: keeps what a killed healing needs to go on with the same bits.
         load_dense: gives the dense model.
+        places: which of the calibration sequences these are; without it, all of them.
     """
 
     model: nn.Module
@@ -36,6 +37,7 @@ class Task:
     blocks: Sequence[int]
     work: Workspace
     load_dense: Callable[[], nn.Module] = field(repr=False)
+    places: Sequence[int] | None = None
 
     @cached_property
     def dense(self) -> nn.Module:
