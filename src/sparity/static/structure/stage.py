@@ -1,6 +1,7 @@
 """Whole parts of a model removed by a published method: a smaller stock model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -95,8 +96,10 @@ class Structure(ShapeStage):
             for index in range(len(after))
             for name, role, shape in _shapes(after, index)
         )
-        whole = sum(change.size_before for change in changes) * model.dtype.itemsize
-        return Estimate(changes, memory={"the model and the one made of it": 2 * whole})
+        weights = sum(rows * columns for rows, columns in before.values())
+        own = self._built().estimate(weights, work) if self.sparsity else Estimate()
+        both = {"the model and the one made of it": 2 * weights * model.dtype.itemsize}
+        return replace(own, changes=changes, memory={**both, **own.memory})
 
     def _built(self) -> Method:
         built: Method = registry.build("structure.method", self.method)

@@ -13,6 +13,7 @@ from sparity.errors import InvalidInput
 from sparity.models import Decoder
 from sparity.models.cuts.whole import stock_problem
 from sparity.recipe import Recipe
+from sparity.stages.base import Workload
 from sparity.static.structure.constraints import Axis
 from sparity.static.structure.masked import mask_places
 from sparity.static.structure.methods.sheared import Sheared
@@ -178,8 +179,15 @@ def test_models_that_cannot_become_the_shape_are_refused():
         sparity.restructure(gpt2, tokens[:, :2], method="sheared", sparsity=0.5, depth=1, **SMALL)
 
 
-def test_the_stage_says_the_shape():
-    stages = [{"structure": {"method": {"sheared": {"depth": 4, "mlp_channels": 384}}}}]
+def test_the_stage_says_the_shape_and_what_training_takes(model):
+    stages = [{"structure": {"method": {"sheared": {"depth": 3, "mlp_channels": 48, **SMALL}}}}]
     (stage,) = Recipe.read({"model": "zoo:llama", "stages": stages}).stages
-    assert stage.words == "sheared, depth 4, mlp_channels 384"
+    assert stage.words == "sheared, depth 3, mlp_channels 48"
     assert Sheared().words(0.25) == "25%"
+    decoder = Decoder.open(model)
+    decision = stage.decide(decoder, None)
+    assert decision == {"sizes": {"depth": 3, "mlp_channels": 48}}
+    found = stage.estimate(decoder, decision, Workload(3, 16))
+    weights = 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64)
+    assert found.flops == 6 * weights * STEPS * 2 * 16
+    assert found.memory["weights, gradients and moments"] == 16 * weights

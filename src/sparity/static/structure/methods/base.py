@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparity.models import Decoder
 from sparity.models.cuts.whole import cut_model
+from sparity.stages.base import Estimate, Workload
 from sparity.static.structure.subject import Subject
 
 Choice = dict[str, Any]  # dimension -> the indices that stay: per block, or of the model
@@ -31,6 +32,10 @@ class Method(ABC):
     def words(self, sparsity: float) -> str:
         """How much it removes when asked for a share, in a few words, such as "25%"."""
         return f"{100 * sparsity:g}%"
+
+    def estimate(self, weights: int, work: Workload) -> Estimate:
+        """What counts of its own work, beside the model and the one made of it, for so many weights in all blocks."""
+        return Estimate()
 
     @abstractmethod
     def scores(self, subject: Subject) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from sparity.models.cuts.outline import outlined
 from sparity.models.cuts.whole import cut_model
 from sparity.models.dimensions import CHANNELS, DEPTH, HIDDEN, KV_GROUPS, QUERY_HEADS
 from sparity.registry import register
+from sparity.stages.base import Estimate, Workload
 from sparity.static.structure.constraints import Axis, axes_of, full_sizes
 from sparity.static.structure.masked import fold, mask_places
 from sparity.static.structure.methods.base import Choice, Method, Restructured
@@ -21,6 +22,9 @@ from sparity.static.structure.subject import Subject
 from sparity.static.structure.units import check_names
 
 HALF = 0.5  # of what is removed where nobody says how much
+FP32 = 4
+TRAINED = 4  # numbers per weight that is trained: it, its gradient, and two moments
+PASSES = 6.0  # multiplications and additions per weight and token, forward and backward
 
 
 @register("structure.method", "sheared")
@@ -89,6 +93,12 @@ class Sheared(Method):
         if not self.shape:
             return super().words(sparsity)
         return ", ".join(f"{name} {size}" for name, size in self.shape.items())
+
+    def estimate(self, weights: int, work: Workload) -> Estimate:
+        """See `Method.estimate`."""
+        held = FP32 * weights * (TRAINED if self.rate else 1)
+        flops = PASSES * weights * self.steps * self.batch * work.length
+        return Estimate(flops=flops, memory={"weights, gradients and moments": held})
 
     def _sheared(self, subject: Subject, sparsity: float) -> tuple[nn.Module, list[Axis]]:
         """A copy of the model, trained and with the masks in its weights, and the masks."""
