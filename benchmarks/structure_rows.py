@@ -81,9 +81,9 @@ SLOW = {  # row: windows of text, and options, on a large model, and there at 20
     "sheared, masks alone": (64, {}),
 }
 HEAL = {
-    "least_squares": "least_squares",
-    "distillation": {"distillation": {"steps": 50, "rate": 1e-3}},
-    "finetune": {"finetune": {"steps": 200}},
+    "least_squares": {"method": "least_squares"},
+    "distillation": {"method": {"distillation": {"steps": 50, "rate": 1e-3}}},
+    "finetune": {"method": {"finetune": {"steps": 200}}, "guard": False},  # it learns the text, whatever the dense says
 }
 HEALED = ("minitron, channels", "minitron, depth", "linear map, in the MLP", "flap, blocks alike", "2ssp")
 HEALED_LARGE = ("minitron, channels, least_squares", "minitron, depth, least_squares", "2:4", "2:4, eora, rank 32")

@@ -120,7 +120,7 @@ def run_healed(known, options, keep):
                 "method": {asked.method: asked.given(model)},
                 "sparsity": sparsity_for(Subject(model, None), asked, 0.2),
             }
-            rows |= {f"{row}, {heal}": [{"structure": cut}, {"heal": {"method": how}}] for heal, how in HEAL.items()}
+            rows |= {f"{row}, {heal}": [{"structure": cut}, {"heal": how}] for heal, how in HEAL.items()}
         two_of_four = {"prune": {"score": "wanda", "pattern": "2:4"}}
         rows["2:4"] = [two_of_four]
         rows["2:4, eora, rank 32"] = [two_of_four, {"heal": {"method": {"eora": {"rank": 32}}}}]
