@@ -16,6 +16,7 @@ LEVELS = (
     ("calibration", "quality", "engine.kernels"),
     ("budgets", "engine"),
     ("stages",),
+    ("training.fine_tune",),
     ("static", "training", "dynamic"),
     ("healing",),
     ("measure",),

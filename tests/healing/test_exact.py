@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from sparity import registry
 from sparity.errors import InvalidInput
 from sparity.healing.heal.guard import apart
-from sparity.healing.heal.methods.lora import MaskedLowRank
 from sparity.healing.heal.submodules import submodules
 from sparity.healing.heal.sums import Sums, fitted
 from sparity.healing.heal.teacher import STATE, TopK, cosine_distance
 from sparity.models import Decoder
 from sparity.models.attached_runtime import input_sites
 from sparity.quality.agreement import compare
+from sparity.training.fine_tune.masked_low_rank import MaskedLowRank
 
 # ---- least squares
 

@@ -17,7 +17,7 @@ from sparity.dynamic.activations.methods.thresholds import Thresholds
 from sparity.errors import InvalidInput, NumericalError
 from sparity.models import Decoder
 from sparity.models.activation_functions import activation_functions, function_attribute
-from sparity.training.fine_tune.steps import next_token_loss, train_blocks
+from sparity.training.fine_tune.steps import Schedule, descend, next_token_loss, train_blocks
 from sparity.training.relufication import Relufication, magnitudes, rising
 from sparity.training.topk_training import TopkTraining, masked_inputs, top
 
@@ -52,6 +52,17 @@ def test_the_masks_of_training_are_those_at_run_time():
 
 
 # ---- the steps
+
+
+def test_before_a_step_its_gradients_are_there_and_the_weights_are_as_they_were():
+    weight, seen = torch.nn.Parameter(torch.tensor([1.0])), []
+
+    def before(step):
+        seen.append((step, float(weight.detach()), float(weight.grad)))
+
+    descend({"w": weight}, lambda step: (weight * (step + 1)).sum(), Notes(), Schedule(2, 0.5), before=before)
+    assert seen == [(0, 1.0, 1.0), (1, pytest.approx(0.5), 2.0)]  # Adam's first step is its rate
+    assert float(weight.detach()) == pytest.approx(0.5 - 0.25 * (0.29 / 0.19) / (0.004999 / 0.001999) ** 0.5, abs=1e-6)
 
 
 def by_hand(model, loss, steps, rate, batch):

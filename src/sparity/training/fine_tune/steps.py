@@ -109,6 +109,7 @@ def descend(
     work: Workspace,
     schedule: Schedule,
     after: Callable[[], None] = lambda: None,
+    before: Callable[[int], None] = lambda step: None,
 ) -> Course:
     """Steps of AdamW without decay on some parameters, in place; they need gradients only meanwhile.
 
@@ -118,6 +119,8 @@ def descend(
         work: keeps the checkpoints.
         schedule: how many steps, and how large.
         after: called behind every step.
+        before: called with the number of a step, from 0, when its gradients are there and the parameters are as they
+            were.
 
     Raises:
         NumericalError: see `Schedule.stops`.
@@ -142,6 +145,7 @@ def descend(
             raise NumericalError(f"step {step + 1}: the loss is {value}; lower the learning rate")
         course.losses[step + 1] = value
         found.backward()  # type: ignore[no-untyped-call]
+        before(step)
         optimiser.step()
         after()
         if (step + 1) % schedule.every == 0 or step + 1 == schedule.steps:

@@ -5,10 +5,9 @@ What is added is masked in every step, so that the merged weights compute what w
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 from sparity.errors import InvalidInput
@@ -19,6 +18,7 @@ from sparity.models.attached_runtime import input_sites
 from sparity.registry import register
 from sparity.stages.allocation import projections
 from sparity.training.fine_tune.computed_weights import computed_weights
+from sparity.training.fine_tune.masked_low_rank import MaskedLowRank
 from sparity.training.fine_tune.steps import Schedule, descend, in_float32, next_token_loss, places
 
 
@@ -70,21 +70,5 @@ class LoRA(Training):
 
             return self.healed(descend(trained, loss, task.work, Schedule(self.steps, self.rate, stops=True)))
 
-    def _low_rank(self, drawn: torch.Generator, weight: Tensor, parts: tuple[Projection, ...]) -> "MaskedLowRank":
+    def _low_rank(self, drawn: torch.Generator, weight: Tensor, parts: tuple[Projection, ...]) -> MaskedLowRank:
         return MaskedLowRank(weight, self.rank, self.alpha / self.rank, drawn)
-
-
-class MaskedLowRank(nn.Module):
-    """Adds scale B A to a weight `[..., out, in]` where that is not zero; B is zero at first."""
-
-    def __init__(self, weight: Tensor, rank: int, scale: float, drawn: torch.Generator) -> None:
-        super().__init__()
-        *experts, rows, columns = weight.shape
-        first: Any = torch.randn(*experts, rank, columns, generator=drawn) / columns**0.5
-        self.first = nn.Parameter(first.to(weight.device))
-        self.second = nn.Parameter(torch.zeros(*experts, rows, rank, device=weight.device))
-        self.mask, self.scale = weight != 0, scale
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight with what was trained."""
-        return weight + self.scale * (self.second @ self.first) * self.mask
