@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from sparity import registry
 from sparity.errors import InvalidInput
 from sparity.models.dimensions import DEPTH, EXPERTS, HIDDEN
+from sparity.static.structure.whole_ends import WholeEnds
 
 NEAR = 0.05  # a method that comes no nearer to a share has no row there
 STEPS, EXACT = 8, 0.002  # of the search for what to ask for
+ALIKE = {"keep_first": 0, "keep_last": 0}  # no block stays whole
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,6 @@ class Asked:
     method: str
     options: dict = field(default_factory=dict)
     weights: bool = False  # it is asked for a share of all blocks' weights, and shapes alone do not say what stays
-    ends: bool = False  # the first eighth and the last sixteenth of the blocks stay whole
     backward: bool = False  # it needs gradients
 
     def given(self, model):
@@ -27,7 +28,7 @@ class Asked:
 
 def llm_pruner(**options):
     """All blocks alike."""
-    return Asked("llm_pruner", {"keep_first": 0, "keep_last": 0, **options}, backward=True)
+    return Asked("llm_pruner", ALIKE | options, backward=True)
 
 
 METHODS = {
@@ -49,7 +50,7 @@ METHODS = {
     "slicegpt": Asked("slicegpt", {"round_to": "heads"}),
     "slicegpt, one rotation": Asked("slicegpt", {"rotation": "global", "round_to": "heads"}),
     "bonsai": Asked("bonsai", {"masks": 32, "step": 0.15}),
-    "llm_pruner": Asked("llm_pruner", backward=True, ends=True),
+    "llm_pruner": Asked("llm_pruner", backward=True),
     "llm_pruner, blocks alike": llm_pruner(),
     "llm_pruner, second order": llm_pruner(taylor="param_second"),
     "llm_pruner, mixed": llm_pruner(taylor="param_mix"),
@@ -57,6 +58,8 @@ METHODS = {
     "llm_surgeon": Asked("llm_surgeon", {"shots": 4}, weights=True, backward=True),
     "sheared": Asked("sheared", backward=True),
     "sheared, masks alone": Asked("sheared", {"rate": 0.0}, backward=True),
+    "lora_prune": Asked("lora_prune", backward=True),
+    "lora_prune, blocks alike": Asked("lora_prune", ALIKE, backward=True),
 }
 OF_EXPERTS = {
     "frequency": Asked("frequency"),
@@ -79,13 +82,19 @@ SLOW = {  # row: windows of text, and options, on a large model, and there at 20
     "llm_surgeon": (4, {"shots": 2}),
     "sheared": (64, {}),
     "sheared, masks alone": (64, {}),
+    "lora_prune": (8, {"steps": 20, "every": 2, "batch": 1}),
+    "lora_prune, blocks alike": (8, {"steps": 20, "every": 2, "batch": 1}),
 }
 HEAL = {
     "least_squares": {"method": "least_squares"},
     "distillation": {"method": {"distillation": {"steps": 50, "rate": 1e-3}}},
+    "lora": {"method": {"lora": {"steps": 100, "rate": 1e-4}}},
     "finetune": {"method": {"finetune": {"steps": 200}}, "guard": False},  # it learns the text, whatever the dense says
 }
-HEALED = ("minitron, channels", "minitron, depth", "linear map, in the MLP", "flap, blocks alike", "2ssp")
+HEALED = (
+    *("minitron, channels", "minitron, depth", "linear map, in the MLP", "flap, blocks alike", "2ssp"),
+    "llm_pruner, blocks alike",
+)
 HEALED_LARGE = ("minitron, channels, least_squares", "minitron, depth, least_squares", "2:4", "2:4, eora, rank 32")
 
 
@@ -104,8 +113,8 @@ def removed_by(subject, asked, sparsity):
     options = {name: value for name, value in asked.given(model).items() if value not in ("block", "stream")}
     options |= {"rotation": "global"} if asked.method == "slicegpt" else {}
     method = registry.create("structure.method", asked.method, options)
-    whole = (round(depth / 8) + round(depth / 16)) / depth if asked.ends else 0.0
-    return (1 - whole) * sum(
+    cut = len(method.cut_blocks(depth)) / depth if isinstance(method, WholeEnds) else 1.0
+    return cut * sum(
         (1 - left / sizes[name]) * sum(weights[each] for each in among.get(name, weights)) / total
         for name, left in method.sizes_on_average(subject.decoder, sparsity).items()
     )

@@ -13,6 +13,8 @@ OPTIONS = {
     "llm_surgeon": {"share": "block", "shots": 2},
     "sheared": {"steps": 3, "batch": 2},
     "bonsai": {"masks": 8, "step": 0.25},
+    "llm_pruner": {"keep_first": 0, "keep_last": 0},
+    "lora_prune": {"keep_first": 0, "keep_last": 0, "steps": 4, "every": 1},
 }
 OF_EXPERTS = ("frequency", "reap", "naee", "ream")
 

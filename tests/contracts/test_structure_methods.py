@@ -30,10 +30,7 @@ SIZES = {"mlp_channels": 64, "kv_groups": 2, "query_heads": 4, "hidden_size": 32
 
 
 def options(name):
-    found = dict(OPTIONS.get(name, {}))
-    if name == "slicegpt":
-        return {"rotation": "global"}
-    return {**found, "keep_first": 0, "keep_last": 0} if name == "llm_pruner" else found
+    return {"rotation": "global"} if name == "slicegpt" else dict(OPTIONS.get(name, {}))
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ SIZES = {  # recipe -> what the configuration then says
     "bonsai": {"intermediate_size": 384},
     "flap": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4, "mlp_bias": True},
     "llm_surgeon": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4},
+    "lora_prune": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4},
     "llm_pruner": {"intermediate_size": 307, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 32},
     "sheared": {"intermediate_size": 384, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 32},
     "two_ssp": {"intermediate_size": 368},
