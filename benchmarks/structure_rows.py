@@ -9,6 +9,7 @@ from sparity.static.structure.whole_ends import WholeEnds
 
 NEAR = 0.05  # a method that comes no nearer to a share has no row there
 STEPS, EXACT = 8, 0.002  # of the search for what to ask for
+LORA = {"lora": {"steps": 100, "rate": 1e-4}}  # as lora_prune trains
 ALIKE = {"keep_first": 0, "keep_last": 0}  # no block stays whole
 
 
@@ -60,6 +61,7 @@ METHODS = {
     "sheared, masks alone": Asked("sheared", {"rate": 0.0}, backward=True),
     "lora_prune": Asked("lora_prune", backward=True),
     "lora_prune, blocks alike": Asked("lora_prune", ALIKE, backward=True),
+    "lora_prune, ten times the rate": Asked("lora_prune", ALIKE | {"rate": 1e-3}, backward=True),
 }
 OF_EXPERTS = {
     "frequency": Asked("frequency"),
@@ -82,13 +84,16 @@ SLOW = {  # row: windows of text, and options, on a large model, and there at 20
     "llm_surgeon": (4, {"shots": 2}),
     "sheared": (64, {}),
     "sheared, masks alone": (64, {}),
-    "lora_prune": (8, {"steps": 20, "every": 2, "batch": 1}),
-    "lora_prune, blocks alike": (8, {"steps": 20, "every": 2, "batch": 1}),
+    **dict.fromkeys(
+        ("lora_prune", "lora_prune, blocks alike", "lora_prune, ten times the rate"),
+        (8, {"steps": 40, "every": 4, "batch": 1}),
+    ),
 }
 HEAL = {
     "least_squares": {"method": "least_squares"},
     "distillation": {"method": {"distillation": {"steps": 50, "rate": 1e-3}}},
-    "lora": {"method": {"lora": {"steps": 100, "rate": 1e-4}}},
+    "lora": {"method": LORA},
+    "lora, unguarded": {"method": LORA, "guard": False},
     "finetune": {"method": {"finetune": {"steps": 200}}, "guard": False},  # it learns the text, whatever the dense says
 }
 HEALED = (
