@@ -97,10 +97,11 @@ def least_squares(weight, inputs, keep, damping=0.0):
     return solved
 
 
-def output_error(before, after, inputs):
-    """||X (W - W')T||^2 over all tokens, in float64."""
+def output_error(before, after, inputs, outputs=None):
+    """||X (W - W')T||^2 over all tokens, in float64; with `outputs` G [out, out] an error e counts as e G eT."""
     x = inputs.double().reshape(-1, inputs.shape[-1])
-    return float((x @ (before.double() - after.double()).T).square().sum())
+    errors = x @ (before.double() - after.double()).T
+    return float((errors * (errors if outputs is None else errors @ outputs.double())).sum())
 
 
 def layer(rows, columns, seed=0, samples=3, tokens=None):

@@ -8,7 +8,7 @@ import torch
 from families import tiny_configs
 from sparity.calibration import gradients as module
 from sparity.calibration.gradients import gather_gradients, gradient_bytes, gradient_file, read_gradients
-from sparity.calibration.statistics import GRADIENTS
+from sparity.calibration.statistics import OUTPUT_GRAM, WEIGHT_GRADIENTS
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
 from sparity.models import Decoder
 
@@ -16,14 +16,40 @@ FAMILIES = tuple(tiny_configs())
 TOKENS = torch.arange(4 * 18).reshape(4, 18) * 7 % 97
 
 
+def projections_of(model, decoder):
+    """Those of a model in memory, its own modules."""
+    names = [decoder.block_name(index) for index in range(len(decoder))]
+    sites = [site for n in names for site in decoder.family.sites(model.get_submodule(n), n, model.config)]
+    return [projection for site in sites for projection in site.projections]
+
+
+def output_grams(model, tokens):
+    """Projection -> mean of g gT over tokens in float64, by one backward pass of the summed loss each."""
+    model = copy.deepcopy(model)
+    projections, seen = projections_of(model, Decoder.open(model)), {}
+
+    def see(module, given, output):
+        output.retain_grad()
+        seen[module] = output
+
+    for read in {projection.module for projection in projections}:
+        read.register_forward_hook(see)
+    found = {p.name: torch.zeros(len(p.weight), len(p.weight), dtype=torch.float64) for p in projections}
+    for ids in tokens:
+        (model(ids[None], labels=ids[None], use_cache=False).loss * (len(ids) - 1)).backward()
+        for projection in projections:
+            slopes = seen[projection.module].grad.flatten(0, -2).double()
+            slopes = slopes if projection.rows is None else slopes[:, slice(*projection.rows)]
+            found[projection.name] += slopes.T @ slopes / tokens.numel()
+    return found
+
+
 def whole_model_gradients(model, tokens):
     """Projection -> mean and mean square over sequences, by one backward pass of transformers' own loss each."""
     model = copy.deepcopy(model)
     decoder = Decoder.open(model)
-    names = [decoder.block_name(index) for index in range(len(decoder))]
-    sites = [site for n in names for site in decoder.family.sites(model.get_submodule(n), n, model.config)]
-    projections = [projection for site in sites for projection in site.projections]
-    found = {p.name: [torch.zeros(p.weight.shape, dtype=torch.float64) for _ in GRADIENTS] for p in projections}
+    projections = projections_of(model, decoder)
+    found = {p.name: [torch.zeros(p.weight.shape, dtype=torch.float64) for _ in WEIGHT_GRADIENTS] for p in projections}
     for ids in tokens:
         model.zero_grad()
         model(ids[None], labels=ids[None], use_cache=False).loss.backward()
@@ -38,7 +64,7 @@ def whole_model_gradients(model, tokens):
     return found
 
 
-def everything(decoder, folder, needs=GRADIENTS):
+def everything(decoder, folder, needs=WEIGHT_GRADIENTS):
     """Projection -> statistic -> tensor of all blocks."""
     found = {}
     for index in range(len(decoder)):
@@ -52,7 +78,7 @@ def test_equals_autograd_over_the_whole_model(family_models, family, tmp_path):
     model = family_models[family]
     expected = whole_model_gradients(model, TOKENS)
     decoder = Decoder.open(model)
-    gather_gradients(decoder, TOKENS, GRADIENTS, tmp_path)
+    gather_gradients(decoder, TOKENS, WEIGHT_GRADIENTS, tmp_path)
     found = everything(decoder, tmp_path)
     assert found.keys() == expected.keys()
     for name, (mean, square) in expected.items():
@@ -63,6 +89,23 @@ def test_equals_autograd_over_the_whole_model(family_models, family, tmp_path):
             )
     assert all(mean.abs().max() > 0 for mean, _ in expected.values())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_at_outputs_equal_autograd_or_are_refused(family_models, family, tmp_path):
+    model = family_models[family]
+    decoder = Decoder.open(model)
+    if any(projection.expert is not None for projection in projections_of(model, decoder)):
+        with pytest.raises(InvalidInput, match="gradients at the outputs of experts cannot be seen"):
+            gather_gradients(decoder, TOKENS, [OUTPUT_GRAM], tmp_path)
+        return
+    gather_gradients(decoder, TOKENS, [OUTPUT_GRAM], tmp_path)
+    found, expected = everything(decoder, tmp_path, [OUTPUT_GRAM]), output_grams(model, TOKENS)
+    assert found.keys() == expected.keys()
+    for name, gram in expected.items():
+        scale = float(gram.abs().max())
+        assert scale > 0
+        torch.testing.assert_close(found[name][OUTPUT_GRAM].double(), gram, rtol=1e-4, atol=1e-5 * scale)
 
 
 def test_a_tied_head_stored_once(tmp_path):
@@ -87,7 +130,7 @@ def test_an_expert_without_tokens_has_gradient_zero(family_models, tmp_path):
     with torch.no_grad():
         model.model.layers[1].mlp.gate.weight.zero_()  # equal logits: two experts take every token
     decoder = Decoder.open(model)
-    gather_gradients(decoder, TOKENS, GRADIENTS, tmp_path)
+    gather_gradients(decoder, TOKENS, WEIGHT_GRADIENTS, tmp_path)
     found = everything(decoder, tmp_path)
     silent = [f"model.layers.1.block_sparse_moe.experts.{e}.w1" for e in range(4)]
     assert sum(bool((found[name]["gradient_square"] == 0).all()) for name in silent) == 2
@@ -98,7 +141,7 @@ def test_an_expert_without_tokens_has_gradient_zero(family_models, tmp_path):
 def test_half_precision_computes_in_its_type_and_sums_in_float32(family_models, tmp_path, dtype, tolerance):
     model = family_models["llama"]
     decoder = Decoder.open(model, dtype=dtype)
-    gather_gradients(decoder, TOKENS, GRADIENTS, tmp_path)
+    gather_gradients(decoder, TOKENS, WEIGHT_GRADIENTS, tmp_path)
     found = everything(decoder, tmp_path)
     for name, (mean, _) in whole_model_gradients(model, TOKENS).items():
         got = found[name]["gradient"]
@@ -114,7 +157,7 @@ def test_stopped_before_every_write_and_continued(family_models, tmp_path, monke
     decoder = Decoder.open(family_models["gpt2"])
     whole = tmp_path / "whole"
     whole.mkdir()
-    gather_gradients(decoder, TOKENS, GRADIENTS, whole)
+    gather_gradients(decoder, TOKENS, WEIGHT_GRADIENTS, whole)
     assert sorted(path.name for path in whole.iterdir()) == [f"gradients-{i}.safetensors" for i in range(3)]
     expected = {path.name: path.read_bytes() for path in whole.iterdir()}
     save, died = module._save, 0
@@ -130,11 +173,11 @@ def test_stopped_before_every_write_and_continued(family_models, tmp_path, monke
 
         monkeypatch.setattr(module, "_save", dies)
         try:
-            gather_gradients(decoder, TOKENS, GRADIENTS, folder)
+            gather_gradients(decoder, TOKENS, WEIGHT_GRADIENTS, folder)
             break
         except Killed:
             died += 1
-        gather_gradients(decoder, TOKENS, GRADIENTS, folder)
+        gather_gradients(decoder, TOKENS, WEIGHT_GRADIENTS, folder)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
     assert died == 3 + 1 + 3 + 2  # inputs, the gradient at the head, results, gradients between blocks
 
@@ -151,14 +194,14 @@ def test_finished_blocks_are_not_done_again(family_models, tmp_path, monkeypatch
 
     monkeypatch.setattr(module, "_go_back", watched)
     with pytest.raises(Killed):
-        gather_gradients(decoder, TOKENS, GRADIENTS, tmp_path)
+        gather_gradients(decoder, TOKENS, WEIGHT_GRADIENTS, tmp_path)
     done.append("again")
-    gather_gradients(decoder, TOKENS, GRADIENTS, tmp_path)
-    gather_gradients(decoder, TOKENS, GRADIENTS, tmp_path)
+    gather_gradients(decoder, TOKENS, WEIGHT_GRADIENTS, tmp_path)
+    gather_gradients(decoder, TOKENS, WEIGHT_GRADIENTS, tmp_path)
     assert done == [2, 1, "again", 0]
 
 
-@pytest.mark.parametrize("needs", [("gradient",), ("gradient_square",), GRADIENTS])
+@pytest.mark.parametrize("needs", [("gradient",), ("gradient_square",), WEIGHT_GRADIENTS, (OUTPUT_GRAM,)])
 def test_the_bytes_on_disk_are_those_that_are_stated(family_models, tmp_path, monkeypatch, needs):
     decoder = Decoder.open(family_models["llama"])
     save, most = module._save, [0]
@@ -180,15 +223,15 @@ def test_the_bytes_on_disk_are_those_that_are_stated(family_models, tmp_path, mo
 def test_bad_input(family_models, tmp_path):
     decoder = Decoder.open(family_models["llama"])
     with pytest.raises(InvalidInput, match="at least 3 tokens, got 2"):
-        gather_gradients(decoder, TOKENS[:, :2], GRADIENTS, tmp_path)
+        gather_gradients(decoder, TOKENS[:, :2], WEIGHT_GRADIENTS, tmp_path)
     with decoder.block(0) as block, pytest.raises(CorruptFile, match=r"gradients-0\.safetensors is missing or damaged"):
-        read_gradients(gradient_file(tmp_path, block.index), block, GRADIENTS)
+        read_gradients(gradient_file(tmp_path, block.index), block, WEIGHT_GRADIENTS)
     broken = copy.deepcopy(family_models["llama"])
     with torch.no_grad():
         broken.lm_head.weight.fill_(1e30)
         broken.model.norm.weight.fill_(1e30)
     with pytest.raises(NumericalError, match="the loss of calibration sample 0 is NaN or infinite"):
-        gather_gradients(Decoder.open(broken), TOKENS, GRADIENTS, tmp_path)
+        gather_gradients(Decoder.open(broken), TOKENS, WEIGHT_GRADIENTS, tmp_path)
 
 
 def test_a_gradient_that_overflows(family_models, tmp_path):
@@ -196,4 +239,4 @@ def test_a_gradient_that_overflows(family_models, tmp_path):
     with torch.no_grad():
         steep.model.norm.weight.fill_(1e25)  # the loss is finite, its square in float32 is not
     with pytest.raises(NumericalError, match=r"model\.layers\.2\..*: the gradient of the loss holds NaN or infinite"):
-        gather_gradients(Decoder.open(steep), TOKENS, GRADIENTS, tmp_path)
+        gather_gradients(Decoder.open(steep), TOKENS, WEIGHT_GRADIENTS, tmp_path)

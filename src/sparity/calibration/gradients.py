@@ -4,6 +4,7 @@ The loss is the mean cross-entropy of one calibration sequence, so that the squa
 one block is in memory at a time: a forward pass stores every block's inputs on disk, and the way back reads them again.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sparity.calibration.statistics import GRADIENTS
+from sparity.calibration.output_gradients import check_outputs, summed_output_grams
+from sparity.calibration.statistics import OUTPUT_GRAM, WEIGHT_GRADIENTS
 from sparity.checkpoints.shards import write_tensors
 from sparity.errors import CorruptFile, InvalidInput, NumericalError
-from sparity.models import Block, BlockInputs, Decoder
+from sparity.models import Block, BlockInputs, Decoder, InputSite
 from sparity.products.float32 import float32_products
 
 FP32 = 4
@@ -40,11 +42,13 @@ def gather_gradients(decoder: Decoder, tokens: Tensor, needs: Collection[str], f
         folder: exists; `gradient_bytes` says how much is needed there.
 
     Raises:
-        InvalidInput: the samples are too short.
+        InvalidInput: the samples are too short, or outputs of experts are asked for.
         NumericalError: a loss or gradient is NaN or infinite.
         CorruptFile: what an earlier call left in the folder cannot be read.
     """
     check_length(tokens)
+    if OUTPUT_GRAM in needs:
+        check_outputs(decoder)
     blocks = range(len(decoder))
     if not all(gradient_file(folder, index).exists() for index in blocks):
         _gather(decoder, tokens, needs, folder)
@@ -71,7 +75,7 @@ def gradient_file(folder: Path, index: int) -> Path:
 
 
 def read_gradients(path: Path, block: Block, needs: Collection[str]) -> dict[str, dict[str, Tensor]]:
-    """Projection -> statistic -> `[out, in]` in float32, on the block's device, from the block's file.
+    """Projection -> statistic in float32, on the block's device, from the block's file.
 
     Raises:
         CorruptFile: the file is missing, truncated or of something else.
@@ -87,14 +91,20 @@ def read_gradients(path: Path, block: Block, needs: Collection[str]) -> dict[str
 
 def gradient_bytes(decoder: Decoder, samples: int, length: int, needs: Collection[str]) -> int:
     """The most that `gather_gradients` has on disk: the results, every block's inputs, and two gradients of them."""
-    weights = sum(
-        projection.weight.numel()
-        for index in range(len(decoder))
-        for site in decoder.sites(index)
-        for projection in site.projections
-    )
+    results = sum(statistics_bytes(decoder.sites(index), needs) for index in range(len(decoder)))
     hidden = samples * length * int(decoder.config.hidden_size) * decoder.dtype.itemsize
-    return weights * FP32 * len(needs) + (len(decoder) + 2) * hidden if needs else 0
+    return results + (len(decoder) + 2) * hidden if needs else 0
+
+
+def statistics_bytes(sites: Collection[InputSite], needs: Collection[str]) -> int:
+    """What the gradient statistics of the projections of `sites` take."""
+    weights = [projection.weight for site in sites for projection in site.projections]
+    return FP32 * sum(math.prod(_shape(weight, need)) for weight in weights for need in needs)
+
+
+def _shape(weight: Tensor, need: str) -> tuple[int, int]:
+    rows, columns = weight.shape
+    return (rows, rows if need == OUTPUT_GRAM else columns)
 
 
 def _gather(decoder: Decoder, tokens: Tensor, needs: Collection[str], folder: Path) -> None:
@@ -157,18 +167,20 @@ def _go_back(
         projection.stored.requires_grad_()
     weights = {projection.name: projection.weight for projection in block.projections}
     sums = {
-        f"{need}.{name}": torch.zeros_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
+        f"{need}.{name}": torch.zeros(_shape(weight, need), dtype=torch.float32, device=device)
         for name, weight in weights.items()
         for need in needs
     }
+    grams = {name: sums[f"{OUTPUT_GRAM}.{name}"] for name in weights} if OUTPUT_GRAM in needs else {}
     samples, length = hidden.shape[:2]
     for sample in range(samples):
         leaf = hidden[sample : sample + 1].to(device).requires_grad_()
-        torch.autograd.backward(block.output(inputs, leaf), slope[sample : sample + 1].to(device))
+        with summed_output_grams(block, grams):
+            torch.autograd.backward(block.output(inputs, leaf), slope[sample : sample + 1].to(device))
         slope[sample : sample + 1].copy_(leaf.grad)  # type: ignore[arg-type]  # it has one after backward
         for name, gradient in projection_gradients(block):
             mean_loss = gradient.float() / (length - 1)
-            for need, part in zip(GRADIENTS, (mean_loss, mean_loss.square()), strict=True):
+            for need, part in zip(WEIGHT_GRADIENTS, (mean_loss, mean_loss.square()), strict=True):
                 if need in needs:
                     sums[f"{need}.{name}"] += part
         for projection in block.projections:

@@ -19,8 +19,11 @@ from sparity.visible import logger
 log = logger(__name__)
 
 # Statistics of a projection's own gradient [out, in] over sequences: of the loss its mean and the mean of its squares,
-# of the norm of the block's output the mean of its squares.
-GRADIENTS = ("gradient", "gradient_square")
+# of the norm of the block's output the mean of its squares. Of the gradient of the loss at its output, over tokens, the
+# mean of g gT [out, out].
+WEIGHT_GRADIENTS = ("gradient", "gradient_square")
+OUTPUT_GRAM = "output_gradient_gram"
+GRADIENTS = (*WEIGHT_GRADIENTS, OUTPUT_GRAM)
 REGIONAL = "regional_gradient_square"
 
 DAMPING = 0.01  # share of the mean diagonal that is added to it before a factorisation
@@ -38,7 +41,7 @@ class Statistics:
         site: the name used in messages.
         needs: the statistics to gather, plug-ins of the kind `statistic`.
         sums: their raw sums by name, none before the first input.
-        gradients: those of `GRADIENTS` and `REGIONAL` that are known, each `[out, in]`.
+        gradients: those of `GRADIENTS` and `REGIONAL` that are known, `[out, in]`, or `[out, out]` of an output.
         room: gives zeros `[in, in]`, float32, for a factor of so many columns, where memory has no place for it.
     """
 
@@ -109,7 +112,7 @@ class Statistics:
         return replace(self, needs=self.needs & wanted, sums=sums, gradients=gradients)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The value of a statistic of the inputs, or a gradient `[out, in]`.
+        """The value of a statistic of the inputs, or of a gradient.
 
         Raises:
             InvalidInput: it was not gathered.
@@ -139,6 +142,11 @@ class Statistics:
     def regional_gradient_square(self) -> Tensor:
         """`[out, in]`: the mean over sequences of the squared gradient of the norm of the block's output."""
         return self[REGIONAL]
+
+    @property
+    def output_gradient_gram(self) -> Tensor:
+        """`[out, out]`: the mean over tokens of g gT, g the gradient of a sequence's summed loss at the output."""
+        return self[OUTPUT_GRAM]
 
     @property
     def column_norm(self) -> Tensor:

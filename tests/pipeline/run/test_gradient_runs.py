@@ -1,6 +1,7 @@
 """Recipes whose score reads gradients: the right masks, the dense model's gradients, resumed bit by bit."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import sparity
 from families import tiny_configs
 from interruptions import Killed, dies_at, weight_files
-from sparity.calibration.statistics import GRADIENTS
+from sparity.calibration.statistics import WEIGHT_GRADIENTS
 from sparity.errors import InvalidInput, NumericalError
 from sparity.models import Decoder
 from sparity.pipeline.run.job import prepare
@@ -58,6 +59,48 @@ def test_a_run_prunes_by_the_dense_models_gradients(family_models, token_files, 
         expected = sparity.prune_weight(dense[name], gradients=gradients[name], score=score)[1]
         differing = int((expected != (weight != 0)).sum())
         assert differing <= 2, name  # a tie within float32's rounding may fall either way
+
+
+def seen_by(model, tokens):
+    """Module name -> its inputs `[samples, tokens, in]`, and the gradients of each summed loss at its outputs."""
+    model, inputs, slopes = copy.deepcopy(model), {}, {}
+
+    def see(name, module, given, output):
+        inputs.setdefault(name, []).append(given[0][0].detach())
+        output.register_hook(lambda slope: slopes.setdefault(name, []).append(slope[0].clone()))
+
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_hook(partial(see, name))
+    for ids in tokens:
+        (model(ids[None], labels=ids[None], use_cache=False).loss * (len(ids) - 1)).backward()
+    return tuple({name: torch.stack(parts) for name, parts in found.items()} for found in (inputs, slopes))
+
+
+@pytest.mark.parametrize("group", [None, "global"])
+def test_a_run_of_llm_surgeon_is_that_of_its_matrices(family_models, token_files, tmp_path, group):
+    import numpy as np
+
+    model = family_models["llama"]
+    inputs, slopes = seen_by(model, torch.tensor(np.load(token_files["calibration"])))
+    chosen = {"solver": "llm_surgeon", "order": "independent", "compare_within": group}
+    result = sparity.run(recipe(token_files, chosen), model=model, output=tmp_path / "out", device="cpu")
+    found, dense = weights_of(result.model()), weights_of(model)
+    if group == "global":
+        assert sum(int((w == 0).sum()) for w in found.values()) == sum(w.numel() for w in dense.values()) // 2
+        assert len({round(float((w == 0).float().mean()), 2) for w in found.values()}) > 3
+    for name, weight in found.items():
+        zeros = int((weight == 0).sum())
+        share = 0.5 if group is None else (zeros - 0.5) / weight.numel()
+        known = {"inputs": inputs[name], "output_gradients": slopes[name], "solver": "llm_surgeon", "sparsity": share}
+        expected, keep = sparity.prune_weight(dense[name], **known)
+        assert int((keep != (weight != 0)).sum()) <= 2, name
+        torch.testing.assert_close(weight, expected, rtol=0.01, atol=0.01 * float(weight.abs().max()))
+
+
+def test_llm_surgeon_refuses_experts_before_anything_is_read(family_models, token_files):
+    with pytest.raises(InvalidInput, match="gradients at the outputs of experts cannot be seen"):
+        prepare(recipe(token_files, {"solver": "llm_surgeon"}), family_models["mixtral"], "cpu")
 
 
 @pytest.mark.parametrize("family", tuple(tiny_configs()))
@@ -122,7 +165,7 @@ def test_the_plan_tells_the_bytes_and_short_samples_are_refused(family_models, t
     model = family_models["llama"]
     job = prepare(recipe(token_files, {"score": "taylor"}), model, "cpu")
     needs = job.stages[0].stage.needs()
-    assert (needs.statistics, needs.gradients) == (frozenset(), set(GRADIENTS))
+    assert (needs.statistics, needs.gradients) == (frozenset(), set(WEIGHT_GRADIENTS))
     found = plan(job)
     (stage,) = found.stages
     projections = sum(change.size for change in stage.changes)

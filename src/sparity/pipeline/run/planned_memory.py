@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from sparity.calibration.gradients import statistics_bytes
 from sparity.calibration.gram_slices import panel_bytes, slices
 from sparity.calibration.input_statistics.base import statistic
 from sparity.errors import InvalidInput
@@ -112,9 +113,10 @@ def _phases(job: Job, sums: int | None) -> Iterator[Parts]:
         elif grams:
             panels = max(sum(statistic("gram").nbytes(w) for w in widths) for widths in inputs)
             yield {**block, "Gram matrices of a chunk": panels, "sums over chunks": FP64 // FP32 * panels}
-        gradients = max(len(n.gradients) for n in needs)
+        sites = [model.sites(index) for index in range(len(model))]
+        gradients = max(statistics_bytes(each, n.gradients) for n in needs for each in sites)
         if gradients:  # a block's gradients with their sums, or the logits of one sequence with their own gradients
-            of_block = weights * (width + FP32 * gradients)
+            of_block = weights * width + gradients
             yield {
                 **block,
                 "gradients": max(of_block, LOGIT_COPIES * FP32 * work.length * int(model.config.vocab_size)),
@@ -125,7 +127,7 @@ def _phases(job: Job, sums: int | None) -> Iterator[Parts]:
                 name: size for name, size in each.stage.estimate(each.model, each.draft, work).memory.items() if size
             }
             kept = 0 if filed or not grams else max(_while_solving(widths) for widths in inputs)
-            yield {**block, "Gram matrices": kept, "gradients": FP32 * gradients * weights, **own}
+            yield {**block, "Gram matrices": kept, "gradients": gradients, **own}
 
 
 def gram_widths(planned: PlannedPass, job: Job) -> list[list[int]]:

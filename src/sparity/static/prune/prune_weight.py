@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.calibration import Statistics
-from sparity.calibration.statistics import GRADIENTS, REGIONAL
+from sparity.calibration.statistics import GRADIENTS, OUTPUT_GRAM, REGIONAL
 from sparity.errors import InvalidInput, suggestion, wrong_input
 from sparity.static.matrices.matrix_input import check_finite, check_matrix, gathered
 from sparity.static.prune.patterns.base import build_pattern
@@ -19,6 +19,7 @@ def prune_weight(
     inputs: Tensor | None = None,
     *,
     gradients: Tensor | None = None,
+    output_gradients: Tensor | None = None,
     score: str | None = None,
     pattern: str = "unstructured",
     sparsity: float | None = None,
@@ -32,6 +33,8 @@ def prune_weight(
         weight: `[out, in]`, any floating type.
         inputs: what the matrix is multiplied with, `[tokens, in]` (one sequence) or `[samples, tokens, in]`.
         gradients: the gradients that the score is about, `[out, in]` or `[samples, out, in]`.
+        output_gradients: of each sequence's summed loss at the matrix's outputs, `[tokens, out]` or
+            `[samples, tokens, out]`, which "llm_surgeon" reads.
         score: how much a weight matters; None is the solver's own ("obs" for "sparsegpt"), else "wanda".
         pattern: "unstructured", "N:M" with N kept of M, or "block:ROWSxCOLUMNS".
         sparsity: the share of weights to remove, in [0, 1); None is 0.5, or what the pattern says.
@@ -56,7 +59,7 @@ def prune_weight(
         >>> keep  # the second input is large
         tensor([[ True,  True, False, False]])
     """
-    _check(weight, inputs, gradients)
+    _check(weight, inputs, gradients, output_gradients)
     if not isinstance(pattern, str):
         raise InvalidInput(f"pattern: give its name, and its options beside it (tail=...), not {pattern!r}")
     solver_class = registry.get("prune.solver", solver)
@@ -90,32 +93,45 @@ def prune_weight(
     if pruning.across_layers:
         raise InvalidInput("compare_within global compares all matrices of a model; one matrix has row and layer")
     pruning.pattern.check_shape(weight.shape[0], weight.shape[1], "weight")
-    return pruning.apply(weight.detach(), _statistics(pruning, inputs, gradients), pruning.sparsity)
+    return pruning.apply(weight.detach(), _statistics(pruning, inputs, gradients, output_gradients), pruning.sparsity)
 
 
-def _statistics(pruning: Pruning, inputs: Tensor | None, gradients: Tensor | None) -> Statistics:
+def _statistics(
+    pruning: Pruning, inputs: Tensor | None, gradients: Tensor | None, output_gradients: Tensor | None
+) -> Statistics:
     of_gradients = pruning.needs & {*GRADIENTS, REGIONAL}
     instead = 'score="magnitude" with solver="mask_only"'
     statistics = gathered(pruning.needs - of_gradients, inputs, pruning.words, instead)
-    if of_gradients and gradients is None:
-        missing = ", ".join(sorted(of_gradients))
-        raise InvalidInput(f"{pruning.words} needs the statistics {missing}: pass `gradients`, or use {instead}")
-    if gradients is None:
-        return statistics
-    samples = gradients.detach().float().reshape(-1, *gradients.shape[-2:])  # [samples, out, in]
-    squares = samples.square().mean(0)
-    return statistics.with_gradients({"gradient": samples.mean(0), "gradient_square": squares, REGIONAL: squares})
-
-
-def _check(weight: Tensor, inputs: Tensor | None, gradients: Tensor | None) -> None:
-    check_matrix(weight, inputs)
-    if gradients is None:
-        return
-    if not isinstance(gradients, Tensor):
-        raise InvalidInput(f"gradients must be a torch tensor, got {type(gradients).__name__}")
-    if gradients.ndim not in (2, 3) or gradients.shape[-2:] != weight.shape or not len(gradients):
+    known: dict[str, Tensor] = {}
+    if gradients is not None:
+        samples = gradients.detach().float().reshape(-1, *gradients.shape[-2:])  # [samples, out, in]
+        squares = samples.square().mean(0)
+        known |= {"gradient": samples.mean(0), "gradient_square": squares, REGIONAL: squares}
+    if output_gradients is not None:
+        rows = output_gradients.detach().float().flatten(0, -2)  # [tokens, out]
+        known[OUTPUT_GRAM] = rows.T @ rows / len(rows)
+    if missing := sorted(of_gradients - known.keys()):
+        given = "output_gradients" if OUTPUT_GRAM in missing else "gradients"
         raise InvalidInput(
-            f"gradients must be {list(weight.shape)} or [samples, {weight.shape[0]}, {weight.shape[1]}], "
-            f"got {list(gradients.shape)}"
+            f"{pruning.words} needs the statistics {', '.join(missing)}: pass `{given}`, or use {instead}"
         )
-    check_finite(gradients=gradients)
+    return statistics.with_gradients(known)
+
+
+def _check(weight: Tensor, inputs: Tensor | None, gradients: Tensor | None, output_gradients: Tensor | None) -> None:
+    check_matrix(weight, inputs)
+    rows, columns = weight.shape
+    shapes = f"{list(weight.shape)} or [samples, {rows}, {columns}]"
+    _check_gradients("gradients", gradients, (rows, columns), shapes)
+    _check_gradients("output_gradients", output_gradients, (rows,), f"[tokens, {rows}] or [samples, tokens, {rows}]")
+
+
+def _check_gradients(name: str, given: Tensor | None, last: tuple[int, ...], shapes: str) -> None:
+    """Refuse what does not end in the sizes `last`, or has nothing in it."""
+    if given is None:
+        return
+    if not isinstance(given, Tensor):
+        raise InvalidInput(f"{name} must be a torch tensor, got {type(given).__name__}")
+    if given.ndim not in (2, 3) or given.shape[-len(last) :] != last or not given.numel():
+        raise InvalidInput(f"{name} must be {shapes}, got {list(given.shape)}")
+    check_finite(**{name: given})

@@ -14,7 +14,8 @@ from sparity.budgets.base import Budget, allocate
 from sparity.calibration import Statistics
 from sparity.calibration.evidence import BlockEvidence, Order
 from sparity.calibration.inverse_factor import factor_bytes
-from sparity.calibration.statistics import GRADIENTS
+from sparity.calibration.output_gradients import check_outputs
+from sparity.calibration.statistics import GRADIENTS, OUTPUT_GRAM
 from sparity.errors import InvalidInput, NumericalError
 from sparity.models import Block, Decoder
 from sparity.models.block import Projection
@@ -133,6 +134,8 @@ class Prune(BlockStage):
                 "true_sequential needs `order: sequential`: independent statistics see the dense model only"
             )
         pruning, budget = self.pruning, build_budget(self.budget)
+        if OUTPUT_GRAM in pruning.needs:
+            check_outputs(model)
         if pruning.across_layers and budget.name != "uniform":
             raise InvalidInput(
                 f"compare_within global decides what each projection gives up: leave budget {budget.name} out"
@@ -189,18 +192,20 @@ class Prune(BlockStage):
     def estimate(self, model: Decoder, decision: Decision, work: Workload) -> Estimate:
         """See `Stage.estimate`."""
         pruning, changes = self.pruning, []
-        solving, largest, largest_input = 0.0, 0, 0
+        solving, largest, largest_input, largest_output = 0.0, 0, 0, 0
         for index, projection in projections(model):
             rows, columns = projection.weight.shape
             sparsity = decision["sparsity"].get(projection.name, 0.0)
             changes.append(Change.planned(self.name, projection, index, sparsity, target=sparsity))
             largest, largest_input = max(largest, rows * columns), max(largest_input, columns)
+            largest_output = max(largest_output, rows)
             solving += 2.0 * rows * columns**2
         solves = "gram" in pruning.needs
         if solves and pruning.by_rows:
             solver = factor_bytes(largest_input, work.in_files)
         else:
             solver = largest_input**2 * FP32 * SOLVER_WORKSPACE if solves else 0
+            solver += largest_output**2 * FP32 * SOLVER_WORKSPACE if OUTPUT_GRAM in pruning.needs else 0
         return Estimate(
             changes=tuple(changes),
             flops=PER_WEIGHT * sum(change.size for change in changes) + (solving if solves else 0.0),

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparity.calibration.gradients import check_length
 from sparity.errors import InvalidInput, NumericalError
 from sparity.models.dimensions import WRITE_HIDDEN
+from sparity.static.matrices.damping import damped
 from sparity.static.structure.forward import forward
 from sparity.static.structure.subject import Subject
 
@@ -47,9 +48,7 @@ class Kronecker:
         return left
 
     def _inverse(self, damping: float) -> Tensor:
-        mean = float(self.inputs.diagonal().mean())
-        ridge = damping * mean if mean else 1.0  # inputs that are all zero: their columns are free
-        inverse: Tensor = torch.linalg.inv(self.inputs + ridge * torch.eye(len(self.inputs), dtype=torch.float64))
+        inverse: Tensor = torch.linalg.inv(damped(self.inputs, damping))
         return inverse
 
 
