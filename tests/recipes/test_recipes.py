@@ -62,6 +62,8 @@ RULES = {
     "admm_2_of_4": (two_of_four, 1e-3),
     "alps": (by_layer, 1e-3),
     "alps_2_of_4": (two_of_four, 1e-3),
+    "llm_surgeon": (by_layer, 1e-3),
+    "llm_surgeon_2_of_4": (two_of_four, 0),
     "sparse_swaps": (by_row, 0),
     "dsnot": (by_row, 0),
     "thanos": (by_column_block, 1e-3),
@@ -85,6 +87,7 @@ LESS = {  # so that there is less to measure, or to exchange
     "atp": ["budget.atp.tries=3", "budget.atp.samples=2"],
     "sparse_swaps": ["solver.sparse_swaps.swaps=3"],
     **{name: ["solver={admm: {iterations: 6, rounds: 4}}"] for name in ("admm", "admm_2_of_4")},
+    **{name: ["solver={llm_surgeon: {refinements: 3}}"] for name in ("llm_surgeon", "llm_surgeon_2_of_4")},
     **{name: ["solver={alps: {iterations: 10, refinements: 3}}"] for name in ("alps", "alps_2_of_4")},
 }
 

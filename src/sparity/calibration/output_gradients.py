@@ -38,7 +38,7 @@ def summed_output_grams(block: Block, sums: Mapping[str, Tensor]) -> Iterator[No
 
 
 def _see(projection: Projection, total: Tensor, module: Any, given: Any, output: Tensor) -> None:
-    output.register_hook(partial(_add, projection, total))
+    output.register_hook(partial(_add, projection, total))  # type: ignore[no-untyped-call]
 
 
 def _add(projection: Projection, total: Tensor, gradient: Tensor) -> None:
