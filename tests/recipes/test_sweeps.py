@@ -19,7 +19,7 @@ SIZES = {
     "ria_exponent": 10,
     "scores_and_sparsities": 16,
     "smollm2": 16,
-    "solvers": 20,
+    "solvers": 26,
     "trained_activations": 12,
 }
 MODELS = {"smollm2": "zoo:smollm2"}
