@@ -9,6 +9,8 @@ same command goes on after the rows of OUT.json.
 
 Rows with "symmetric" and "signed" ask what the choice of a group's scale does: 2 max|w| / 15, or that or -w / 8 of its
 largest weight w, whichever loses less.
+
+Rows with "jsq" ask what JSQ's score does before 8 bits, beside Wanda's, which it rests on.
 """
 
 from recipe_rows import main
@@ -23,6 +25,7 @@ BITS = {
     "int4": {"method": "nearest", "bits": 4, "group": GROUP, "symmetric": False},
     "gptq, 4 bits": {"method": "gptq", "bits": 4, "group": GROUP, "symmetric": False},
 }
+SMOOTH = {"method": "smoothquant", "where": ["norms"]}
 SCALES = {
     "symmetric": {"symmetric": True},
     "signed": {"symmetric": True, "signed": True},
@@ -36,6 +39,12 @@ WAYS = {
     "gptq, damping 0.1": {"gptq": {"damping": 0.1}},
 }
 JOINT = "gptq, 4 bits"  # what one loop does at once, in turn
+SCORES = {
+    "wanda": "wanda",
+    "jsq": "jsq",
+    "jsq, nothing clamped": {"jsq": {"clamp": 0.0}},
+    "jsq, no range": {"jsq": {"rho": 0.0}},
+}
 
 
 def rows(options):
@@ -45,7 +54,18 @@ def rows(options):
     both = {f"{zeros}, then {bits}": [*alone[zeros], *alone[bits]] for zeros in ZEROS for bits in BITS}
     loop = {"sparsegpt": {"bits": 4, "group": GROUP}}
     joint = {f"{zeros} and 4 bits in one loop": [{"prune": {"solver": loop, **how}}] for zeros, how in ZEROS.items()}
-    return {**alone, **both, **joint, **by_scale()}
+    return {**alone, **both, **joint, **by_scale(), **by_score()}
+
+
+def by_score():
+    """Name -> stages, of what JSQ's score does: alone, and before SmoothQuant's scales and 8 or 4 bits."""
+    found = {}
+    for name, score in SCORES.items():
+        zeros, scales = {"prune": {"score": score, "sparsity": 0.5}}, {"rescale": SMOOTH}
+        found[f"50 %, {name}"] = [zeros]
+        for bits in ("int8", "int4"):
+            found[f"50 %, {name}, then {bits}"] = [zeros, scales, {"quantize": BITS[bits]}]
+    return found
 
 
 def by_scale():

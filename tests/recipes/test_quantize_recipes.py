@@ -31,6 +31,7 @@ BITS = {  # recipe -> bits per weight with scales and zero points, of a row of 1
     "slim_llm": (3 + 35 / 32, 0),
     "wanda_awq": (4 + 36 / 32, 0.5),
     "sparsegpt_2_of_4_gptq": (4 + 36 / 32, 0.5),
+    "jsq_int8": (8 + 32 / 192, 0.5),
     "deep_compression": (5, 0.5),
 }
 
