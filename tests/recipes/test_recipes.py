@@ -53,6 +53,7 @@ RULES = {
     "obd": (by_layer, 1e-3),
     "gblm": (by_row, 0),
     "wanda_plus_plus": (by_row, 0),
+    "wanda_plus_plus_rounds": (by_row, 0),
     "jsq": (by_row, 0),
     "sparsegpt": (by_column_block, 1e-3),
     "wanda_2_of_4": (two_of_four, 0),

@@ -17,6 +17,7 @@ SIZES = {
     "models": 9,
     "patterns": 10,
     "ria_exponent": 10,
+    "rounds": 7,
     "scores_and_sparsities": 16,
     "smollm2": 16,
     "solvers": 26,
@@ -26,6 +27,7 @@ MODELS = {"smollm2": "zoo:smollm2"}
 STAND_INS = {  # for a model that is fetched and texts that are the user's
     "smollm2": ["model=zoo:llama", "calibration.text=python-docs", "measure.perplexity=[python-docs:held-out]"],
     "solvers": ["calibration.text=python-docs", "measure.perplexity=[python-docs:held-out]"],
+    "rounds": ["calibration.text=python-docs", "measure.perplexity=[python-docs:held-out]"],
 }
 SMALL = ["calibration.samples=2", "calibration.length=32", "measure.window=32", "measure.windows=1"]
 

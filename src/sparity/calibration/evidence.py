@@ -36,6 +36,29 @@ class Store(Protocol):
         """Those of a block's projections."""
 
 
+@dataclass(frozen=True)
+class Region:
+    """A block and the calibration sequences that are sent through it, as often as it is edited.
+
+    Attributes:
+        visit: of the block.
+        gather: each input site with its statistics, of the block as it is when they are asked for.
+        look: the same with all else that is known then, gradients too.
+    """
+
+    visit: Visit
+    gather: Callable[[], Gathered] = field(repr=False)
+    look: Callable[[], "BlockEvidence"] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.visit.hidden)
+
+    def sequence(self, place: int) -> Tensor:
+        """The inputs `[1, tokens, hidden]` of one sequence, on the block's device."""
+        device = next(self.visit.block.module.parameters()).device
+        return self.visit.hidden[place : place + 1].to(device)
+
+
 @dataclass
 class BlockEvidence:
     """What is known of one block.
@@ -49,6 +72,7 @@ class BlockEvidence:
         rerun: runs the block as it is now on its first calibration sequences, of so many tokens or more where there are
             as many; None where only statistics are known.
         before: what a run-time stage's fit of the block before left for this one, by name.
+        region: the sequences themselves, where blocks are run after the edits to those before; else None.
     """
 
     block: Block
@@ -58,6 +82,7 @@ class BlockEvidence:
     losses: dict[str, float] | None = None
     rerun: Callable[[int], None] | None = field(default=None, repr=False)
     before: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    region: Region | None = field(default=None, repr=False)
 
     def sites(self) -> Iterator[tuple[InputSite, Statistics]]:
         """Each input site with its statistics; the caller may change the site's projections before the next."""
@@ -133,8 +158,14 @@ class LiveSequential(Evidence):
 
     def for_block(self, visit: Visit, losses: dict[str, float] | None = None, apart: bool = False) -> BlockEvidence:
         """See `Evidence.for_block`."""
-        known = self._with_regional(visit)
-        return BlockEvidence(visit.block, lambda: self._gather(visit, apart), known, losses=losses, rerun=visit.rerun)
+        return BlockEvidence(
+            visit.block,
+            lambda: self._gather(visit, apart),
+            self._with_regional(visit),
+            losses=losses,
+            rerun=visit.rerun,
+            region=Region(visit, lambda: self._gather(visit, False), lambda: self.for_block(visit)),
+        )
 
     def _gather(self, visit: Visit, apart: bool) -> Gathered:
         if self.true_sequential:

@@ -31,6 +31,7 @@ class Needs:
         repeated: whether those are read more than once, so that they are kept on disk.
         trials: on how many calibration sequences deciding measures how the model does with some decision; 0 is none.
         text: whether the calibration tokens themselves are read.
+        sequences: whether blocks are run on single calibration sequences, beside the passes that gather statistics.
         order: whether `statistics` see the edits to the blocks before (sequential) or not (independent).
         true_sequential: whether they also see the edits to earlier projections of the same block.
     """
@@ -41,13 +42,14 @@ class Needs:
     repeated: bool = False
     trials: int = 0
     text: bool = False
+    sequences: bool = False
     order: Order = "sequential"
     true_sequential: bool = False
 
     @property
     def calibration(self) -> bool:
         """Whether any calibration tokens are needed."""
-        return bool(self.statistics or self.gradients or self.decision or self.trials or self.text)
+        return bool(self.statistics or self.gradients or self.decision or self.trials or self.text or self.sequences)
 
     @property
     def opened_model(self) -> bool:

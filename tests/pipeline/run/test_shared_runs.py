@@ -36,6 +36,11 @@ RECIPES = {
         NOTHING,
     ),
     "shapes and gradients": ("zoo:llama", [{"channels": {"sparsity": 0.25}}, {"prune": {"score": "gblm"}}], NOTHING),
+    "rounds": (
+        "zoo:llama",
+        [{"prune": {"score": "wanda_plus_plus", "rounds": {"count": 1, "rate": 1e-4, "samples": 2}}}],
+        {**NOTHING, "layer_loss": True},
+    ),
     "experts": ("zoo:moe", [{"prune": {"score": "wanda", "budget": "owl", "unseen_expert": "dense"}}], NOTHING),
 }
 

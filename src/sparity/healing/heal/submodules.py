@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparity.healing.heal.side_by_side import Side
 from sparity.models import Block
 from sparity.models.block import Projection
+from sparity.models.float32 import in_float
 from sparity.products.float32 import float32_products
 
 ATTENTION = ("q", "k", "v", "qkv", "o")
@@ -78,15 +79,6 @@ def first_of(output: Any) -> Tensor:
     """The hidden states of what a module gives."""
     found: Tensor = output[0] if isinstance(output, tuple) else output
     return found
-
-
-def in_float(value: Any) -> Any:
-    """The same with every floating tensor in float32."""
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: in_float(each) for key, each in value.items()}
-    return type(value)(in_float(each) for each in value) if isinstance(value, tuple | list) else value
 
 
 def _common(paths: Sequence[str]) -> str:

@@ -138,20 +138,22 @@ def _walk(
         *(source.needs for source in sources if isinstance(source, LiveSequential | LiveIndependent))
     )
     total, done = len(decoder), folder.committed.blocks
-    inputs, hidden, room = opened.inputs(folder, REGIONAL in live) if live else (NO_INPUTS, None, None)
+    one_by_one = REGIONAL in live or any(each.stage.needs().sequences for each in planned.stages)
+    carried = bool(live) or one_by_one
+    inputs, hidden, room = opened.inputs(folder, one_by_one) if carried else (NO_INPUTS, None, None)
     started = time.perf_counter()
     files = None if setting.gram_sums is None else GramFiles(folder.state, setting.gram_sums)
     for visit in walk(
-        decoder, inputs, start=done, hidden=hidden, room=room, carry=bool(live), group=opened.group, files=files
+        decoder, inputs, start=done, hidden=hidden, room=room, carry=carried, group=opened.group, files=files
     ):
         index = visit.block.index
         record = edit_block(planned, decisions, sources, visit, folder, setting.layer_loss, setting.masked)
-        if live:
+        if carried:
             visit.finish()
         if opened.group.first:
             folder.save_shard(plain_shard(index + 2, total + 1), decoder.export(visit.block))
         record["seconds"] = time.perf_counter() - started
-        folder.commit(index + 1, visit.hidden if live and index + 1 < total else None, record)
+        folder.commit(index + 1, visit.hidden if carried and index + 1 < total else None, record)
         progress.block(index + 1, total, record["seconds"])
         started = time.perf_counter()
 

@@ -102,7 +102,7 @@ def _phases(job: Job, sums: int | None) -> Iterator[Parts]:
         hidden = 2 * work.tokens * int(model.config.hidden_size) * width if any(n.calibration for n in needs) else 0
         block = {"one block": weights * width, "hidden states": hidden, "small things": SMALL}
         yield {**block, "the block as it is read": weights * width}
-        live = [n for n in needs if n.statistics]
+        live = [n for n in needs if n.statistics or n.sequences]
         if live:
             tokens = min(work.batch, work.samples) * work.length
             wide = max(max(widths) for widths in inputs)

@@ -1,7 +1,6 @@
 """Prune: zeros by a score, in a pattern, shared out by a budget; a solver corrects what stays."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import ClassVar, Literal, Self
@@ -9,16 +8,13 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field
 from torch import Tensor
 
-from sparity import registry
 from sparity.budgets.base import Budget, allocate
-from sparity.calibration import Statistics
 from sparity.calibration.evidence import BlockEvidence, Order
 from sparity.calibration.inverse_factor import factor_bytes
 from sparity.calibration.output_gradients import check_outputs
 from sparity.calibration.statistics import GRADIENTS, OUTPUT_GRAM
-from sparity.errors import InvalidInput, NumericalError
+from sparity.errors import InvalidInput
 from sparity.models import Block, Decoder
-from sparity.models.block import Projection
 from sparity.registry import register
 from sparity.sections import Number, Spec
 from sparity.stages import BlockEdit, BlockStage, Change, Decision, Needs
@@ -36,6 +32,8 @@ from sparity.stages.joining import alike, shares_of
 from sparity.stages.kernel_time import kernel_milliseconds
 from sparity.static.prune.global_threshold import GlobalThreshold
 from sparity.static.prune.pruning import Pruning
+from sparity.static.prune.rounds import Rounds, prune_in_rounds
+from sparity.static.prune.unseen_experts import Treatment, is_unseen, treat
 from sparity.visible import logger
 
 log = logger(__name__)
@@ -51,7 +49,6 @@ class Prune(BlockStage):
     """Zeros by a score, in a pattern; the solver corrects what stays."""
 
     preserves: ClassVar[frozenset[Property]] = frozenset({"mask", "shapes", "tokens"})
-    apart: ClassVar[bool] = True
 
     score: Spec | None = Field(None, description="how much a weight matters; default: the solver's own, else wanda")
     pattern: Spec = Field("unstructured", description="unstructured, N:M (N kept of M), block:ROWSxCOLUMNS")
@@ -64,10 +61,14 @@ class Prune(BlockStage):
     order: Order = Field("sequential", description="statistics after the pruned blocks, or of the model before pruning")
     true_sequential: bool = Field(False, description="also after the pruned projections of the same block")
     overrides: dict[str, Number] = Field(default_factory=dict, description="glob of projections -> its own sparsity")
-    unseen_expert: Literal["error", "magnitude", "dense"] = Field(
-        "error", description="how an expert that saw no calibration token is treated"
-    )
+    unseen_expert: Treatment = Field("error", description="how an expert that saw no calibration token is treated")
     dense: list[str] = Field(default_factory=list, description="globs of projections that stay dense")
+    rounds: Rounds | None = Field(None, description="train each block between two prunings: count, rate, samples")
+
+    @property
+    def apart(self) -> bool:  # type: ignore[override]
+        """Rounds train a whole block."""
+        return self.rounds is None
 
     @property
     def pruning(self) -> Pruning:
@@ -118,6 +119,7 @@ class Prune(BlockStage):
             gradients=gradients,
             decision=pruning.dense_needs,
             repeated=pruning.across_layers,
+            sequences=self.rounds is not None,
             order=self.order,
             true_sequential=self.true_sequential,
         )
@@ -133,6 +135,8 @@ class Prune(BlockStage):
             raise InvalidInput(
                 "true_sequential needs `order: sequential`: independent statistics see the dense model only"
             )
+        if self.rounds is not None and self.order == "independent":
+            raise InvalidInput("rounds need `order: sequential`: they train a block on what pruned ones before it give")
         pruning, budget = self.pruning, build_budget(self.budget)
         if OUTPUT_GRAM in pruning.needs:
             check_outputs(model)
@@ -167,7 +171,15 @@ class Prune(BlockStage):
         return found
 
     def edit(self, model: Decoder, evidence: BlockEvidence, decision: Decision) -> BlockEdit:
-        """See `BlockStage.edit`."""
+        """See `BlockStage.edit`; what is tried before anything is decided is pruned at once."""
+        prune = partial(self._edited, decision)
+        idle = all(decision["sparsity"].get(each.name, 0.0) == 0 for each in evidence.block.projections)
+        if self.rounds is None or evidence.region is None or idle:
+            return prune(evidence)
+        return prune_in_rounds(self.rounds, evidence, evidence.region, prune)
+
+    def _edited(self, decision: Decision, evidence: BlockEvidence) -> BlockEdit:
+        """A block pruned in place."""
         pruning, changes, notes = self.pruning, list[Change](), list[str]()
         for site, statistics in evidence.sites():
             without_effect = []
@@ -176,9 +188,11 @@ class Prune(BlockStage):
                 if sparsity > 0:
                     known = evidence.of(projection, statistics)
                     mask = evidence.masks.get(projection.name)
-                    before = projection.weight.clone()
-                    unseen = _unseen(evidence, projection, known)
-                    projection.write(self._pruned(pruning, projection, before, known, sparsity, mask, unseen))
+                    if is_unseen(evidence, projection, known):
+                        pruned = treat(self.unseen_expert, pruning, projection, known, sparsity, mask)
+                    else:
+                        pruned, _ = pruning.apply(projection.weight.clone(), known, sparsity, mask)
+                    projection.write(pruned)
                     if known.silent or known.without_effect:
                         without_effect.append(projection.name)
                 changes.append(Change.of(self.name, projection, evidence.block.index, target=sparsity))
@@ -206,14 +220,13 @@ class Prune(BlockStage):
         else:
             solver = largest_input**2 * FP32 * SOLVER_WORKSPACE if solves else 0
             solver += largest_output**2 * FP32 * SOLVER_WORKSPACE if OUTPUT_GRAM in pruning.needs else 0
-        return Estimate(
-            changes=tuple(changes),
-            flops=PER_WEIGHT * sum(change.size for change in changes) + (solving if solves else 0.0),
-            memory={
-                "solver": solver,
-                "scores and mask": largest * FP32 * WORKSPACE,
-            },
-        )
+        flops = PER_WEIGHT * sum(change.size for change in changes) + (solving if solves else 0.0)
+        memory = {"solver": solver, "scores and mask": largest * FP32 * WORKSPACE}
+        if self.rounds is not None:
+            weights = [sum(change.size for change in changes if change.block == index) for index in range(len(model))]
+            flops += self.rounds.flops(sum(weights), work)
+            memory["rounds"] = self.rounds.memory(max(weights, default=0))
+        return Estimate(changes=tuple(changes), flops=flops, memory=memory)
 
     def verify(self, block: Block, decision: Decision) -> list[str]:
         """Groups that break the pattern."""
@@ -229,34 +242,6 @@ class Prune(BlockStage):
     def _fixed(self) -> dict[str, float]:
         """Name or glob -> its own sparsity."""
         return {**dict.fromkeys(self.dense, 0.0), **self.overrides}
-
-    def _pruned(
-        self,
-        pruning: Pruning,
-        projection: Projection,
-        weight: Tensor,
-        statistics: Statistics,
-        sparsity: float,
-        mask: Tensor | None,
-        unseen: bool,
-    ) -> Tensor:
-        """The weight `[out, in]` with `sparsity` of it removed; an expert without tokens as the options say."""
-        if not unseen:
-            return pruning.apply(weight, statistics, sparsity, mask)[0]
-        or_silent = "" if statistics.needs else ", or none that makes a difference"
-        why = f"{projection.name}: no calibration token was routed to this expert{or_silent}"
-        if self.unseen_expert == "error":
-            raise NumericalError(
-                f"{why}; calibrate on more or other text, or set `unseen_expert: magnitude` or `unseen_expert: dense`"
-            )
-        log.warning("%s; treated by: %s", why, self.unseen_expert)
-        if self.unseen_expert == "dense":
-            return weight
-        plain = {
-            "score": registry.build("prune.score", "magnitude"),
-            "solver": registry.build("prune.solver", "mask_only"),
-        }
-        return replace(pruning, **plain).apply(weight, statistics, sparsity, mask)[0]
 
     def _scores(self, pruning: Pruning, evidence: ModelEvidence) -> Iterator[tuple[str, Tensor]]:
         """Every projection with its scores; an expert that saw no token has none."""
@@ -282,12 +267,3 @@ class Prune(BlockStage):
         if len(named) == len(sites):
             raise InvalidInput("every projection is to stay dense: nothing is left to prune")
         return {site.name: 0.0 if site.name in named else pruning.sparsity for site in sites}
-
-
-def _unseen(evidence: BlockEvidence, projection: Projection, known: Statistics) -> bool:
-    """Whether no token reached an expert; where none were counted, all gradients of its matrices are zero then."""
-    if projection.expert is None or known.needs:
-        return projection.expert is not None and not known.tokens
-    expert = (p for p in evidence.block.projections if (p.module, p.expert) == (projection.module, projection.expert))
-    gradients = [found for p in expert for found in evidence.gradients.get(p.name, {}).values()]
-    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)

@@ -1,8 +1,7 @@
 """Steps of AdamW, on the weights of the blocks or on any others, that a killed run goes on with at the same bits."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from sparity.errors import NumericalError
 from sparity.models.attached_runtime import input_sites
 from sparity.models.families.base import family_of
+from sparity.models.float32 import in_float32
 from sparity.stages.kinds import Workspace
 
 Loss = Callable[[Tensor, int], Tensor]  # token ids [batch, length], the number of the step -> []
@@ -152,20 +152,6 @@ def descend(
             work.save(step + 1, _kept(trained, optimiser, course))
         work.progress(step + 1, schedule.steps)
     return course
-
-
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """Within the context a model is in float32 and knows gradients, of no parameter yet; then it is as it was."""
-    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    model.float().requires_grad_(False)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(False).data = parameter.data.to(types[name])
-            parameter.grad = None
 
 
 def places(step: int, batch: int, count: int) -> Tensor:

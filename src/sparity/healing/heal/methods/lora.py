@@ -15,11 +15,12 @@ from sparity.healing.heal.low_rank import PARTS
 from sparity.healing.heal.methods.base import Healed, Task, Training
 from sparity.models import Decoder, Projection
 from sparity.models.attached_runtime import input_sites
+from sparity.models.float32 import in_float32
 from sparity.registry import register
 from sparity.stages.allocation import projections
 from sparity.training.fine_tune.computed_weights import computed_weights
 from sparity.training.fine_tune.masked_low_rank import MaskedLowRank
-from sparity.training.fine_tune.steps import Schedule, descend, in_float32, next_token_loss, places
+from sparity.training.fine_tune.steps import Schedule, descend, next_token_loss, places
 
 
 @register("heal.method", "lora")

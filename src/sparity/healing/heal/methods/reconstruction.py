@@ -14,11 +14,12 @@ from sparity.healing.heal.methods.base import Healed, Task, Training, weights_of
 from sparity.healing.heal.side_by_side import Pair, keep, pairs, restore
 from sparity.healing.heal.submodules import Call, Submodule, calls, relative_error, run, submodules
 from sparity.models import Decoder
+from sparity.models.float32 import in_float32
 from sparity.registry import register
 from sparity.stages.base import Estimate, Workload
 from sparity.training.fine_tune.in_memory import InMemory
 from sparity.training.fine_tune.options import FP32, PASSES
-from sparity.training.fine_tune.steps import FLOATS, Schedule, descend, in_float32, places
+from sparity.training.fine_tune.steps import FLOATS, Schedule, descend, places
 
 
 @register("heal.method", "reconstruction")

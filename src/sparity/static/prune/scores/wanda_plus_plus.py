@@ -17,7 +17,7 @@ from sparity.static.prune.scores.base import Score
 class WandaPlusPlus(Score):
     """(alpha * rms(g) + input norm) * |w|, g the gradient of ||block output||. Scores compare within an output row.
 
-    `alpha` weighs the gradient; 0 is Wanda. The paper's rounds of optimising the block are not part of the score.
+    `alpha` weighs the gradient; 0 is Wanda. The paper's rounds of optimising the block are the stage's option `rounds`.
     """
 
     alpha: float = 100.0

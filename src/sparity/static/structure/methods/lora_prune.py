@@ -10,6 +10,7 @@ from sparity.calibration.gradients import check_length
 from sparity.errors import InvalidInput
 from sparity.models.cuts.whole import blocks_of, cut_model
 from sparity.models.dimensions import Dimension
+from sparity.models.float32 import in_float32
 from sparity.models.ragged import block_config
 from sparity.registry import register
 from sparity.static.structure.low_rank_importance import Group, cubic_sparsity, groups_of, observe
@@ -19,7 +20,7 @@ from sparity.static.structure.subject import Subject
 from sparity.static.structure.units import left_of, stacked
 from sparity.static.structure.whole_ends import WholeEnds
 from sparity.training.fine_tune.in_memory import InMemory
-from sparity.training.fine_tune.steps import Schedule, descend, in_float32, next_token_loss, places
+from sparity.training.fine_tune.steps import Schedule, descend, next_token_loss, places
 
 
 @register("structure.method", "lora_prune")

@@ -10,10 +10,11 @@ from torch.nn.utils import parametrize
 
 from sparity.errors import InvalidInput
 from sparity.models import Projection
+from sparity.models.float32 import in_float32
 from sparity.registry import register
 from sparity.stages.kinds import Trained
 from sparity.training.fine_tune.computed_weights import computed_weights
-from sparity.training.fine_tune.steps import Schedule, descend, in_float32
+from sparity.training.fine_tune.steps import Schedule, descend
 from sparity.training.sparse_training.methods.base import NOfMethod, Task
 
 TEMPERATURES = (4.0, 0.05)  # of the softmax, from the first step to the last

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sparity import registry
 from sparity.errors import InvalidInput
+from sparity.models.float32 import in_float32
 from sparity.registry import register
 from sparity.stages.kinds import Trained
-from sparity.training.fine_tune.steps import FLOATS, LOSSES, Schedule, block_parameters, descend, in_float32
+from sparity.training.fine_tune.steps import FLOATS, LOSSES, Schedule, block_parameters, descend
 from sparity.training.sparse_training.methods.base import Method, Task
 from sparity.training.sparse_training.rounds import Round, weights_in
 

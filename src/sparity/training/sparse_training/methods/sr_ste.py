@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from sparity.errors import InvalidInput
 from sparity.models import Projection
+from sparity.models.float32 import in_float32
 from sparity.registry import register
 from sparity.stages.kinds import Trained
 from sparity.training.fine_tune.computed_weights import computed_weights
-from sparity.training.fine_tune.steps import Schedule, block_parameters, descend, in_float32
+from sparity.training.fine_tune.steps import Schedule, block_parameters, descend
 from sparity.training.sparse_training.methods.base import NOfMethod, Task
 
 
