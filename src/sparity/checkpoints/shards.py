@@ -119,13 +119,15 @@ def _write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     room += -(8 + room) % align  # the numbers behind it stay aligned
     file.seek(8 + room)
     offset = 0
-    for name, tensor in tensors.items():
+    for name in tensors:
+        tensor = tensors[name]
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
             file.write(flat.view(torch.uint8).numpy().data)
         shape = list(tensor.shape)
         header[name] = {"dtype": CODES[tensor.dtype], "shape": shape, "data_offsets": [offset, offset + flat.nbytes]}
         offset += flat.nbytes
+        del tensor, flat  # before the next one is made
     file.seek(0)
     file.write(room.to_bytes(8, "little"))
     file.write(json.dumps(header).encode().ljust(room))

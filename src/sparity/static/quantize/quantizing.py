@@ -77,13 +77,16 @@ class Quantizing:
         keep = weight != 0 if keep is None else keep
         task = Task(without_minus_zero(weight.float(), keep), keep, self.grid, group, statistics)
         found = self.method.quantize(task)
+        del task  # its copy of the weight is as large as what follows
         if not bool(found.weight.isfinite().all()):
             raise NumericalError(
                 f"{statistics.site}: {self.method.name} gave NaN or infinite weights; raise its damping, or calibrate "
                 "on other text"
             )
-        zero_codes = found.zeros.repeat_interleave(group, 1).short()
-        zero_codes = zero_codes if _has_zero_points(found) else _code_of_zero(found)
+        if _has_zero_points(found):
+            zero_codes = found.zeros.short().repeat_interleave(group, 1)
+        else:
+            zero_codes = _code_of_zero(found)
         return Quantized(
             without_minus_zero(found.weight, keep),
             torch.where(keep, found.codes, zero_codes),

@@ -26,7 +26,7 @@ from sparity.visible import logger
 log = logger(__name__)
 
 FP32 = 4
-WORKSPACE = 5  # float32 copies of the largest matrix alive at once
+WORKSPACE = 7  # float32 copies of the largest matrix alive at once
 SOLVER_WORKSPACE = 4  # float32 copies of the largest Gram matrix
 PER_WEIGHT = 60.0  # operations: finding scales, rounding, reading it
 OWN = ("method", "bits", "group", "symmetric", "grid")  # what a projection can have of its own

@@ -63,10 +63,12 @@ class GPTQ(Method):
             for place in range(task.groups):
                 rounding.use(place, Fitted(fitted.scales[:, place], fitted.zeros[:, place]))
         settle_columns(columns, factor, loop, self.block_columns)
-        back = order.argsort()
-        return Quantized(
-            columns[back].T, rounding.codes[back].T.contiguous(), rounding.scales, rounding.zeros, (task.grid,)
-        )
+        del factor
+        codes = rounding.codes
+        if self.act_order:
+            back = order.argsort()
+            columns, codes = columns[back], codes[back]
+        return Quantized(columns.T, codes.T.contiguous(), rounding.scales, rounding.zeros, (task.grid,))
 
 
 @dataclass(frozen=True)
