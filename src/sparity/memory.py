@@ -3,11 +3,14 @@
 import ctypes
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sparity.errors import InvalidInput
 
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGEST_KEPT = 32 << 20  # bytes: what glibc comes to keep by itself
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -42,6 +45,18 @@ def give_back() -> None:
     """Hand freed memory to the system: glibc keeps pieces of up to 32 MB each, all in all perhaps hundreds of them."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def freed_at_once() -> Iterator[None]:
+    """Within the context, freed pieces of memory of 1 MB and more go back to the system, at some cost in time."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
 
 
 def _of_the_system() -> int | None:

@@ -100,8 +100,13 @@ def _phases(job: Job, sums: int | None) -> Iterator[Parts]:
         needs = [needs_of(each.stage, loss) for each in planned.stages]
         weights, inputs = _weights(model), _widths(model)
         hidden = 2 * work.tokens * int(model.config.hidden_size) * width if any(n.calibration for n in needs) else 0
-        block = {"one block": weights * width, "hidden states": hidden, "small things": SMALL}
-        yield {**block, "the block as it is read": weights * width}
+        block = {  # pages of the file that a block was read from stay, as long as it does
+            "one block": weights * width,
+            "its pages of the file": weights * width,
+            "hidden states": hidden,
+            "small things": SMALL,
+        }
+        yield block
         live = [n for n in needs if n.statistics or n.sequences]
         if live:
             tokens = min(work.batch, work.samples) * work.length

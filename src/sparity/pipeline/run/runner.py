@@ -4,6 +4,7 @@ import copy
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from sparity.errors import InvalidInput, wrong_input
 from sparity.measure.data.machine import watch_peak_memory
 from sparity.measure.data.report import Effort, Report
+from sparity.memory import freed_at_once
 from sparity.models import Decoder
 from sparity.models.loading import load, load_plain
 from sparity.pipeline.evidence.opened import Opened
@@ -136,7 +138,8 @@ def execute(
     chain = tuple(planned.name for planned in job.passes[:-1])
     agree(group, {**job.identity(), "output": str(path.absolute()), "options": [force, resume, keep_passes]})
     working = RunFolder.working(path, job.identity(), force, resume, chain)
-    with shared(group, path, working) as folder:
+    limited = nullcontext() if memory is None else freed_at_once()
+    with limited, shared(group, path, working) as folder:
         if folder.finished:
             return Result(finished_report(path), path, job.measured_on, temporary)
         if resume and not folder.resumed:
