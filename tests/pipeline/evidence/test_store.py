@@ -66,7 +66,7 @@ def test_killed_before_every_rename(run, tmp_path):
     for count in range(1, 100):
         output, store = f"killed-{count}", tmp_path / f"store-{count}"
         with pytest.MonkeyPatch.context() as patch:
-            dies_at(count, patch)
+            dies_at(count, patch, lambda path: store.name in str(path))  # a run's own renames: of every run
             try:
                 run(prune, output, store)
                 break
@@ -74,9 +74,8 @@ def test_killed_before_every_rename(run, tmp_path):
                 pass
         assert weight_files(run(prune, output, store, resume=True).path) == whole
         assert not (tmp_path / f"store-{count}.partial").exists()
-    # the run's manifest; the store's manifest, 9 of gradients, three blocks of statistics and progress, its contents;
-    # the first shard, three blocks of shard and progress
-    assert count > 1 + 1 + 9 + 3 * 2 + 1 + 1 + 3 * 2
+    # its manifest, 9 of gradients, three blocks of statistics and progress, its contents
+    assert count > 1 + 9 + 3 * 2 + 1
 
 
 def test_a_store_that_holds_less_is_gathered_anew(run, tmp_path, monkeypatch):
