@@ -29,6 +29,7 @@ _HOMES = {
     "load_offloaded": "sparity.dynamic.offload.loading",
     "offload": "sparity.dynamic.offload.writing",
     "perplexity": "sparity.quality.perplexity",
+    "plan_shape": "sparity.pipeline.studies.shapes.study",
     "prune_weight": "sparity.static.prune.prune_weight",
     "quantize_cache": "sparity.dynamic.cache.quantised",
     "quantize_weight": "sparity.static.quantize.quantize_weight",
@@ -62,6 +63,7 @@ __all__ = [
     "load_offloaded",
     "offload",
     "perplexity",
+    "plan_shape",
     "prune_weight",
     "quantize_cache",
     "quantize_weight",
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
     from sparity.models.loading import load
     from sparity.pipeline.run.runner import Result, run
     from sparity.pipeline.studies.sensitivity import sensitivity
+    from sparity.pipeline.studies.shapes.study import plan_shape
     from sparity.pipeline.studies.sweeping import sweep
     from sparity.pipeline.studies.tuning.study import tune
     from sparity.quality.perplexity import perplexity

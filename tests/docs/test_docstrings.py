@@ -23,6 +23,7 @@ WITH_EXAMPLES = (
     "load_offloaded",
     "offload",
     "perplexity",
+    "plan_shape",
     "prune_weight",
     "quantize_cache",
     "quantize_weight",

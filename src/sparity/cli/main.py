@@ -29,6 +29,7 @@ from sparity.cli.run import run
 from sparity.cli.schema import schema
 from sparity.cli.sensitivity import sensitivity
 from sparity.cli.serve import serve
+from sparity.cli.shape import shape
 from sparity.cli.sweep import sweep
 from sparity.cli.tune import tune
 from sparity.cli.verify import verify
@@ -41,6 +42,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "sensitivity": sensitivity,
     "sweep": sweep,
     "tune": tune,
+    "shape": shape,
     "eval": evaluate,
     "bench": bench,
     "compare": compare,
@@ -59,7 +61,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 SEVERAL = ("run", "prune")  # what processes started by torchrun can do together
 OPENING = (  # a model
-    *("prune", "run", "plan", "sensitivity", "sweep", "tune"),
+    *("prune", "run", "plan", "sensitivity", "sweep", "tune", "shape"),
     *("eval", "bench", "compare", "generate", "serve", "convert", "offload", "doctor"),
 )
 

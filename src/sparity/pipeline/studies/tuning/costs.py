@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,13 +53,8 @@ def prices(
         InvalidInput: speed is the goal, and the compiled kernels cannot run the model.
         SparityError: the machine is too busy to time its kernels.
     """
-    if goal != "bytes" and (reason := native.unavailable()):
-        raise InvalidInput(f"there is no speed to choose for without the compiled kernels: {reason}")
-    if goal != "bytes" and decoder.dtype != torch.bfloat16:
-        raise InvalidInput(
-            f"the kernels take bfloat16, not {str(decoder.dtype).removeprefix('torch.')}: pass --dtype bfloat16, or "
-            "maximise bytes"
-        )
+    if goal != "bytes":
+        check_kernels(decoder.dtype, "maximise bytes")
     alike: dict[tuple[object, ...], list[Unit]] = {}
     for unit in units:
         alike.setdefault((unit.role, unit.matrices), []).append(unit)
@@ -78,6 +73,16 @@ def prices(
                         found[unit.name, choice.name] = Price(price.cost * times, price.format)
         tell(done, len(alike))
     return found
+
+
+def check_kernels(dtype: torch.dtype, instead: str) -> None:
+    """Raise `InvalidInput` where no compiled kernels can run a model of this type; `instead` is what can be done."""
+    if reason := native.unavailable():
+        raise InvalidInput(f"there is no speed to choose for without the compiled kernels: {reason}")
+    if dtype != torch.bfloat16:
+        raise InvalidInput(
+            f"the kernels take bfloat16, not {str(dtype).removeprefix('torch.')}: pass --dtype bfloat16, or {instead}"
+        )
 
 
 def _price(weight: Tensor, parts: Sequence[Tensor], choice: Choice, skipped: float, goal: Goal) -> Price | None:
@@ -127,12 +132,13 @@ def whole_of(job: Job, goal: Goal, units: Sequence[Unit], found: Prices, as_it_i
         numbers = sum(torch.Size(shape).numel() for shape in job.decoder.source.shapes().values())
         total = float(numbers * job.decoder.dtype.itemsize)
     else:
-        timed = _generations(job)
+        text = job.texts[0].ids
+        timed = time_dense(job.dense_model(), prompts(text, 1, min(PROMPT, len(text))))
         total = min(each.token if goal == "tokens/s" else each.first_token for each in timed)
     return Whole(max(total, inside), max(total - inside, 0.0))
 
 
-def _generations(job: Job) -> list[Timed]:
-    text = job.texts[0].ids
-    with attached(job.dense_model(), form="dense") as model:
-        return [time_generation(model, prompts(text, 1, min(PROMPT, len(text))), TOKENS) for _ in range(ROUNDS)]
+def time_dense(model: Any, prompt: Tensor) -> list[Timed]:
+    """A dense model in memory timed as a whole on the engine; `prompt` [1, tokens]."""
+    with attached(model, form="dense") as model:
+        return [time_generation(model, prompt, TOKENS) for _ in range(ROUNDS)]
