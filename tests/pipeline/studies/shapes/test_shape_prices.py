@@ -8,12 +8,13 @@ import torch
 
 import sparity
 from families import build, tiny_configs
+from sparity.engine.kernels import call_time, choice_file, native
 from sparity.errors import InvalidInput
 from sparity.models import Decoder
 from sparity.models.dimensions import CHANNELS, DEPTH, HIDDEN
 from sparity.pipeline.studies.shapes.axes import Grid, axes_of, lost
 from sparity.pipeline.studies.shapes.limits import Least, Limits
-from sparity.pipeline.studies.shapes.prices import Costs, Rest, matrix_seconds, priced, rest_of
+from sparity.pipeline.studies.shapes.prices import Costs, Rest, kernel_seconds, matrix_seconds, priced, rest_of
 from sparity.pipeline.studies.shapes.tensors import Legal, layout_of
 
 GRID = Grid(steps=4, multiple_of=8, least=0.25)
@@ -127,6 +128,21 @@ def test_seconds_are_those_of_blocks_and_of_the_rest():
     for picked in itertools.product(*(axis.sizes for axis in axes)):  # each matrix of each has been timed
         costs(dict(zip((axis.name for axis in axes), picked, strict=True)))
     assert matrix_seconds(layout, sizes, 1, clock) == pytest.approx((block, head))
+
+
+@pytest.mark.skipif(native.unavailable() is not None, reason="no compiled kernels")
+def test_a_matrix_is_timed_as_the_dense_kernels_multiply_it(monkeypatch, tmp_path):
+    products = []
+
+    def timer(calls):
+        products.extend((name, tuple(call().shape)) for name, call in calls.items())
+        return dict.fromkeys(calls, 0.5)
+
+    monkeypatch.setenv("SPARITY_CACHE", str(tmp_path))
+    monkeypatch.setattr(choice_file, "_known", {})
+    monkeypatch.setattr(call_time, "default_timer", lambda: timer)
+    assert kernel_seconds(24, 64, 128) == kernel_seconds(24, 64, 1) == kernel_seconds(24, 64, 1) == 0.5
+    assert products == [("dense", (128, 24)), ("dense", (1, 24))]  # each once: the third was remembered
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ class Candidate:
 
     def order(self, goals: Sequence[Goal]) -> tuple[object, ...]:
         """What is better comes first: less loss, then less of each goal and fewer bytes, then larger first axes."""
-        costs = [self.costs[goal] for goal in (*goals, "bytes")]  # type: ignore[index]
+        costs = [self.costs[goal] for goal in (*goals, "bytes")]
         return (self.loss, *costs, *(-size for size in self.sizes.values()))
 
     def keeps(self, most: Mapping[Goal, float]) -> bool:
