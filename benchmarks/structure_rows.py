@@ -59,6 +59,9 @@ METHODS = {
     "llm_surgeon": Asked("llm_surgeon", {"shots": 4}, weights=True, backward=True),
     "sheared": Asked("sheared", backward=True),
     "sheared, masks alone": Asked("sheared", {"rate": 0.0}, backward=True),
+    "compresso": Asked("compresso", weights=True, backward=True),
+    "compresso, blocks alike": Asked("compresso", {"share": "block"}, backward=True),
+    "compresso, masks alone": Asked("compresso", {"rate": 0.0}, weights=True, backward=True),
     "lora_prune": Asked("lora_prune", backward=True),
     "lora_prune, blocks alike": Asked("lora_prune", ALIKE, backward=True),
     "lora_prune, ten times the rate": Asked("lora_prune", ALIKE | {"rate": 1e-3}, backward=True),
@@ -84,6 +87,7 @@ SLOW = {  # row: windows of text, and options, on a large model, and there at 20
     "llm_surgeon": (4, {"shots": 2}),
     "sheared": (64, {}),
     "sheared, masks alone": (64, {}),
+    **dict.fromkeys(("compresso", "compresso, blocks alike", "compresso, masks alone"), (64, {})),
     **dict.fromkeys(
         ("lora_prune", "lora_prune, blocks alike", "lora_prune, ten times the rate"),
         (8, {"steps": 40, "every": 4, "batch": 1}),

@@ -12,6 +12,7 @@ OPTIONS = {
     "flap": {"structure": "UL-UM", "bias": False},
     "llm_surgeon": {"share": "block", "shots": 2},
     "sheared": {"steps": 3, "batch": 2},
+    "compresso": {"share": "block", "steps": 3, "batch": 2},
     "bonsai": {"masks": 8, "step": 0.25},
     "llm_pruner": {"keep_first": 0, "keep_last": 0},
     "lora_prune": {"keep_first": 0, "keep_last": 0, "steps": 4, "every": 1},

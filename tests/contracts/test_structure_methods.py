@@ -24,7 +24,7 @@ from sparity.static.structure.methods.base import Method
 
 KIND = "structure.method"
 NAMES = registry.names(KIND)
-BY_PLACE = ("sheared",)  # what its masks draw belongs to their places
+BY_PLACE = ("sheared", "compresso")  # what their masks draw belongs to places
 SCORES_DECIDE = ("magnitude", "minitron", "shortgpt", "frequency", "reap")
 SIZES = {"mlp_channels": 64, "kv_groups": 2, "query_heads": 4, "hidden_size": 32, "experts": 4}
 

@@ -14,7 +14,7 @@ from sparity.recipe import Recipe
 RECIPES = Path(__file__).parents[2] / "recipes"
 METHODS = sorted((RECIPES / "methods" / "structure").glob("*.yaml"))
 SMALL = ["measure.window=64", "measure.windows=1", "measure.speed=null"]
-LESS = {"sheared": ["stages.0.structure.method.sheared.steps=2"]}
+LESS = {name: [f"stages.0.structure.method.{name}.steps=2"] for name in ("sheared", "compresso")}
 FOUR_BLOCKS = {"num_hidden_layers": 4}
 SIX_EXPERTS = {"num_local_experts": 6}
 SIZES = {  # recipe -> what the configuration then says
@@ -26,6 +26,7 @@ SIZES = {  # recipe -> what the configuration then says
     "lora_prune": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4},
     "llm_pruner": {"intermediate_size": 307, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 32},
     "sheared": {"intermediate_size": 384, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 32},
+    "compresso": {"intermediate_size": 338, "num_key_value_heads": 2, "num_attention_heads": 4, "head_dim": 32},
     "two_ssp": {"intermediate_size": 368},
     "slicegpt": {"hidden_size": 144, "head_dim": 32, "tie_word_embeddings": False},
     "shortgpt": FOUR_BLOCKS,

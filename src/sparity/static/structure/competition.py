@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparity.models.dimensions import Cut
+from sparity.models.dimensions import Cut, Dimension
 
 
 @dataclass
@@ -16,6 +16,11 @@ class Part:
     cut: Cut
     costs: Tensor
     weights: int
+
+
+def unit_weights(dimension: Dimension, weights: Mapping[str, Tensor]) -> int:
+    """How many weights go with one unit of a dimension; `weights` are those of its projections, `[out, in]`."""
+    return sum(cut.width * weights[cut.projection].shape[1 if cut.axis == "rows" else 0] for cut in dimension.cuts)
 
 
 def cheapest(

@@ -2,15 +2,26 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sparity.errors import InvalidInput
 from sparity.models import Decoder
-from sparity.models.dimensions import DEPTH, HIDDEN, KV_GROUPS, QUERY_HEADS
+from sparity.models.dimensions import CHANNELS, DEPTH, HIDDEN, KV_GROUPS, QUERY_HEADS
 from sparity.static.structure.hard_concrete import LIMIT, draw, probability, settled
+from sparity.static.structure.ranked import ranked_sizes
+
+
+class Constraint(Protocol):
+    """What masks are to come to; its multipliers `[]` climb while everything else descends."""
+
+    linear: nn.Parameter
+    squared: nn.Parameter
+
+    def lagrangian(self, grown: float) -> Tensor:
+        """What the loss gains by it, `[]`; `grown` is the share of the target so far."""
 
 
 @dataclass
@@ -79,9 +90,9 @@ class Axis:
         self.log_alpha.data.clamp_(-LIMIT, LIMIT)
 
 
-def lagrangian(axes: Iterable[Axis], grown: float) -> Tensor:
-    """The sum over axes, `[]`."""
-    return torch.stack([axis.lagrangian(grown) for axis in axes]).sum()
+def lagrangian(constraints: Iterable[Constraint], grown: float) -> Tensor:
+    """The sum over constraints, `[]`."""
+    return torch.stack([constraint.lagrangian(grown) for constraint in constraints]).sum()
 
 
 def full_sizes(decoder: Decoder) -> dict[str, int]:
@@ -96,6 +107,16 @@ def full_sizes(decoder: Decoder) -> dict[str, int]:
     if KV_GROUPS in sizes:
         sizes[QUERY_HEADS] = int(decoder.config.num_attention_heads)
     return {**sizes, HIDDEN: int(decoder.config.hidden_size), DEPTH: len(decoder)}
+
+
+def part_sizes(decoder: Decoder, sparsity: float) -> dict[str, int]:
+    """How many channels, and heads with the keys that they share, stay in every block when a share of both goes.
+
+    Raises:
+        InvalidInput: a model with experts.
+    """
+    heads = [name for name in full_sizes(decoder) if name in (KV_GROUPS, QUERY_HEADS)][:1]
+    return {name: ranked_sizes(name, decoder, sparsity)[name] for name in (CHANNELS, *heads)}
 
 
 def axes_of(decoder: Decoder, wanted: Mapping[str, int]) -> list[Axis]:

@@ -30,10 +30,14 @@ def probability(log_alpha: Tensor) -> Tensor:
     return 1 - closed.clamp(NEAREST, 1 - NEAREST)
 
 
+def typical(log_alpha: Tensor) -> Tensor:
+    """Masks that are not drawn, and of which none is 0, `[...]`: sigmoid(0.8 log alpha / b)."""
+    return torch.sigmoid(log_alpha / TEMPERATURE * SETTLED)
+
+
 def settled(log_alpha: Tensor, count: int) -> Tensor:
     """The masks without chance `[rows, size]`: each row's `count` largest at sigmoid(0.8 log alpha / b), others 0."""
-    soft = torch.sigmoid(log_alpha / TEMPERATURE * SETTLED)
-    kept = torch.zeros_like(soft)
+    kept = torch.zeros_like(log_alpha)
     for row, values in zip(kept, log_alpha, strict=True):
         row[largest(values, count).to(row.device)] = 1
-    return soft * kept
+    return typical(log_alpha) * kept

@@ -1,6 +1,6 @@
-"""A low rank beside every weight of a model, and what the loss thinks of the weights by its gradients alone."""
+"""Low ranks beside the weights of a model, and what the loss thinks of the weights by its gradients alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +50,12 @@ def low_ranks(projections: Sequence[Projection], rank: int, scale: float, seed: 
 
     with computed_weights(projections, build):
         yield adapted
+
+
+def stored_with(projections: Sequence[Projection], roles: Collection[str]) -> list[Projection]:
+    """The projections of some roles, and all that are stored in one parameter with one of them."""
+    stored = {projection.stored for projection in projections if projection.role in roles}
+    return [projection for projection in projections if projection.stored in stored]
 
 
 def order_by_norm(first: Tensor, weight: Tensor) -> None:

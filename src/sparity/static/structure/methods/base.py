@@ -69,3 +69,9 @@ class Method(ABC):
         Raises:
             InvalidInput: blocks would differ, which no stock configuration can say.
         """
+
+
+def trainable_as(dense: nn.Module, smaller: nn.Module) -> None:
+    """Let the parameters of a smaller model need gradients where those of the dense one do, in place."""
+    for name, parameter in smaller.named_parameters():
+        parameter.requires_grad_(dense.get_parameter(name).requires_grad)

@@ -12,6 +12,7 @@ from sparity.models.cuts.biases import add_biases, bias_flags
 from sparity.models.cuts.whole import blocks_of, cut_model, with_config
 from sparity.models.dimensions import CHANNELS
 from sparity.registry import register
+from sparity.static.structure.competition import unit_weights
 from sparity.static.structure.fluctuation import Fluctuation, Seen
 from sparity.static.structure.methods.base import Choice, Method, Restructured
 from sparity.static.structure.ranked import ranked_sizes
@@ -100,9 +101,7 @@ class FLAP(Method):
                 rows.append(metric.view(-1, cut.width).mean(1))
                 seen.means[cut.projection] = found.mean
                 seen.cuts.setdefault(dimension.name, []).append(cut)
-                seen.costs[dimension.name] = sum(
-                    cut.width * weights[cut.projection].shape[1 if cut.axis == "rows" else 0] for cut in dimension.cuts
-                )
+                seen.costs[dimension.name] = unit_weights(dimension, weights)
         seen.scores.update(zip(seen.costs, (stacked(heads), stacked(channels)), strict=True))
         return seen
 

@@ -12,7 +12,7 @@ from sparity.models import Decoder
 from sparity.models.cuts.whole import blocks_of, cut_model
 from sparity.models.dimensions import CHANNELS
 from sparity.registry import register
-from sparity.static.structure.competition import Part, cheapest
+from sparity.static.structure.competition import Part, cheapest, unit_weights
 from sparity.static.structure.kronecker import Kronecker, curvature
 from sparity.static.structure.methods.base import Choice, Method, Restructured
 from sparity.static.structure.ranked import ranked_sizes
@@ -97,8 +97,7 @@ class LLMSurgeon(Method):
             for dimension in (channels, subject.heads(block)):
                 cut = next(cut for cut in dimension.cuts if cut.axis == "columns")
                 costs = factors[cut.projection].costs(weights[cut.projection], cut.width, self.damping)
-                each = sum(c.width * weights[c.projection].shape[1 if c.axis == "rows" else 0] for c in dimension.cuts)
-                found.setdefault(dimension.name, []).append(Part(cut, costs, each))
+                found.setdefault(dimension.name, []).append(Part(cut, costs, unit_weights(dimension, weights)))
         return found
 
     def _left(

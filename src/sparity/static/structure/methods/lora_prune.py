@@ -15,7 +15,7 @@ from sparity.models.ragged import block_config
 from sparity.registry import register
 from sparity.static.structure.low_rank_importance import Group, cubic_sparsity, groups_of, observe
 from sparity.static.structure.low_ranks import low_ranks
-from sparity.static.structure.methods.base import Choice, Restructured
+from sparity.static.structure.methods.base import Choice, Restructured, trainable_as
 from sparity.static.structure.subject import Subject
 from sparity.static.structure.units import left_of, stacked
 from sparity.static.structure.whole_ends import WholeEnds
@@ -79,8 +79,7 @@ class LoRAPrune(WholeEnds):
             rows = kept.setdefault(group.dimension.name, [None] * subject.depth)
             rows[group.block] = group.stays.nonzero().flatten().tolist()
         smaller = cut_model(model, kept)
-        for name, parameter in smaller.named_parameters():
-            parameter.requires_grad_(subject.model.get_parameter(name).requires_grad)
+        trainable_as(subject.model, smaller)
         return Restructured(smaller, kept)
 
     def usual(self, depth: int) -> tuple[int, int]:

@@ -13,10 +13,9 @@ from sparity.models.cuts.whole import cut_model
 from sparity.models.dimensions import CHANNELS, DEPTH, HIDDEN, KV_GROUPS, QUERY_HEADS
 from sparity.registry import register
 from sparity.stages.base import Estimate, Workload
-from sparity.static.structure.constraints import Axis, axes_of, full_sizes
+from sparity.static.structure.constraints import Axis, axes_of, full_sizes, part_sizes
 from sparity.static.structure.masked import fold, mask_places
 from sparity.static.structure.methods.base import Choice, Method, Restructured
-from sparity.static.structure.ranked import ranked_sizes
 from sparity.static.structure.shearing import Training, settle, shear
 from sparity.static.structure.subject import Subject
 from sparity.static.structure.units import check_names
@@ -78,10 +77,7 @@ class Sheared(Method):
     def sizes(self, decoder: Decoder, sparsity: float) -> dict[str, int]:
         """See `Method.sizes`."""
         full = full_sizes(decoder)
-        wanted = self.shape
-        if not wanted:
-            heads = [name for name in full if name in (KV_GROUPS, QUERY_HEADS)][:1]
-            wanted = {name: ranked_sizes(name, decoder, sparsity)[name] for name in (CHANNELS, *heads)}
+        wanted = self.shape or part_sizes(decoder, sparsity)
         check_names(wanted, full, self.name)
         for name, size in wanted.items():
             if not 1 <= size <= full[name]:
