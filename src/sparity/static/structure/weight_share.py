@@ -19,8 +19,8 @@ class WeightShare:
 
     Attributes:
         axes: what is masked, a row for each block.
-        parts: dimension -> its units in every block, those without a mask too.
-        target: the share of the weights of all parts that is to go.
+        parts: axis -> its units in every block.
+        target: the share of the weights of all units that is to go.
         linear, squared: the multipliers `[]` of the constraint, which climb while everything else descends.
     """
 
@@ -50,11 +50,11 @@ class WeightShare:
 
     def kept(self) -> Choice:
         """Dimension -> the units of every block that stay when those of lowest log alpha make up the target."""
-        ranked = dict(self.parts)
+        ranked = {}
         for axis in self.axes:
             rows = axis.log_alpha.detach().double()  # times whole numbers, and divided by them, they stay what they are
             ranked[axis.name] = [
-                replace(part, costs=row * part.weights) for part, row in zip(ranked[axis.name], rows, strict=True)
+                replace(part, costs=row * part.weights) for part, row in zip(self.parts[axis.name], rows, strict=True)
             ]
         dense = {name: [len(part.costs) for part in found] for name, found in ranked.items()}
         left = cheapest(ranked, dense, self.target)

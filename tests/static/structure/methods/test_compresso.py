@@ -76,11 +76,9 @@ def test_the_share_the_lagrangian_and_their_gradients_by_hand():
         torch.testing.assert_close(axis.log_alpha.grad, slope, rtol=1e-4, atol=1e-7)
 
 
-def test_what_has_no_mask_counts_among_the_weights():
-    found = share_of({"mlp_channels": [[0.0, 0.0]]}, {"mlp_channels": 5}, target=0.5)
-    found.parts["kv_groups"] = [Part(Cut("o", "columns", 1), torch.zeros(1), 30)]
-    assert float(found.sparsity.detach()) == pytest.approx(10 * closed(0.0) / 40, rel=1e-5)
-    assert found.kept() == {"mlp_channels": [[1]], "kv_groups": [[0]]}  # one of each stays, though 20 should go
+def test_one_unit_of_each_kind_stays_in_every_block():
+    found = share_of({"mlp_channels": [[0.0, 0.0]], "kv_groups": [[-1.0]]}, {"mlp_channels": 5, "kv_groups": 30}, 0.5)
+    assert found.kept() == {"mlp_channels": [[1]], "kv_groups": [[0]]}  # though 20 should go
 
 
 def test_the_lowest_log_alpha_go_by_their_weights():
@@ -209,12 +207,18 @@ def test_the_weights_stay_but_for_a_low_rank_of_q_and_v_and_masks_on_columns_of_
     assert torch.equal(alone.model.layers[1].self_attn.q_proj.weight, model.model.layers[1].self_attn.q_proj.weight)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
-def test_other_families_are_cut_to_what_the_trained_one_computes(family):
+@pytest.mark.parametrize(
+    ("family", "heads"),
+    [*(("qwen3", True), ("gemma2", True)), *(("qwen2", False), ("phi3", False), ("gpt2", False))],
+)
+def test_other_families_are_cut_to_what_the_trained_one_computes(family, heads):
     dense = varied(build(tiny_configs()[family]))
-    method, subject, trained = Compresso(**{**SMALL, "steps": 2}), Subject(dense, TOKENS), copy.deepcopy(dense)
+    method = Compresso(**{**SMALL, "steps": 2, "heads": heads})
+    subject, trained = Subject(dense, TOKENS), copy.deepcopy(dense)
     method.train(subject, trained, 0.4)
-    torch.testing.assert_close(logits(method.restructure(subject, 0.4).model), logits(trained), rtol=1e-4, atol=1e-4)
+    smaller = method.restructure(subject, 0.4)
+    assert set(smaller.kept) == ({"mlp_channels", "kv_groups"} if heads else {"mlp_channels"})
+    torch.testing.assert_close(logits(smaller.model), logits(trained), rtol=1e-4, atol=1e-4)
 
 
 def test_what_lies_in_one_matrix_with_a_query_has_its_low_rank():
@@ -241,6 +245,8 @@ def test_blocks_alike_or_of_their_own_sizes(model):
     alike = compresso(model, 0.5, share="block")
     assert stock_problem(alike) is None
     assert (alike.config.intermediate_size, alike.config.num_key_value_heads) == (32, 1)
+    narrow = compresso(model, 0.5, share="block", heads=False)
+    assert (narrow.config.intermediate_size, narrow.config.num_key_value_heads) == (32, 2)
     own = compresso(model, 0.3)
     assert stock_problem(own) is not None
     assert ragged_problem(own) is None

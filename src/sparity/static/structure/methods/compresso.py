@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from sparity.errors import InvalidInput
 from sparity.models import Decoder
 from sparity.models.cuts.outline import outlined
 from sparity.models.cuts.whole import blocks_of, cut_model
+from sparity.models.dimensions import CHANNELS
 from sparity.models.float32 import in_float32
 from sparity.registry import register
 from sparity.stages.base import Estimate, Workload
@@ -35,14 +36,16 @@ PASSES = 4.0  # multiplications and additions per weight and token: forward, and
 class Compresso(Method):
     """Train hard concrete masks on channels and heads, and low ranks of q and v, while the weights stay; cut what is 0.
 
-    All units compete under one constraint, the share of the blocks' weights that goes (`share: model`), or each block
-    is to lose that share of its channels and of its heads (`share: block`). `rate: 0` trains the masks alone.
+    All units compete under one constraint, the share of their weights that goes (`share: model`), or each block is to
+    lose that share of its channels and of its heads (`share: block`). `heads: false` masks channels alone; `rate: 0`
+    trains masks alone.
     """
 
     share: Literal["model", "block"] = "model"
+    heads: bool = True
     steps: int = 200
     rate: float = 5e-5
-    mask_rate: float = 0.1
+    mask_rate: float = 1.0
     batch: int = 4
     rank: int = 8
     alpha: float = 8.0
@@ -82,11 +85,12 @@ class Compresso(Method):
                 "compresso lets blocks have different sizes, which no stock configuration can say: set `share: block` "
                 "for equal ones, or `shapes: ragged` of the stage"
             )
-        return part_sizes(decoder, sparsity)
+        return self.sizes_on_average(decoder, sparsity)
 
     def sizes_on_average(self, decoder: Decoder, sparsity: float) -> dict[str, int]:
         """See `Method.sizes_on_average`."""
-        return replace(self, share="block").sizes(decoder, sparsity)
+        sizes = part_sizes(decoder, sparsity)
+        return sizes if self.heads else {CHANNELS: sizes[CHANNELS]}
 
     def estimate(self, weights: int, work: Workload) -> Estimate:
         """See `Method.estimate`."""
@@ -95,14 +99,14 @@ class Compresso(Method):
 
     def train(self, subject: Subject, model: nn.Module, sparsity: float) -> tuple[list[Axis], Choice]:
         """Train masks and low ranks and write both into the weights of a model, in place; the units that are not 0."""
-        sizes = part_sizes(subject.decoder, sparsity)
+        sizes = self.sizes_on_average(subject.decoder, sparsity)
         least = sizes if self.share == "block" else dict.fromkeys(sizes, 1)
         outlined(subject.decoder, least, {})  # refuses what no configuration can say
         check_length(subject.tokens)
         axes = axes_of(subject.decoder, least)
         if not axes:
             return [], {}
-        whole = WeightShare(axes, parts_of(subject, sizes), sparsity)
+        whole = WeightShare(axes, parts_of(subject, [axis.name for axis in axes]), sparsity)
         constraints: Sequence[Constraint] = axes if self.share == "block" else [whole]
         places = mask_places(model, subject.family)
         every = [projection for block in blocks_of(model, subject.family) for projection in block.projections]
