@@ -109,12 +109,11 @@ class Compresso(Method):
         whole = WeightShare(axes, parts_of(subject, [axis.name for axis in axes]), sparsity)
         constraints: Sequence[Constraint] = axes if self.share == "block" else [whole]
         places = mask_places(model, subject.family)
-        every = [projection for block in blocks_of(model, subject.family) for projection in block.projections]
+        every = [each for block in blocks_of(model, subject.family) for each in block.projections]
         training = Training(self.steps, self.rate, self.mask_rate, self.batch, self.seed, GROWTH)
         with in_float32(model):
             with low_ranks(stored_with(every, ADAPTED), self.rank, self.alpha / self.rank, self.seed) as found:
-                layers = dict.fromkeys(each.layer for each in found.values())
-                weights = [weight for layer in layers for weight in layer.parameters()]
+                weights = list(dict.fromkeys(part for each in found.values() for part in each.layer.parameters()))
                 train_masks(model, weights, places, axes, constraints, subject.tokens, training)
             kept = {axis.name: axis.kept(subject.depth) for axis in axes} if self.share == "block" else whole.kept()
             fold(places, settle_kept(axes, kept))
