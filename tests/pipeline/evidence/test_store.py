@@ -66,7 +66,7 @@ def test_killed_before_every_rename(run, tmp_path):
     for count in range(1, 100):
         output, store = f"killed-{count}", tmp_path / f"store-{count}"
         with pytest.MonkeyPatch.context() as patch:
-            dies_at(count, patch, lambda path: store.name in str(path))  # a run's own renames: of every run
+            dies_at(count, patch, lambda path, name=store.name: name in str(path))  # a run's own: of every run
             try:
                 run(prune, output, store)
                 break
