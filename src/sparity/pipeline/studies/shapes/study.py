@@ -184,6 +184,6 @@ def _point(one: Candidate) -> ShapePoint:
 
 def _missed(limits: Limits, near: Candidate, whole: Candidate) -> str:
     return (
-        f"no shape keeps {limits.words}: the closest is {describe_shape(_point(near), _point(whole), MANY)}; lower the "
+        f"no shape keeps {limits.words}: the closest is {describe_shape(_point(near), _point(whole), MANY)}; relax the "
         "limit, or allow smaller sizes (least, more dimensions)"
     )
