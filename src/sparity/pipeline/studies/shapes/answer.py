@@ -7,6 +7,7 @@ from sparity.models import Decoder
 from sparity.models.cuts.outline import outlined
 from sparity.pipeline.studies.shapes.axes import Axis
 from sparity.pipeline.studies.shapes.tensors import Sizes
+from sparity.static.structure.asking import removing
 from sparity.static.structure.ranked import ranked_sizes
 
 DIGITS = 17  # that tell any share apart
@@ -34,8 +35,8 @@ def recipe_of(
     for axis in axes:
         left = sizes[axis.name]
         if left < axis.whole:
-            how = {method: {**options, "dimension": axis.name}}
-            stages.append({"structure": {"method": how, "sparsity": share(decoder, axis.name, axis.whole, left)}})
+            removed = share(decoder, axis.name, axis.whole, left)
+            stages.append(removing(method, {**options, "dimension": axis.name}, removed))
             decoder = outlined(decoder, {axis.name: left}, {})
     return {**base, "stages": stages}
 

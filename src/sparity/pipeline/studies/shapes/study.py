@@ -27,6 +27,7 @@ from sparity.pipeline.studies.shapes.tensors import Layout, Legal, layout_of
 from sparity.pipeline.studies.tuning.costs import TOKENS, check_kernels
 from sparity.pipeline.studies.tuning.study import CALIBRATION
 from sparity.recipe import Recipe
+from sparity.static.structure.asking import removing
 from sparity.static.structure.methods.base import Method
 from sparity.static.structure.ranked import Ranked
 from sparity.static.structure.subject import Subject
@@ -102,8 +103,8 @@ def execute_plan(
     """`plan_shape` with a progress that is told how it gets on; `base` is a recipe without stages."""
     progress.phase("checking")
     built = _ranked(method, options)
-    probe = {"structure": {"method": {method: dict(options)}, "sparsity": 0.5}}  # so that its text is read
-    recipe = Recipe.read({**base, "stages": [probe], "measure": {"speed": None}})
+    probe = [removing(method, options, 0.5)]  # so that its text is read
+    recipe = Recipe.read({**base, "stages": probe, "measure": {"speed": None}})
     job = prepare(recipe, model if isinstance(model, nn.Module) else None, "cpu")
     if limits.timed:
         check_kernels(job.decoder.dtype, "limit bytes alone")
