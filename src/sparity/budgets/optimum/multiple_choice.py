@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SECONDS = 60.0  # after which the best choice found so far is taken
+OF_HIGHS = b"HighsMipSolverData::"  # what its lines on trouble with a solution begin with
 SMALLEST = 1e-30  # what is divided by, at least
 SLACK = 1e-12  # of the goal, for sums in another order
 
@@ -92,18 +94,26 @@ def _chosen(
 
 @contextmanager
 def _standard_output_as_errors() -> Iterator[None]:
-    """HiGHS says some things on standard output whatever it is told: they would stand among a caller's results."""
+    """HiGHS says some things on standard output whatever it is told: they would stand among a caller's results.
+
+    Its own are dropped; what others say meanwhile goes to standard error when the context closes.
+    """
     try:
         kept = os.dup(1)
     except OSError:  # it is closed
         yield
         return
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+    with TemporaryFile() as said:
+        try:
+            os.dup2(said.fileno(), 1)
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+            said.seek(0)
+            others = [line for line in said if not line.startswith(OF_HIGHS)]
+            with suppress(OSError):  # it is closed
+                os.write(2, b"".join(others))
 
 
 def _agreeing(joint: Pairs, sizes: Sequence[int], starts: NDArray[np.int_], width: int) -> NDArray[np.float64]:
