@@ -76,3 +76,13 @@ def with_experts_in_order(model, order):
 def logits(model, tokens=TOKENS):
     with torch.no_grad():
         return model(tokens, use_cache=False).logits
+
+
+def check_types_and_gradients_stay(model, restructure):
+    """What is restructured has the dtype of the model, and is frozen where the model is."""
+    half = copy.deepcopy(model).bfloat16().requires_grad_(True)
+    half.model.embed_tokens.weight.requires_grad_(False)
+    smaller = restructure(half)
+    assert {parameter.dtype for parameter in smaller.parameters()} == {torch.bfloat16}
+    frozen = [name for name, parameter in smaller.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.embed_tokens.weight"]

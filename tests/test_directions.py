@@ -21,6 +21,7 @@ LEVELS = (
     ("healing",),
     ("measure",),
     ("recipe_file",),
+    ("recipe_problems",),
     ("recipe",),
     ("sweep_file",),
     ("pipeline",),

@@ -3,9 +3,7 @@
 import copy
 import hashlib
 import re
-import sys
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,16 +11,16 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 
 from sparity import registry
 from sparity.checkpoints.stored_as import StoredAs, known_encoding
-from sparity.errors import InvalidInput, suggestion, wrong_input
+from sparity.errors import InvalidInput, wrong_input
 from sparity.measure.tasks.names import is_task, own_tasks
 from sparity.measure.tasks.section import TaskLimit, Tasks
 from sparity.recipe_file import apply_override, read_recipe_file
+from sparity.recipe_problems import explain
 from sparity.sections import Number, Section, Spec, Whole
 from sparity.stages import Stage
-from sparity.stages.item import StageItem, stage_class
+from sparity.stages.item import StageItem
 
 MOST_SAMPLES, MOST_TOKENS, MOST_ROUNDS, MOST_AT_ONCE = 1_000_000, 1_000_000, 1000, 65_536
-MOST_PROBLEMS = 10  # of a recipe that one message names
 _NOT_DRAWN = ("tokens", "batch", "store")  # keys of calibration that mean something for given tokens too
 
 
@@ -243,7 +241,7 @@ class Recipe(Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise InvalidInput(_explain(error, where)) from error
+            raise InvalidInput(explain(error, where, cls)) from error
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: everything but where the result goes."""
@@ -268,38 +266,3 @@ def _shortened(content: dict[str, Any]) -> dict[str, Any]:
         else:
             short[key] = value
     return short
-
-
-_BRANCH = re.compile(r"str|(list\[|dict\[|function-).*")  # in a problem's place: no key, an alternative of a union
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    problems: list[str] = []
-    for problem in error.errors():
-        if len(problems) == MOST_PROBLEMS:
-            problems.append("and more")
-            break
-        if problem["loc"] and problem["loc"][-1] == "str" and isinstance(problem["input"], dict):
-            continue  # a mapping was meant: what is wrong with it is another problem of the list
-        place = ".".join(str(part) for part in problem["loc"] if not _BRANCH.fullmatch(str(part)))
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            keys = _keys_at(problem["loc"][:-1])
-            message = f"unknown key{suggestion(str(problem['loc'][-1]), keys)} (keys here: {', '.join(keys)})"
-        elif "input" in problem and not isinstance(problem["input"], dict):
-            message += f", got {problem['input']!r}"
-        problems.append(f"{place}: {message}" if place else message)
-    return f"{where}: " + "; ".join(problems)
-
-
-def _keys_at(place: tuple[Any, ...]) -> list[str]:
-    """The keys that a section allows, found by following the place through the models."""
-    model: Any = Recipe
-    for before, key in pairwise((None, *place)):
-        if isinstance(before, int) and key in registry.names("stage"):
-            model = stage_class(key)
-        elif isinstance(key, str) and key in model.model_fields:
-            known = vars(sys.modules[model.__module__])
-            nested = re.findall(r"\b[A-Z]\w+", str(model.model_fields[key].annotation))
-            model = next((known[name] for name in nested if isinstance(known.get(name), type)), model)
-    return list(model.model_fields)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lazyllm_dense import masked_logits, recording
 from lazyllm_plain import Plain
+from padded_rows import padded_and_alone
 
 import sparity
 from masked_dense import called, calls_of
@@ -127,15 +128,8 @@ def waiting(layer):
 
 @torch.no_grad()
 def test_a_padded_row_is_the_row_alone(model):
-    alone = IDS[1:, :17]
-    rows = torch.stack([IDS[0], torch.cat([torch.zeros(13, dtype=torch.int64), alone[0]])])
-    mask = torch.stack([torch.ones(30), (torch.arange(30) >= 13).float()]).long()
     with lazy(model):
-        both = model.generate(rows, attention_mask=mask, max_new_tokens=9, return_dict_in_generate=True, **GREEDY)
-        one = model.generate(alone, max_new_tokens=9, return_dict_in_generate=True, **GREEDY)
-        most = model.generate(IDS[:1], max_new_tokens=9, return_dict_in_generate=True, **GREEDY)
-    assert both.sequences[1, 13:].tolist() == one.sequences[0].tolist()
-    assert both.sequences[0].tolist() == most.sequences[0].tolist()
+        both, one = padded_and_alone(model, IDS, 13, max_new_tokens=9, **GREEDY)
     for index in (1, 2):
         together, single = both.past_key_values.layers[index], one.past_key_values.layers[index]
         assert sorted(place - 13 for place in waiting(together)[1]) == sorted(waiting(single)[0])

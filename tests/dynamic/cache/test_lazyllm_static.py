@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from padded_rows import padded_and_alone
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -167,15 +168,8 @@ def test_dropped_tokens_leave_with_the_states_with_which_they_went(model):
 
 @torch.no_grad()
 def test_a_padded_row_is_the_row_alone(model):
-    alone = IDS[1:, :17]
-    rows = torch.stack([IDS[0], torch.cat([torch.zeros(13, dtype=torch.int64), alone[0]])])
-    mask = torch.stack([torch.ones(30), (torch.arange(30) >= 13).float()]).long()
     with lazy(model):
-        both = model.generate(rows, attention_mask=mask, max_new_tokens=6, return_dict_in_generate=True, **GREEDY)
-        one = model.generate(alone, max_new_tokens=6, return_dict_in_generate=True, **GREEDY)
-        most = model.generate(IDS[:1], max_new_tokens=6, return_dict_in_generate=True, **GREEDY)
-    assert both.sequences[1, 13:].tolist() == one.sequences[0].tolist()
-    assert both.sequences[0].tolist() == most.sequences[0].tolist()
+        both, one = padded_and_alone(model, IDS, 13, max_new_tokens=6, **GREEDY)
     for index in (1, 2):
         store, single = both.past_key_values.layers[index].store, one.past_key_values.layers[index].store
         assert [place - 13 for place in store.segment(1, 0)[2].tolist()] == single.segment(0, 0)[2].tolist()
